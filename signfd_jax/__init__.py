@@ -1,0 +1,55 @@
+"""SignSGD with federated defense: one bit per coordinate, from workers that may lie."""
+
+from signfd_jax import attacks
+from signfd_jax.attacks import Attack, AttackContext
+from signfd_jax.correlation import correlation_defense
+from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights, majority_vote
+from signfd_jax.defense import federated_defense, federated_voting
+from signfd_jax.likelihood import dawid_skene, oracle
+from signfd_jax.signs import votes
+from signfd_jax.simulate import (
+    Simulation,
+    SimulationInfo,
+    SimulationState,
+    run,
+    simulation,
+)
+from signfd_jax.transform import (
+    SignDecoderState,
+    scale_by_sign_decoder,
+    scale_by_sign_fd,
+    scale_by_sign_mv,
+    sign_sgd,
+    sign_sgd_fd,
+    sign_sgd_mv,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attack",
+    "AttackContext",
+    "DecodeInfo",
+    "Decoder",
+    "SignDecoderState",
+    "Simulation",
+    "SimulationInfo",
+    "SimulationState",
+    "attacks",
+    "correlation_defense",
+    "dawid_skene",
+    "federated_defense",
+    "federated_voting",
+    "llr_weights",
+    "majority_vote",
+    "oracle",
+    "run",
+    "scale_by_sign_decoder",
+    "scale_by_sign_fd",
+    "scale_by_sign_mv",
+    "sign_sgd",
+    "sign_sgd_fd",
+    "sign_sgd_mv",
+    "simulation",
+    "votes",
+]

@@ -1,0 +1,170 @@
+"""Rules that treat every coordinate alone: mean, median, trimmed mean, MeaMed.
+
+Shapes: `M` workers, `D` coordinates; row m of `gradients` is worker m's gradient.
+`f` is the number of Byzantine workers that a rule assumes. A NaN counts as positive
+infinity, one extreme value among the M of its coordinate (but for the mean).
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from signfd_jax.aggregators.rows import require_workers, sorted_rows, sum_of_rows, widen
+
+__all__ = [
+    "coordinate_median",
+    "mean",
+    "mean_around_median",
+    "mean_near_median",
+    "trimmed_mean",
+]
+
+
+def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
+    r"""Mean of the rows: the rule without any defence.
+
+    $\frac{1}{M} \sum_m g_m$.
+
+    Args:
+        gradients: one row for each worker.
+
+    Returns:
+        The mean. One NaN or infinity makes its coordinate not finite.
+
+    Examples:
+        >>> print(mean(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
+        [2. 3.]
+    """
+    return (sum_of_rows(widen(gradients)) / len(gradients)).astype(gradients.dtype)
+
+
+def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
+    """Median of every coordinate; of an even number, the mean of the middle two.
+
+    Args:
+        gradients: one row for each worker.
+
+    Returns:
+        The median: finite while less than half of the values of a coordinate are
+        not.
+
+    Examples:
+        >>> rows = jnp.array([[1.0, 5.0], [2.0, jnp.nan], [99.0, 6.0]])
+        >>> print(coordinate_median(rows))
+        [2. 6.]
+
+    References:
+        Yin et al., [Byzantine-Robust Distributed Learning: Towards Optimal
+        Statistical Rates](https://arxiv.org/abs/1803.01498), ICML 2018.
+    """
+    return _middle(sorted_rows(gradients)).astype(gradients.dtype)
+
+
+def trimmed_mean(
+    gradients: Float[Array, "M D"], num_byzantine: int
+) -> Float[Array, " D"]:
+    r"""Mean of every coordinate without its f largest and its f smallest values.
+
+    $\frac{1}{M - 2f} \sum_{k=f+1}^{M-f} x_{(k)}$ of the sorted values $x_{(k)}$.
+
+    Args:
+        gradients: one row for each worker.
+        num_byzantine: f, the number cut off at either end; M > 2f.
+
+    Returns:
+        The trimmed mean: finite while at most f values of a coordinate are NaN or
+        positive infinity, and at most f are negative infinity.
+
+    Raises:
+        ValueError: M <= 2f.
+
+    Examples:
+        >>> rows = jnp.array([[1.0], [2.0], [4.0], [99.0]])
+        >>> print(trimmed_mean(rows, num_byzantine=1))
+        [3.]
+
+    References:
+        Yin et al., [Byzantine-Robust Distributed Learning: Towards Optimal
+        Statistical Rates](https://arxiv.org/abs/1803.01498), ICML 2018.
+    """
+    f = num_byzantine
+    require_workers("trimmed_mean", len(gradients), f, 2 * f + 1, "M > 2f")
+    kept = sorted_rows(gradients)[f : len(gradients) - f]
+    return jnp.mean(kept, axis=0).astype(gradients.dtype)
+
+
+def mean_around_median(
+    gradients: Float[Array, "M D"], num_byzantine: int
+) -> Float[Array, " D"]:
+    """MeaMed: mean of the M - f values of every coordinate nearest to its median.
+
+    Of two values that tie for the last place the smaller is taken.
+
+    Args:
+        gradients: one row for each worker.
+        num_byzantine: f, the number of values left out; M > 2f.
+
+    Returns:
+        The mean around the median. A value that is not finite never enters it.
+
+    Raises:
+        ValueError: M <= 2f.
+
+    Examples:
+        >>> rows = jnp.array([[1.0], [3.0], [5.0], [99.0]])
+        >>> print(mean_around_median(rows, num_byzantine=1))
+        [3.]
+
+    References:
+        Xie, Koyejo and Gupta, [Generalized Byzantine-tolerant SGD](
+        https://arxiv.org/abs/1802.10116), 2018.
+    """
+    f = num_byzantine
+    require_workers("mean_around_median", len(gradients), f, 2 * f + 1, "M > 2f")
+    return mean_near_median(gradients, len(gradients) - f)
+
+
+def mean_near_median(
+    gradients: Float[Array, "M D"], num_kept: int
+) -> Float[Array, " D"]:
+    """Mean of the values of every coordinate nearest to its median.
+
+    In sorted order they are a window of `num_kept` values. It moves on past position s
+    where the value that it gains, `num_kept` further, is nearer to the median than the
+    one that it loses.
+
+    Args:
+        gradients: one row for each worker.
+        num_kept: how many values are averaged, in [1, M].
+
+    Returns:
+        The mean; a value that is not finite never enters it, and where none is left
+        it is zero.
+
+    Examples:
+        >>> rows = jnp.array([[1.0], [2.0], [4.0], [99.0]])
+        >>> print(mean_near_median(rows, num_kept=2))
+        [3.]
+    """
+    ordered = sorted_rows(gradients)
+    num_dropped = len(ordered) - num_kept
+    twice_median = 2 * _middle(ordered)
+    moves = [
+        ordered[s] + ordered[s + num_kept] < twice_median for s in range(num_dropped)
+    ]
+    total = count = jnp.zeros_like(twice_median)
+    # Row by row: in whole arrays XLA would sort anew for each of the rows.
+    for position, value in enumerate(ordered):
+        kept = jnp.isfinite(value)
+        if position < num_dropped:
+            kept &= ~moves[position]
+        if position >= num_kept:
+            kept &= moves[position - num_kept]
+        total += jnp.where(kept, value, 0)
+        count += kept.astype(count.dtype)
+    return (total / jnp.maximum(count, 1)).astype(gradients.dtype)
+
+
+def _middle(ordered: Float[Array, "M D"]) -> Float[Array, " D"]:
+    """Median of values that are sorted along the workers."""
+    count = len(ordered)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2

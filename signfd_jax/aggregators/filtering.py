@@ -1,0 +1,213 @@
+"""Rules that look for the liars and average the others: DnC and SignGuard.
+
+Shapes: `M` workers, `D` coordinates; row m of `gradients` is worker m's gradient.
+Both look at a random part of the coordinates, so both take a key. A row that is not
+finite (`rows.finite_rows`) is never averaged; if every row is filtered out, the
+aggregate is the zero vector.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from signfd_jax.aggregators.rows import (
+    finite_rows,
+    mean_of_rows,
+    require_workers,
+    widen,
+)
+
+__all__ = ["dnc", "signguard"]
+
+
+def dnc(
+    key: PRNGKeyArray,
+    gradients: Float[Array, "M D"],
+    num_byzantine: int,
+    *,
+    num_iterations: int = 1,
+    num_sampled: int = 10_000,
+    filter_fraction: float = 1.0,
+) -> Float[Array, " D"]:
+    r"""Divide and conquer: drop the rows farthest along the main direction of spread.
+
+    Each iteration centres the rows on their mean over some sampled coordinates, takes
+    the top right singular vector v, scores row i by $\langle g_i - \mu, v\rangle^2$
+    and marks the $\lfloor c f \rfloor$ highest scores. The rows that no iteration
+    marked are averaged.
+
+    The scores are $\sigma_1^2 u_{1,i}^2$ of the singular value decomposition, so the
+    M x M Gram matrix gives them. The paper draws coordinates at random; here one is
+    drawn from each of `num_sampled` equal blocks, which repeats none either and needs
+    no permutation of D numbers.
+
+    Args:
+        key: chooses the coordinates; consumed.
+        gradients: one row for each worker.
+        num_byzantine: f; M > 2f.
+        num_iterations: rounds of filtering, each on its own coordinates.
+        num_sampled: coordinates an iteration looks at; all D, if there are fewer.
+        filter_fraction: c, how many rows an iteration drops for each assumed
+            Byzantine worker.
+
+    Returns:
+        The mean of the rows that are left.
+
+    Raises:
+        ValueError: M <= 2f, or an iteration would drop every row.
+
+    Examples:
+        >>> rows = jnp.array([[1.0, 0.0], [1.2, 0.1], [0.8, -0.1], [-9.0, 9.0]])
+        >>> print(dnc(jax.random.key(0), rows, num_byzantine=1).round(2))
+        [1. 0.]
+
+    References:
+        Shejwalkar and Houmansadr, [Manipulating the Byzantine](
+        https://www.ndss-symposium.org/ndss-paper/manipulating-the-byzantine-optimizing-model-poisoning-attacks-and-defenses-for-federated-learning/),
+        NDSS 2021.
+    """
+    count, dimension = gradients.shape
+    require_workers("dnc", count, num_byzantine, 2 * num_byzantine + 1, "M > 2f")
+    num_dropped = int(filter_fraction * num_byzantine)
+    if not 0 <= num_dropped < count:
+        raise ValueError(
+            f"filter_fraction {filter_fraction} times num_byzantine {num_byzantine} "
+            f"drops {num_dropped} of {count} workers; choose a fraction that leaves one"
+        )
+    finite = finite_rows(gradients)
+
+    def keep(key) -> Bool[Array, " M"]:
+        sample = widen(_sample_columns(key, gradients, min(num_sampled, dimension)))
+        centre = mean_of_rows(sample, finite)
+        centred = jnp.where(finite[:, None], sample - centre[None, :], 0)
+        gram = jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST)
+        scores = jnp.square(jnp.linalg.eigh(gram)[1][:, -1])
+        scores = jnp.where(finite, scores, jnp.inf)
+        kept = jnp.argsort(scores)[: count - num_dropped]
+        return jnp.zeros(count, bool).at[kept].set(True)
+
+    kept = jnp.all(jax.lax.map(keep, jax.random.split(key, num_iterations)), axis=0)
+    return mean_of_rows(gradients, kept & finite)
+
+
+def signguard(
+    key: PRNGKeyArray,
+    gradients: Float[Array, "M D"],
+    *,
+    min_norm: float = 0.1,
+    max_norm: float = 3.0,
+    sample_fraction: float = 0.1,
+) -> Float[Array, " D"]:
+    """Average the rows of ordinary norm and ordinary sign statistics, clipped.
+
+    Kept are the rows (1) whose norm is between `min_norm` and `max_norm` times the
+    median norm and (2) whose shares of positive, zero and negative signs, over a
+    random block of coordinates and each divided by its largest, lie in the largest
+    cluster that mean shift finds. Kept rows are clipped to the median norm and
+    averaged. If no row passes both, those that pass (1) are averaged.
+
+    It is told nothing about the number of Byzantine workers. Its clustering is that
+    of the authors' code, scikit-learn's flat-kernel mean shift with bandwidth at
+    quantile 0.5, but started from every row instead of from grid cells.
+
+    Args:
+        key: chooses the block of coordinates; consumed.
+        gradients: one row for each worker.
+        min_norm: lower bound of the norm, in median norms.
+        max_norm: upper bound of the norm, in median norms.
+        sample_fraction: share of the coordinates whose signs are counted.
+
+    Returns:
+        The mean of the clipped rows that are left.
+
+    Examples:
+        >>> rows = jnp.array([[1.0, 2.0], [1.1, 1.9], [0.9, 2.1], [-50.0, -90.0]])
+        >>> print(signguard(jax.random.key(0), rows, sample_fraction=1.0).round(1))
+        [1. 2.]
+
+    References:
+        Xu, Huang, Song and Lan, [Byzantine-robust Federated Learning through
+        Collaborative Malicious Gradient Filtering](
+        https://arxiv.org/abs/2109.05872), ICDCS 2022, and the
+        [authors' code](https://github.com/JianXu95/SignGuard).
+    """
+    dimension = gradients.shape[1]
+    finite = finite_rows(gradients)
+    rows = jnp.where(finite[:, None], widen(gradients), 0)
+    norms = jnp.sqrt(jnp.sum(jnp.square(rows), axis=1))
+    median = jnp.nanmedian(jnp.where(finite, norms, jnp.nan))
+    ordinary = finite & (norms >= min_norm * median) & (norms <= max_norm * median)
+
+    num_sampled = max(1, round(sample_fraction * dimension))
+    start = jax.random.randint(key, (), 0, dimension - num_sampled + 1)
+    block = jax.lax.dynamic_slice_in_dim(rows, start, num_sampled, axis=1)
+    shares = jnp.stack(
+        [jnp.mean(block > 0, 1), jnp.mean(block == 0, 1), jnp.mean(block < 0, 1)], 1
+    )
+    shares /= jnp.maximum(jnp.max(shares, axis=0, keepdims=True), 1e-8)
+    clustered = _largest_cluster(shares) & ordinary
+    kept = jnp.where(jnp.any(clustered), clustered, ordinary)
+
+    scale = jnp.where(norms > median, median / norms, 1)
+    return mean_of_rows(rows * scale[:, None], kept).astype(gradients.dtype)
+
+
+def _sample_columns(key, gradients, num_sampled):
+    """One random column from each of `num_sampled` nearly equal blocks."""
+    dimension = gradients.shape[1]
+    if num_sampled == dimension:
+        return gradients
+    edges = np.arange(num_sampled + 1) * dimension // num_sampled  # int64: no overflow
+    first = jnp.asarray(edges[:-1], jnp.int32)
+    width = jnp.asarray(np.diff(edges), jnp.int32)
+    return gradients[:, first + jax.random.randint(key, first.shape, 0, width)]
+
+
+def _largest_cluster(points: Float[Array, "M K"]) -> Bool[Array, " M"]:
+    """Members of the largest cluster of flat-kernel mean shift, as scikit-learn's."""
+    count = len(points)
+
+    def distances(a, b):
+        return jnp.linalg.norm(a[:, None] - b[None], axis=2)
+
+    # The mean distance to the (M / 2)-th nearest point, itself being the first. Shares
+    # are ratios of counts, so many distances tie: rounding must not part them.
+    nearest_first = jnp.sort(distances(points, points), axis=1)
+    bandwidth = jnp.mean(nearest_first[:, max(count // 2, 1) - 1])
+    bandwidth = bandwidth * (1 + 1e-5) + 1e-6
+
+    def within(a, b):
+        return distances(a, b) <= bandwidth
+
+    def moving(carry):
+        _, step, iteration = carry
+        return (step > 1e-3 * bandwidth) & (iteration < 300)
+
+    def shift(carry):
+        centres, _, iteration = carry
+        near = within(centres, points).astype(points.dtype)
+        near /= jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1)
+        moved = jnp.matmul(near, points, precision=jax.lax.Precision.HIGHEST)
+        step = jnp.max(jnp.linalg.norm(moved - centres, axis=1))
+        return moved, step, iteration + 1
+
+    carry = (points, jnp.full((), jnp.inf, points.dtype), jnp.zeros((), jnp.int32))
+    centres = jax.lax.while_loop(moving, shift, carry)[0]
+
+    # The centre with most points absorbs those within a bandwidth, and so on.
+    popularity = jnp.sum(within(centres, points), axis=1)
+    rank = jnp.argsort(-popularity)
+    centres = centres[rank]
+    close = within(centres, centres)
+
+    def absorb(index, alive):
+        swallowed = close[index] & (jnp.arange(count) > index) & alive[index]
+        return alive & ~swallowed
+
+    alive = jax.lax.fori_loop(0, count, absorb, jnp.ones(count, bool))
+    distance = jnp.where(alive[None, :], distances(points, centres), jnp.inf)
+    label = jnp.argmin(distance, axis=1)
+    member = jnp.min(distance, axis=1) <= bandwidth
+    size = jnp.zeros(count, jnp.int32).at[label].add(member.astype(jnp.int32))
+    return member & (label == jnp.argmax(size))

@@ -1,0 +1,131 @@
+"""The contract of an attack, and what attacks are built from.
+
+Shapes: `M` workers; gradients are trees of `[M, ...]`, batches `(inputs [M, B, ...],
+labels [M, B])`. An attack changes only the rows of the Byzantine workers; the honest
+rows come back bit for bit as they were.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Attack", "AttackContext", "replace_rows", "split_like", "stateless"]
+
+ENTRIES = ("data", "gradient", "vote")
+
+
+class AttackContext(NamedTuple):
+    """What an omniscient attacker sees of the server.
+
+    Attributes:
+        round: int32 scalar, the round about to be decoded.
+        decoder_state: the decoder's state, or None where the server has no decoder.
+    """
+
+    round: jax.Array
+    decoder_state: Any
+
+
+class Attack(NamedTuple):
+    """A pure attack on one round.
+
+    Attributes:
+        init: `init(num_workers, params) -> state`, what the attackers remember.
+        apply: `apply(key, values, byzantine, context, state) -> (values, state)`.
+            `values` is the batch where `entry` is "data", else the tree of gradients
+            `[M, ...]`; `byzantine` is bool `[M]` and may be traced; `context` is an
+            `AttackContext`. The key is consumed.
+        entry: where the attack enters: "data" (the batch), "gradient" (real numbers,
+            whose sign is then the vote) or "vote" (the votes it wants, as -1, 0, +1 in
+            the gradients' dtype).
+        row_wise: True where a row depends on no other worker's row, so that the attack
+            can be applied to chunks of workers.
+
+    Examples:
+        >>> attack = stateless(lambda key, values: -values)
+        >>> byzantine = jnp.array([False, True])
+        >>> context = AttackContext(jnp.int32(0), None)
+        >>> gradients = jnp.array([[1.0, -2.0], [3.0, -4.0]])
+        >>> sent, _ = attack.apply(jax.random.key(0), gradients, byzantine, context, ())
+        >>> print(sent)
+        [[ 1. -2.]
+         [-3.  4.]]
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    entry: str = "gradient"
+    row_wise: bool = True
+
+
+def replace_rows(byzantine, theirs, honest):
+    """Put the attackers' rows in place of the honest ones.
+
+    Args:
+        byzantine: bool `[M]`.
+        theirs: tree of `[M, ...]`, or of arrays that broadcast to it.
+        honest: tree of `[M, ...]`.
+
+    Returns:
+        Tree of `[M, ...]`, dtypes of `honest`: the rows of `theirs` where `byzantine`.
+
+    Examples:
+        >>> byzantine = jnp.array([True, False])
+        >>> print(replace_rows(byzantine, jnp.zeros((1, 2)), jnp.ones((2, 2))))
+        [[0. 0.]
+         [1. 1.]]
+    """
+
+    def replace(their, own):
+        mask = byzantine.reshape((-1,) + (1,) * (own.ndim - 1))
+        return jnp.where(mask, their.astype(own.dtype), own)
+
+    return jax.tree.map(replace, theirs, honest)
+
+
+def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
+    """Make an attack without memory.
+
+    Args:
+        corrupt: `corrupt(key, values) -> values`: what every worker would send if it
+            were Byzantine; only those rows are used.
+        entry: as in `Attack`.
+        row_wise: as in `Attack`.
+
+    Returns:
+        An `Attack`.
+
+    Examples:
+        >>> attack = stateless(lambda key, gradients: 2 * gradients)
+        >>> byzantine, key = jnp.array([True]), jax.random.key(0)
+        >>> sent, _ = attack.apply(key, jnp.ones((1, 2)), byzantine, None, ())
+        >>> print(sent)
+        [[2. 2.]]
+    """
+
+    def apply(key, values, byzantine, context, state):
+        del context
+        return replace_rows(byzantine, corrupt(key, values), values), state
+
+    return Attack(lambda num_workers, params: (), apply, entry, row_wise)
+
+
+def split_like(key, tree):
+    """Split a key into one for each leaf of a tree.
+
+    Args:
+        key: a JAX key; it is consumed.
+        tree: any tree.
+
+    Returns:
+        Tree of keys, like `tree`.
+
+    Examples:
+        >>> keys = split_like(jax.random.key(0), {"a": 1.0, "b": 2.0})
+        >>> print(sorted(keys))
+        ['a', 'b']
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))

@@ -1,0 +1,141 @@
+"""Who lies and who takes part, round by round.
+
+Shapes: `M` workers. Each function returns a `membership(key, byzantine, round) ->
+(byzantine, present)` for `simulation(membership=...)`: bool `[M]` in, who is Byzantine
+according to the state; bool `[M]` each out, who is this round and who takes part. The
+fixed set, with everybody present, is `membership=None`. `Membership` is their type.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+__all__ = [
+    "Membership",
+    "drawn_each_round",
+    "drop_out",
+    "leaving",
+    "rotating",
+]
+
+Membership = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def drawn_each_round() -> Membership:
+    """As many Byzantine workers as ever, but drawn anew each round.
+
+    No worker keeps a reputation: past votes say nothing about who lies now.
+
+    Returns:
+        A membership function.
+
+    Examples:
+        >>> membership = drawn_each_round()
+        >>> mask, present = membership(jax.random.key(0), jnp.arange(9) < 3, 0)
+        >>> print(mask.sum(), present.sum())
+        3 9
+    """
+
+    def membership(key, byzantine, round):
+        del round
+        return jax.random.permutation(key, byzantine), jnp.ones_like(byzantine)
+
+    return membership
+
+
+def rotating(period: int | jax.Array = 1) -> Membership:
+    """The Byzantine set moves on by one worker every so many rounds.
+
+    Args:
+        period: rounds from one move to the next (int scalar >= 1, may be traced).
+
+    Returns:
+        A membership function.
+
+    Raises:
+        ValueError: `period` is a Python int below 1.
+
+    Examples:
+        >>> membership = rotating(period=10)
+        >>> mask, _ = membership(jax.random.key(0), jnp.arange(4) < 2, 25)
+        >>> print(mask)
+        [False False  True  True]
+    """
+    _check_rounds("period", period, 1)
+
+    def membership(key, byzantine, round):
+        del key
+        return jnp.roll(byzantine, round // period), jnp.ones_like(byzantine)
+
+    return membership
+
+
+def leaving(period: int | jax.Array = 100, away: int | jax.Array = 50) -> Membership:
+    """The Byzantine workers leave for a stretch of every period, then come back.
+
+    While they are away the decoder learns nothing about them; what it remembers of
+    them when they return depends on its forgetting.
+
+    Args:
+        period: rounds from one return to the next (int scalar >= 1, may be traced).
+        away: rounds of absence at the end of each period (int scalar >= 0).
+
+    Returns:
+        A membership function.
+
+    Raises:
+        ValueError: `period` is below 1 or `away` below 0 (Python ints).
+
+    Examples:
+        >>> membership = leaving(period=10, away=4)
+        >>> for round in (5, 6, 10):
+        ...     _, present = membership(jax.random.key(0), jnp.arange(3) < 1, round)
+        ...     print(present)
+        [ True  True  True]
+        [False  True  True]
+        [ True  True  True]
+    """
+    _check_rounds("period", period, 1)
+    _check_rounds("away", away, 0)
+
+    def membership(key, byzantine, round):
+        del key
+        return byzantine, ~byzantine | (round % period < period - away)
+
+    return membership
+
+
+def drop_out(probability: float | jax.Array = 0.3) -> Membership:
+    """Every worker, honest or not, misses each round with some probability.
+
+    Args:
+        probability: of being absent, in [0, 1] (scalar, may be traced). A round
+            without anybody is possible; it decodes to nothing.
+
+    Returns:
+        A membership function.
+
+    Raises:
+        ValueError: `probability` is a Python number outside [0, 1].
+
+    Examples:
+        >>> membership = drop_out(1.0)
+        >>> _, present = membership(jax.random.key(0), jnp.arange(3) < 1, 0)
+        >>> print(present)
+        [False False False]
+    """
+    if isinstance(probability, int | float) and not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in [0, 1], but is {probability}")
+
+    def membership(key, byzantine, round):
+        del round
+        absent = jnp.asarray(probability, jnp.float32)
+        return byzantine, ~jax.random.bernoulli(key, absent, byzantine.shape)
+
+    return membership
+
+
+def _check_rounds(name, value, least):
+    if isinstance(value, int) and value < least:
+        raise ValueError(f"{name} must be at least {least} rounds, but is {value}")

@@ -1,0 +1,291 @@
+"""Federated defense: the paper's decoder, which learns how often each worker errs.
+
+Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf. A round
+compares every vote with the decoded sign; the crossover probabilities estimated from
+the rounds before weight the votes of the next. Federated voting is the same decoder
+with a majority vote for as long as it learns.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from signfd_jax.counting import (
+    add_outcomes,
+    check_counter_dtype,
+    outcomes_against_others,
+)
+from signfd_jax.decoding import (
+    DecodeInfo,
+    Decoder,
+    check_number,
+    llr_weights,
+    mean_over_coordinates,
+    vote_tree,
+)
+from signfd_jax.reference import reference_defense
+
+__all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
+
+
+class FederatedDefenseState(NamedTuple):
+    """State of `federated_defense` and `federated_voting`.
+
+    Attributes:
+        fd_round: int32 scalar, rounds decoded so far.
+        fd_agreement: float32 `[M]`, share of each worker's votes that agreed.
+        fd_evidence: float32 `[M]`, the number of votes behind that share, decayed.
+        fd_counters: tree of `[M, ...]`, agreements minus errors of each worker and
+            coordinate, decayed; an empty tuple where `initial_rounds` is None.
+        fd_rounds_counted: float32 scalar, rounds behind the counters, decayed.
+    """
+
+    fd_round: jax.Array
+    fd_agreement: jax.Array
+    fd_evidence: jax.Array
+    fd_counters: Any
+    fd_rounds_counted: jax.Array
+
+
+def federated_defense(
+    initial_rounds: int | jax.Array | None = 100,
+    max_llr: float | jax.Array = 10.0,
+    forgetting: float | jax.Array = 1.0,
+    reference: bool = False,
+    *,
+    leave_own_out: bool = False,
+    anchor: bool = False,
+    counter_dtype: Any = None,
+) -> Decoder:
+    r"""The paper's decoder: a vote weighted with log-likelihood ratios.
+
+    $\hat U_n = \operatorname{sign} \sum_m w_{m,n} Y_{m,n}$ with
+    $w_{m,n} = \ln\frac{1-\hat p_{m,n}}{\hat p_{m,n}}$, where $\hat p$ is the share of
+    the worker's past votes that differed from the decoded signs. For
+    `initial_rounds` rounds that share is pooled over the coordinates, $\hat p_m$;
+    after them every coordinate has its own. The first round is a majority vote.
+
+    This project's semantics: an abstention (vote 0) and a decoded tie count
+    neither as agreement nor as error. A pooled share of `a` in `n` votes is
+    `(a + 1) / (n + 2)`; a coordinate's share is smoothed likewise towards its worker's
+    pooled one. While every worker has a pooled weight of 0, or less than one vote
+    behind it (none yet, or all forgotten), all weigh one.
+
+    Args:
+        initial_rounds: length of the pooled phase (rounds, int scalar >= 0). None:
+            pooled for ever, with state of O(M).
+        max_llr: largest |weight| (nats, positive scalar).
+        forgetting: factor in (0, 1] by which the past is multiplied each round
+            (scalar); 1 never forgets.
+        reference: reproduce the authors' released code exactly instead, with zeros
+            as votes and its own smoothing (see `signfd_jax.reference`).
+        leave_own_out: not the paper's: compare a vote with what the others decide
+            without it, a tie counting one half (`outcomes_against_others`).
+        anchor: not the paper's: where more workers come out mostly wrong (pooled) than
+            mostly right, take the opposite of all estimates: the honest are the
+            majority, so that it is the decoded signs that were wrong.
+        counter_dtype: dtype of the `[M, ...]` counters: int8, int16, int32 or float32.
+            None: int16 where nothing is forgotten, else float32. Full integer
+            counters are halved, together with their number of rounds.
+
+    Returns:
+        A `Decoder`. `weights(state)` is a tree of `[M, ...]`, or `[M]` where
+        `initial_rounds` is None.
+
+    Raises:
+        ValueError: an argument is out of range, or the counters are integers while
+            `forgetting` is not the number 1.
+
+    Examples:
+        >>> decoder = federated_defense(initial_rounds=None)
+        >>> state = decoder.init(3, jnp.zeros(4))
+        >>> votes = jnp.array([[1, 1, 1, 1], [1, 1, 1, -1], [-1, -1, -1, 1]], jnp.int8)
+        >>> for _ in range(3):
+        ...     decoded, state, info = decoder.decode(state, votes)
+        >>> print(decoded, jnp.sign(decoder.weights(state)))
+        [1 1 1 1] [ 1.  1. -1.]
+
+    References:
+        Park and Lee, [SignSGD with Federated Defense](
+        https://arxiv.org/abs/2402.01340), ICML 2024.
+    """
+    if initial_rounds is not None:
+        check_number("initial_rounds", initial_rounds, 0, float("inf"))
+    check_number("max_llr", max_llr, 1e-6, 1e6)
+    check_number("forgetting", forgetting, 1e-6, 1.0)
+    if reference:
+        changed = counter_dtype is not None or leave_own_out or anchor
+        if initial_rounds is None or changed:
+            raise ValueError(
+                "reference=True reproduces the released code, which has float32 "
+                "counters and an initial phase of finite length; leave counter_dtype, "
+                "leave_own_out and anchor out and give initial_rounds a number"
+            )
+        return reference_defense(initial_rounds, max_llr, forgetting)
+    return _learned(
+        initial_rounds,
+        max_llr,
+        forgetting,
+        counter_dtype,
+        leave_own_out=leave_own_out,
+        anchor=anchor,
+    )
+
+
+def federated_voting(
+    initial_rounds: int | jax.Array = 100,
+    max_llr: float | jax.Array = 10.0,
+    forgetting: float | jax.Array = 1.0,
+    *,
+    counter_dtype: Any = None,
+) -> Decoder:
+    r"""Majority vote at first, then each coordinate's own log-likelihood ratios.
+
+    The decoder of signSGD-FV, the forerunner of federated defense, made for honest
+    workers of unlike batch sizes. For `initial_rounds` rounds every vote weighs one,
+    while the votes are compared with the decoded signs; then $w_{m,n} =
+    \ln\frac{1-\hat p_{m,n}}{\hat p_{m,n}}$, as in `federated_defense`, with its
+    smoothing and its treatment of abstentions and ties.
+
+    Args:
+        initial_rounds: length of the majority vote (rounds, int scalar >= 0).
+        max_llr: largest |weight| (nats, positive scalar).
+        forgetting: as in `federated_defense` (scalar in (0, 1]).
+        counter_dtype: as in `federated_defense`.
+
+    Returns:
+        A `Decoder`. `weights(state)` is a tree of `[M, ...]`.
+
+    Raises:
+        ValueError: an argument is out of range, or the counters are integers while
+            `forgetting` is not the number 1.
+
+    Examples:
+        >>> decoder = federated_voting(initial_rounds=2)
+        >>> state = decoder.init(3, jnp.zeros(2))
+        >>> votes = jnp.array([[1, 1], [1, 1], [-1, -1]], jnp.int8)
+        >>> for _ in range(2):
+        ...     _, state, info = decoder.decode(state, votes)
+        >>> print(info.weights, jnp.sign(decoder.weights(state)[:, 0]))
+        [1. 1. 1.] [ 1.  1. -1.]
+
+    References:
+        Park, Poor and Lee, [SignSGD with Federated Voting](
+        https://arxiv.org/abs/2403.16372), 2024.
+    """
+    check_number("initial_rounds", initial_rounds, 0, float("inf"))
+    check_number("max_llr", max_llr, 1e-6, 1e6)
+    check_number("forgetting", forgetting, 1e-6, 1.0)
+    return _learned(
+        initial_rounds, max_llr, forgetting, counter_dtype, majority_at_first=True
+    )
+
+
+def _learned(
+    initial_rounds,
+    max_llr,
+    forgetting,
+    counter_dtype,
+    *,
+    leave_own_out=False,
+    anchor=False,
+    majority_at_first=False,
+) -> Decoder:
+    """Both decoders: weights from how the votes fared in the rounds before."""
+    never_forgets = isinstance(forgetting, int | float) and forgetting == 1
+    if counter_dtype is None:
+        counter_dtype = jnp.int16 if never_forgets else jnp.float32
+    dtype = check_counter_dtype(counter_dtype, never_forgets)
+    pooled_only = initial_rounds is None
+
+    def init(num_workers, params):
+        return FederatedDefenseState(
+            fd_round=jnp.zeros((), jnp.int32),
+            fd_agreement=jnp.full((num_workers,), 0.5, jnp.float32),
+            fd_evidence=jnp.zeros((num_workers,), jnp.float32),
+            fd_counters=()
+            if pooled_only
+            else jax.tree.map(
+                lambda leaf: jnp.zeros((num_workers, *leaf.shape), dtype), params
+            ),
+            fd_rounds_counted=jnp.zeros((), jnp.float32),
+        )
+
+    def crossovers(state):
+        """Pooled estimates `[M]`, and the tree of estimates `[M, ...]` or `[M]`."""
+        # Computed as the balance of agreements and errors, 1 - 2p: near p = 1/2 a
+        # rounding error could otherwise turn the weights of all workers at once.
+        evidence = state.fd_evidence
+        pooled = evidence * (2 * state.fd_agreement - 1) / (evidence + 2)
+        if pooled_only:
+            return _crossover(pooled), _crossover(pooled)
+        rounds = state.fd_rounds_counted
+        in_pooled_phase = state.fd_round < initial_rounds
+
+        def by_coordinate(counter):
+            prior = pooled.reshape((-1,) + (1,) * (counter.ndim - 1))
+            own = (counter.astype(jnp.float32) + 2 * prior) / (rounds + 2)
+            return _crossover(jnp.where(in_pooled_phase, prior, own))
+
+        return _crossover(pooled), jax.tree.map(by_coordinate, state.fd_counters)
+
+    def weights(state):
+        pooled, crossover = crossovers(state)
+        useless = llr_weights(pooled, max_llr=max_llr) == 0
+        ignorant = jnp.all(useless | (state.fd_evidence < 1))
+        if majority_at_first:
+            ignorant |= state.fd_round < initial_rounds
+        return jax.tree.map(
+            lambda p: jnp.where(ignorant, 1.0, llr_weights(p, max_llr=max_llr)),
+            crossover,
+        )
+
+    def decode(state, votes, axis_name=None):
+        used = weights(state)
+        largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
+        decoded, agreed, counted, margin = vote_tree(
+            votes, used, largest=largest, axis_name=axis_name
+        )
+        outcomes = jax.tree.map(lambda vote, sign: vote * sign[None], votes, decoded)
+        if leave_own_out:
+            outcomes, agreed, counted = outcomes_against_others(
+                votes, used, largest=largest, axis_name=axis_name
+            )
+        state = learn(state, outcomes, agreed, counted)
+        info = DecodeInfo(
+            mean_over_coordinates(used, axis_name),
+            mean_over_coordinates(crossovers(state)[1], axis_name),
+            margin,
+        )
+        return decoded, state, info
+
+    def learn(state, outcomes, agreed, counted):
+        new = counted.astype(jnp.float32)
+        evidence = jnp.asarray(forgetting, jnp.float32) * state.fd_evidence + new
+        # The share moves by the new votes' part of the evidence; with none, it stays.
+        step = new / jnp.maximum(evidence, 1)
+        share = agreed.astype(jnp.float32) / jnp.maximum(new, 1)
+        agreement = state.fd_agreement + step * (share - state.fd_agreement)
+        counters, rounds = state.fd_counters, state.fd_rounds_counted
+        if not pooled_only:
+            counters, rounds = add_outcomes(counters, rounds, outcomes, forgetting)
+        if anchor:
+            inverted = jnp.sum(jnp.sign(agreement - 0.5)) < 0
+            agreement = jnp.where(inverted, 1 - agreement, agreement)
+            counters = jax.tree.map(lambda c: jnp.where(inverted, -c, c), counters)
+        return FederatedDefenseState(
+            fd_round=state.fd_round + 1,
+            fd_agreement=agreement,
+            fd_evidence=evidence,
+            fd_counters=counters,
+            fd_rounds_counted=rounds,
+        )
+
+    return Decoder(init, decode, weights)
+
+
+def _crossover(balance):
+    """Probability of an error, from the probability of agreement less that."""
+    # Decayed counters may exceed their decayed total in the last bit.
+    return jnp.clip((1 - balance) / 2, 0, 1)

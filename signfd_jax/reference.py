@@ -1,0 +1,158 @@
+"""The decoder of the authors' released code, reproduced exactly.
+
+Shapes: `M` workers, `N` coordinates in all, `[M, ...]` one leaf. It is kept apart
+from `signfd_jax.defense` because its semantics differ: a zero is a vote like any
+other (0 == 0 is an agreement, and a zero against a decoded sign an error).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from signfd_jax.decoding import DecodeInfo, Decoder, sum_over_axis
+
+__all__ = ["ReferenceState", "reference_defense"]
+
+_EPSILON = 1e-5
+
+
+class ReferenceState(NamedTuple):
+    """State of `reference_defense`.
+
+    Attributes:
+        ref_round: int32 scalar, rounds decoded so far.
+        ref_agreed: tree of float32 `[M, ...]`, agreements, decayed.
+        ref_total: float32 scalar, rounds behind them, decayed.
+        ref_agreed_share: float32 `[M]`, sum of the agreements over N.
+    """
+
+    ref_round: jax.Array
+    ref_agreed: Any
+    ref_total: jax.Array
+    ref_agreed_share: jax.Array
+
+
+def reference_defense(
+    initial_rounds: int | jax.Array,
+    max_llr: float | jax.Array = 10.0,
+    forgetting: float | jax.Array = 1.0,
+) -> Decoder:
+    r"""`federated_defense(reference=True)`: the released code, quirks included.
+
+    Round 0 is a majority vote. In rounds $0 < t < T_{in}$ (`initial_rounds`) the
+    probability of agreement is pooled, $q_m = \sum_n a_{m,n} / (N t)$, and after them
+    $q_{m,n} = a_{m,n} / (n_t + \epsilon)$, where $a$ counts agreements with the
+    decoded sign (0 == 0 included) and $n_t$ the rounds, both multiplied by
+    `forgetting` before each round's count; the weight is
+    $\ln\frac{q+\epsilon}{1-q+\epsilon}$, clipped. With `forgetting` below 1 the pooled
+    phase divides decayed counts by $t$, as released.
+
+    Args:
+        initial_rounds: length $T_{in}$ of the pooled phase (rounds, int scalar).
+        max_llr: largest |weight| (nats, positive scalar).
+        forgetting: factor in (0, 1] that decays the counts each round (scalar).
+
+    Returns:
+        A `Decoder`; its tallies are float32 sums in worker order.
+
+    Examples:
+        >>> decoder = reference_defense(100)
+        >>> votes = jnp.array([[1, 0], [1, 0], [-1, 1]], jnp.int8)
+        >>> state = decoder.init(3, jnp.zeros(2))
+        >>> decoded, state, _ = decoder.decode(state, votes)
+        >>> print(decoded, decoder.weights(state)[:, 0])
+        [1 1] [0. 0. 0.]
+
+    References:
+        Park and Lee, the code released with [SignSGD with Federated Defense](
+        https://github.com/chanho26/SignSGD_Codec), described from reading.
+    """
+
+    def init(num_workers, params):
+        return ReferenceState(
+            ref_round=jnp.zeros((), jnp.int32),
+            ref_agreed=jax.tree.map(
+                lambda leaf: jnp.zeros((num_workers, *leaf.shape), jnp.float32), params
+            ),
+            ref_total=jnp.zeros((), jnp.float32),
+            ref_agreed_share=jnp.zeros((num_workers,), jnp.float32),
+        )
+
+    def weights(state):
+        bound = jnp.asarray(max_llr, jnp.float32)
+        rounds = state.ref_round.astype(jnp.float32)
+        pooled = state.ref_agreed_share / jnp.maximum(rounds, 1)
+
+        def of_leaf(agreed):
+            shared = pooled.reshape((-1,) + (1,) * (agreed.ndim - 1))
+            own = agreed / (state.ref_total + _EPSILON)
+            right = jnp.where(state.ref_round < initial_rounds, shared, own)
+            llr = jnp.log((right + _EPSILON) / (1 - right + _EPSILON))
+            return jnp.where(state.ref_round == 0, 1.0, jnp.clip(llr, -bound, bound))
+
+        return jax.tree.map(of_leaf, state.ref_agreed)
+
+    def decode(state, votes, axis_name=None):
+        used = weights(state)
+        decay = jnp.asarray(forgetting, jnp.float32)
+        tallies = jax.tree.map(_tally_in_worker_order, used, votes)
+        decoded = jax.tree.map(lambda tally: jnp.sign(tally).astype(jnp.int8), tallies)
+        agreed = jax.tree.map(
+            lambda old, vote, sign: (
+                decay * old + (vote == sign[None]).astype(jnp.float32)
+            ),
+            state.ref_agreed,
+            votes,
+            decoded,
+        )
+        margins = jax.tree.map(_margins, tallies, used)
+        decided = jax.tree.map(lambda tally: tally != 0, tallies)
+        sums, weight_sums, margin, decided, size = sum_over_axis(
+            (
+                _sum_of_rows(agreed),
+                _sum_of_rows(used),
+                sum(jnp.sum(leaf) for leaf in jax.tree.leaves(margins)),
+                sum(jnp.sum(leaf) for leaf in jax.tree.leaves(decided)),
+                jnp.float32(sum(leaf.size for leaf in jax.tree.leaves(decoded))),
+            ),
+            axis_name,
+        )
+        state = ReferenceState(
+            ref_round=state.ref_round + 1,
+            ref_agreed=agreed,
+            ref_total=decay * state.ref_total + 1,
+            ref_agreed_share=sums / size,
+        )
+        crossover = 1 - state.ref_agreed_share / state.ref_total
+        margin = margin / jnp.maximum(decided, 1).astype(jnp.float32)
+        return decoded, state, DecodeInfo(weight_sums / size, crossover, margin)
+
+    return Decoder(init, decode, weights)
+
+
+def _tally_in_worker_order(weights, votes):
+    """Float32 sum over workers, one after the other, as the released code adds."""
+
+    def add(tally, worker):
+        weight, vote = worker
+        return tally + weight * vote.astype(jnp.float32), None
+
+    # Not jnp.zeros: inside shard_map a carry must vary over the same axes as the votes.
+    start = 0 * votes[0].astype(jnp.float32)
+    return lax.scan(add, start, (weights, votes))[0]
+
+
+def _margins(tally, weights):
+    """|tally| over the sum of the |weights|; 0 where all weights are 0."""
+    total = jnp.sum(jnp.abs(weights), axis=0)
+    return jnp.where(total > 0, jnp.abs(tally) / jnp.where(total > 0, total, 1), 0)
+
+
+def _sum_of_rows(tree):
+    """Sum over all coordinates of all leaves, `[M]`."""
+    return sum(
+        jnp.sum(leaf.reshape(leaf.shape[0], -1), axis=1)
+        for leaf in jax.tree.leaves(tree)
+    )

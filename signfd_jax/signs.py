@@ -1,0 +1,249 @@
+"""Votes: the sign that a worker sends for each coordinate, and its one-bit wire.
+
+Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf, `N`
+coordinates in all. A vote is an int8 in {-1, 0, +1}; 0 is an abstention.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int8, Num, UInt8, UInt32
+
+__all__ = [
+    "fill_ties",
+    "pack",
+    "present_workers",
+    "sign_error",
+    "to_wire",
+    "unpack",
+    "votes",
+]
+
+_SERVER = 0xFFFFFFFF  # The index under which the server fills its own ties.
+
+
+def votes(gradients):
+    r"""Sign of every gradient coordinate, with abstentions.
+
+    $Y_{m,n} = \operatorname{sign}(g_{m,n})$, where zero (of either sign) and NaN
+    abstain: their vote is 0. $\pm\infty$ votes with its sign.
+
+    Args:
+        gradients: tree of real arrays of any shape; no unit matters but the sign.
+
+    Returns:
+        Tree of int8 of the same shapes, in {-1, 0, +1}.
+
+    Raises:
+        ValueError: a leaf is complex, which has no sign.
+
+    Examples:
+        >>> g = jnp.array([2.5, -0.0, -1e-30, jnp.nan, -jnp.inf])
+        >>> print(votes(g))
+        [ 1  0 -1  0 -1]
+
+    References:
+        Bernstein et al., [signSGD](https://arxiv.org/abs/1802.04434), ICML 2018.
+    """
+    return jax.tree.map(_votes, gradients)
+
+
+def _votes(gradient: Num[Array, "*shape"]) -> Int8[Array, "*shape"]:
+    if jnp.issubdtype(gradient.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"a gradient leaf has dtype {gradient.dtype}, and a complex number has no "
+            "sign; split it into real and imaginary parts (optax.contrib."
+            "split_real_and_imaginary) before the votes are taken"
+        )
+    zero = jnp.zeros((), gradient.dtype)
+    return (gradient > zero).astype(jnp.int8) - (gradient < zero).astype(jnp.int8)
+
+
+def present_workers(gradients) -> Bool[Array, " M"]:
+    """Which workers sent at least one finite number.
+
+    On a one-bit wire nobody can abstain coordinate by coordinate; a worker whose
+    gradient is wholly non-finite is marked absent instead, in a mask of M bits.
+
+    Args:
+        gradients: tree of real `[M, ...]` arrays.
+
+    Returns:
+        bool `[M]`: True where any coordinate of any leaf is finite.
+
+    Examples:
+        >>> print(present_workers({"w": jnp.array([[1.0, jnp.nan], [jnp.nan] * 2])}))
+        [ True False]
+    """
+    finite = [
+        jnp.any(jnp.isfinite(leaf).reshape(leaf.shape[0], -1), axis=1)
+        for leaf in jax.tree.leaves(gradients)
+    ]
+    return jnp.any(jnp.stack(finite), axis=0)
+
+
+def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
+    r"""Replace every abstention by a fixed pseudo-random bit.
+
+    A one-bit wire carries no 0. An abstention of worker m at coordinate n in
+    round t becomes $\pm 1$ by the top bit of an integer hash (the finaliser of
+    MurmurHash3) of (m, n, t). No key is needed, both ends can compute it, and the
+    fillings of two workers are uncorrelated.
+
+    Args:
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
+        round: int32 scalar, the round t; may be traced.
+        present: bool `[M]`; the rows of absent workers become 0 (they are marked
+            in the mask that travels beside the bits). None: all are present.
+        first_worker: index of the first row, int scalar, when `votes` is a chunk.
+        first_coordinate: index of the first coordinate, int scalar, when `votes`
+            is a slice. Coordinates are numbered along the ravelled leaves in order.
+
+    Returns:
+        Tree of int8 `[M, ...]`: -1 or +1 in the rows of the present workers.
+
+    Examples:
+        >>> sent = to_wire(jnp.array([[1, 0, 0, -1, 0]], jnp.int8), 0)
+        >>> print(sent[0, 0], sent[0, 3], jnp.abs(sent))
+        1 -1 [[1 1 1 1 1]]
+
+    References:
+        Appleby, [MurmurHash3](https://github.com/aappleby/smhasher) (fmix32).
+    """
+
+    def fill(leaf, first):
+        row = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
+        workers = jnp.asarray(first_worker, jnp.uint32) + row
+        bits = _filling(workers, round, first, leaf.size // max(leaf.shape[0], 1))
+        sent = jnp.where(leaf == 0, bits.reshape(leaf.shape), leaf)
+        if present is None:
+            return sent
+        rows = present.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(rows, sent, jnp.int8(0))
+
+    return _map_with_offset(fill, votes, first_coordinate, has_workers=True)
+
+
+def fill_ties(decoded, round, *, first_coordinate=0):
+    """Replace every decoded tie by a fixed pseudo-random bit, on the way down.
+
+    The same hash as `to_wire`, under the server's own index.
+
+    Args:
+        decoded: tree of int8 `[...]` in {-1, 0, +1}.
+        round: int32 scalar, the round; may be traced.
+        first_coordinate: index of the first coordinate when `decoded` is a slice.
+
+    Returns:
+        Tree of int8 `[...]` in {-1, +1}.
+
+    Examples:
+        >>> print(jnp.abs(fill_ties(jnp.array([1, 0, 0, -1], jnp.int8), 3)))
+        [1 1 1 1]
+    """
+
+    def fill(leaf, first):
+        bits = _filling(jnp.array([_SERVER], jnp.uint32), round, first, leaf.size)
+        return jnp.where(leaf == 0, bits.reshape(leaf.shape), leaf)
+
+    return _map_with_offset(fill, decoded, first_coordinate, has_workers=False)
+
+
+def _map_with_offset(fill, tree, first_coordinate, *, has_workers):
+    """Apply `fill(leaf, index of its first coordinate)` to every leaf."""
+    leaves, treedef = jax.tree.flatten(tree)
+    sizes = [
+        leaf.size // max(leaf.shape[0], 1) if has_workers else leaf.size
+        for leaf in leaves
+    ]
+    offsets = itertools.accumulate(sizes[:-1], initial=0)
+    first = jnp.asarray(first_coordinate, jnp.uint32)
+    filled = [
+        fill(leaf, first + jnp.uint32(offset))
+        for leaf, offset in zip(leaves, offsets, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, filled)
+
+
+def _filling(
+    workers: UInt32[Array, " M"], round, first: UInt32[Array, ""], size: int
+) -> Int8[Array, "M {size}"]:
+    """The bit in {-1, +1} that stands for each abstention."""
+    golden = jnp.uint32(0x9E3779B9)
+    row = _mix(workers * golden + _mix(jnp.asarray(round, jnp.uint32)))
+    coordinate = (first + jnp.arange(size, dtype=jnp.uint32)) * golden
+    mixed = _mix(coordinate[None, :] ^ row[:, None])
+    return jnp.int8(1) - jnp.int8(2) * (mixed >> jnp.uint32(31)).astype(jnp.int8)
+
+
+def _mix(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """The 32-bit finaliser of MurmurHash3: every input bit flips half the outputs."""
+    word = (word ^ (word >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> jnp.uint32(16))
+
+
+def sign_error(decoded, truth) -> Float[Array, ""]:
+    """Share of the coordinates that were decoded to another sign than the true one.
+
+    Args:
+        decoded: tree of int8 `[...]` in {-1, 0, +1}.
+        truth: tree of int8 `[...]`; where it is 0 nothing is counted.
+
+    Returns:
+        float32 scalar in [0, 1]; a decoded tie counts as an error. 0 where `truth`
+        is 0 everywhere.
+
+    Examples:
+        >>> print(sign_error(jnp.array([1, -1, 1]), jnp.array([1, 1, 0])))
+        0.5
+    """
+    pairs = zip(jax.tree.leaves(decoded), jax.tree.leaves(truth), strict=True)
+    counts = [
+        jnp.stack([jnp.sum((t != 0) & (d != t)), jnp.sum(t != 0)]) for d, t in pairs
+    ]
+    wrong, counted = jnp.sum(jnp.stack(counts), axis=0).astype(jnp.float32)
+    return wrong / jnp.maximum(counted, 1.0)
+
+
+def pack(votes: Int8[Array, "*batch N"]) -> UInt8[Array, "*batch bytes"]:
+    """Pack one-bit votes, eight to a byte, the first in the highest bit.
+
+    Args:
+        votes: int8 `[..., N]` in {-1, +1}; a 0 packs as -1 (see `to_wire`).
+
+    Returns:
+        uint8 `[..., ceil(N / 8)]`; the unused low bits of the last byte are 0.
+
+    Examples:
+        >>> print(pack(jnp.array([1, -1, 1, 1, -1, -1, -1, 1, 1], jnp.int8)))
+        [177 128]
+    """
+    return jnp.packbits(votes > 0, axis=-1)
+
+
+def unpack(packed: UInt8[Array, "*batch bytes"], size: int) -> Int8[Array, "*batch N"]:
+    """Unpack what `pack` packed.
+
+    Args:
+        packed: uint8 `[..., ceil(size / 8)]`.
+        size: the number N of coordinates.
+
+    Returns:
+        int8 `[..., size]` in {-1, +1}.
+
+    Raises:
+        ValueError: `packed` does not have `ceil(size / 8)` bytes in its last axis.
+
+    Examples:
+        >>> print(unpack(jnp.array([177, 128], jnp.uint8), 9))
+        [ 1 -1  1  1 -1 -1 -1  1  1]
+    """
+    if packed.shape[-1] != -(-size // 8):
+        raise ValueError(
+            f"{size} coordinates need {-(-size // 8)} bytes, but packed has "
+            f"{packed.shape[-1]} in its last axis"
+        )
+    bits = jnp.unpackbits(packed, axis=-1, count=size).astype(jnp.int8)
+    return jnp.int8(2) * bits - jnp.int8(1)

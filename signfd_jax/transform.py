@@ -1,0 +1,396 @@
+"""The decoders as optax transformations, and the optimisers made from them.
+
+Shapes: the gradients of `M` workers come in as a tree of leaves `[M, ...]`; what goes
+out has leaves `[...]`, shaped like the parameters.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from signfd_jax import signs
+from signfd_jax.correlation import correlation_defense
+from signfd_jax.decoding import DecodeInfo, Decoder, majority_vote
+from signfd_jax.defense import federated_defense
+
+# Optax marks this type as experimental; it adds no behaviour, only the promise that
+# updates carry a leading worker axis.
+try:
+    from optax.experimental import aggregating
+
+    Aggregator = aggregating.Aggregator
+except (ImportError, AttributeError):
+    Aggregator = optax.GradientTransformationExtraArgs
+
+__all__ = [
+    "SignDecoderState",
+    "check_worker_gradients",
+    "scale_by_sign_decoder",
+    "scale_by_sign_fd",
+    "scale_by_sign_mv",
+    "sign_sgd",
+    "sign_sgd_fd",
+    "sign_sgd_mv",
+]
+
+WIRES = ("ternary", "one_bit")
+
+
+class SignDecoderState(NamedTuple):
+    """State of `scale_by_sign_decoder`.
+
+    Attributes:
+        sign_round: int32 scalar, rounds decoded so far.
+        decoder_state: the decoder's own state.
+        info: `DecodeInfo` of the last round; NaN before the first.
+        sign_error: float32 scalar, where `honest_sign` was given: the share of its
+            non-zero coordinates that were decoded otherwise in the last round; else
+            NaN.
+    """
+
+    sign_round: jax.Array
+    decoder_state: Any
+    info: DecodeInfo
+    sign_error: jax.Array
+
+
+def scale_by_sign_decoder(
+    num_workers: int, decoder: Decoder | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Replace the workers' gradients by one decoded sign per coordinate.
+
+    Unlike most of optax, the updates carry a leading worker axis: leaves `[M, ...]`
+    go in, leaves `[...]` shaped like the parameters come out. So it comes first in a
+    chain, and what needs the parameters' shape (clipping, weight decay, momentum of the
+    server, a schedule) after it.
+
+    Besides `(updates, state, params)`, `update` takes these keyword arguments, which
+    pass through `optax.chain`:
+
+    - `present`: bool `[M]`, may be traced. An absent worker abstains this round.
+    - `wire`: "ternary", or "one_bit": abstentions and decoded ties are filled as in
+      `signs.to_wire`, and a wholly non-finite worker counts as absent.
+    - `honest_sign`: tree of int8 `[...]`, a sign to compare with, for `sign_error`.
+
+    It cannot stand inside `optax.apply_if_finite` or `optax.MultiSteps`, which need
+    updates of the parameters' shape: the first raises optax's own TypeError, the second
+    the ValueError below. Accumulate inside the worker instead (take the mean over its
+    micro-batches before the sign); a NaN abstains already. Nor inside `optax.masked` or
+    `optax.partition`: put those after it in the chain.
+
+    On a mesh with explicit axes over which the workers are sharded, the state takes
+    that sharding in its first update (and `info`, computed from it, in the second) and
+    then keeps it: its type changes, so run two rounds before a `lax.scan`.
+    `reference=True`, which adds worker by worker, needs the workers unsharded.
+
+    Args:
+        num_workers: number M of workers (Python int, at least 1). Under
+            `optax.inject_hyperparams` name it in `static_args`.
+        decoder: the `Decoder`; None means `correlation_defense()`.
+
+    Returns:
+        An optax transformation (`optax.experimental.aggregating.Aggregator` where
+        optax has it) whose state is a `SignDecoderState`. Its updates have the shape
+        and dtype of the parameters, or of one worker's gradient where `params` is
+        None, and values in {-1, 0, +1}.
+
+    Raises:
+        ValueError: `num_workers` is not a positive Python int, or, from `update`, the
+            gradients have no worker axis, another number of workers or another tree
+            than the parameters.
+
+    Examples:
+        >>> tx = optax.chain(
+        ...     scale_by_sign_decoder(3, majority_vote()),
+        ...     optax.scale_by_learning_rate(0.1),
+        ... )
+        >>> params = {"w": jnp.zeros(2)}
+        >>> gradients = {"w": jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])}
+        >>> updates, state = tx.update(gradients, tx.init(params), params)
+        >>> print(updates["w"])
+        [-0.1  0.1]
+    """
+    _check_num_workers(num_workers)
+    decoder = correlation_defense() if decoder is None else decoder
+
+    def init_fn(params):
+        # Every leaf is an array of its own, so that the state can be donated.
+        def unknown(*shape):
+            return jnp.full(shape, jnp.nan, jnp.float32)
+
+        return SignDecoderState(
+            sign_round=jnp.zeros((), jnp.int32),
+            decoder_state=decoder.init(num_workers, params),
+            info=DecodeInfo(unknown(num_workers), unknown(num_workers), unknown()),
+            sign_error=unknown(),
+        )
+
+    def update_fn(
+        updates,
+        state,
+        params=None,
+        *,
+        present=None,
+        wire="ternary",
+        honest_sign=None,
+        **extra_args,
+    ):
+        del extra_args
+        _check_wire(wire)
+        check_worker_gradients(updates, params, num_workers)
+        votes = _cast_votes(updates, present, wire, state.sign_round)
+        decoded, decoder_state, info = decoder.decode(state.decoder_state, votes)
+        if wire == "one_bit":
+            decoded = signs.fill_ties(decoded, state.sign_round)
+        new_state = SignDecoderState(
+            sign_round=jnp.asarray(optax.safe_increment(state.sign_round)),
+            decoder_state=decoder_state,
+            info=info,
+            sign_error=_sign_error(decoded, honest_sign),
+        )
+        like = updates if params is None else params
+        return jax.tree.map(lambda d, p: d.astype(p.dtype), decoded, like), new_state
+
+    return Aggregator(init_fn, update_fn)
+
+
+def _cast_votes(gradients, present, wire, round):
+    """What the workers put on the wire: int8 `[M, ...]`."""
+    votes = signs.votes(gradients)
+    if wire == "one_bit":
+        finite = signs.present_workers(gradients)
+        present = finite if present is None else finite & present
+        return signs.to_wire(votes, round, present=present)
+    if present is None:
+        return votes
+    return jax.tree.map(
+        lambda v: v * present.astype(jnp.int8).reshape((-1,) + (1,) * (v.ndim - 1)),
+        votes,
+    )
+
+
+def _sign_error(decoded, honest_sign):
+    if honest_sign is None:
+        return jnp.full((), jnp.nan, jnp.float32)
+    return signs.sign_error(decoded, honest_sign)
+
+
+def _check_num_workers(num_workers):
+    if isinstance(num_workers, jax.Array):
+        raise ValueError(
+            "num_workers is an array, but it sets shapes; give a Python int (under "
+            "optax.inject_hyperparams, name it in static_args=('num_workers',))"
+        )
+    if (
+        isinstance(num_workers, bool)
+        or not isinstance(num_workers, int)
+        or num_workers < 1
+    ):
+        raise ValueError(f"num_workers must be an int >= 1, but is {num_workers!r}")
+
+
+def _check_wire(wire):
+    if wire not in WIRES:
+        raise ValueError(f"wire must be one of {', '.join(WIRES)}, but is {wire!r}")
+
+
+def check_worker_gradients(gradients, params, num_workers: int) -> None:
+    """Refuse a tree of gradients that does not lead with the worker axis.
+
+    Args:
+        gradients: tree of `[M, ...]`.
+        params: tree of `[...]`, or None when the parameters are not at hand.
+        num_workers: the number M of workers.
+
+    Raises:
+        ValueError: a masked leaf, a leaf without the worker axis, or a tree that
+            differs from the parameters'.
+
+    Examples:
+        >>> check_worker_gradients({"w": jnp.ones((3, 2))}, {"w": jnp.ones(2)}, 3)
+    """
+    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
+        raise ValueError(
+            "the gradients have masked leaves: inside optax.masked or optax.partition "
+            "the other leaves would keep their worker axis. Put the sign decoder "
+            "first in the chain, and mask what comes after it"
+        )
+    gradient_leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    if params is None:
+        expected = [(num_workers, *jnp.shape(leaf)[1:]) for _, leaf in gradient_leaves]
+    elif jax.tree.structure(gradients) == jax.tree.structure(params):
+        expected = [(num_workers, *jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
+    else:
+        raise ValueError(
+            f"the gradients have the tree {jax.tree.structure(gradients)}, but the "
+            f"parameters {jax.tree.structure(params)}; they must be alike"
+        )
+    for (path, leaf), shape in zip(gradient_leaves, expected, strict=True):
+        if jnp.shape(leaf) != shape:
+            raise ValueError(
+                f"gradient leaf {jax.tree_util.keystr(path) or '(root)'} has shape "
+                f"{jnp.shape(leaf)}, but {num_workers} workers need {shape}: one "
+                "gradient a worker, stacked on a leading axis, as "
+                "jax.vmap(jax.grad(loss), in_axes=(None, 0)) gives them. (Inside "
+                "optax.MultiSteps: accumulate in the worker instead)"
+            )
+
+
+def scale_by_sign_mv(num_workers: int) -> optax.GradientTransformationExtraArgs:
+    """Replace the workers' gradients by the sign that most workers voted for.
+
+    Args:
+        num_workers: number M of workers (Python int, at least 1).
+
+    Returns:
+        `scale_by_sign_decoder` with `majority_vote`.
+
+    Examples:
+        >>> tx = scale_by_sign_mv(3)
+        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
+        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [ 1. -1.]
+    """
+    return scale_by_sign_decoder(num_workers, majority_vote())
+
+
+def scale_by_sign_fd(
+    num_workers: int,
+    *,
+    initial_rounds: int | jax.Array | None = 100,
+    max_llr: float | jax.Array = 10.0,
+    forgetting: float | jax.Array = 1.0,
+    reference: bool = False,
+    counter_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replace the workers' gradients by the signs of the paper's decoder.
+
+    Args:
+        num_workers: number M of workers (Python int, at least 1).
+        initial_rounds: as in `federated_defense` (rounds, int scalar, or None).
+        max_llr: as in `federated_defense` (nats, scalar).
+        forgetting: as in `federated_defense` (scalar in (0, 1]).
+        reference: as in `federated_defense`.
+        counter_dtype: as in `federated_defense`.
+
+    Returns:
+        `scale_by_sign_decoder` with `federated_defense`.
+
+    Examples:
+        >>> tx = scale_by_sign_fd(3)
+        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
+        >>> updates, state = tx.update(gradients, tx.init(jnp.zeros(2)))
+        >>> print(updates, state.info.crossover)
+        [ 1. -1.] [0.25 0.25 0.75]
+    """
+    decoder = federated_defense(
+        initial_rounds, max_llr, forgetting, reference, counter_dtype=counter_dtype
+    )
+    return scale_by_sign_decoder(num_workers, decoder)
+
+
+def sign_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    num_workers: int,
+    *,
+    decoder: Decoder | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SignSGD with decoded signs: $x \leftarrow x - \delta \hat U$.
+
+    Args:
+        learning_rate: step $\delta$, a scalar or an optax schedule of the round.
+        num_workers: number M of workers (Python int, at least 1).
+        decoder: the `Decoder`; None means `correlation_defense()`.
+
+    Returns:
+        An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
+
+    Examples:
+        >>> tx = sign_sgd(0.1, num_workers=3)
+        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
+        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [-0.1  0.1]
+    """
+    return optax.chain(
+        scale_by_sign_decoder(num_workers, decoder),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def sign_sgd_mv(
+    learning_rate: optax.ScalarOrSchedule, num_workers: int
+) -> optax.GradientTransformationExtraArgs:
+    r"""SignSGD with majority vote: $x \leftarrow x - \delta \hat U$.
+
+    Args:
+        learning_rate: step $\delta$, a scalar or an optax schedule of the round.
+        num_workers: number M of workers (Python int, at least 1).
+
+    Returns:
+        An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
+
+    Examples:
+        >>> tx = sign_sgd_mv(0.1, num_workers=3)
+        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
+        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [-0.1  0.1]
+
+    References:
+        Bernstein et al., [signSGD with majority vote](
+        https://arxiv.org/abs/1810.05291), ICLR 2019.
+    """
+    return optax.chain(
+        scale_by_sign_mv(num_workers), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def sign_sgd_fd(
+    learning_rate: optax.ScalarOrSchedule,
+    num_workers: int,
+    *,
+    initial_rounds: int | jax.Array | None = 100,
+    max_llr: float | jax.Array = 10.0,
+    forgetting: float | jax.Array = 1.0,
+    reference: bool = False,
+    counter_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SignSGD with federated defense: $x \leftarrow x - \delta \hat U$.
+
+    Args:
+        learning_rate: step $\delta$, a scalar or an optax schedule of the round.
+        num_workers: number M of workers (Python int, at least 1).
+        initial_rounds: as in `federated_defense` (rounds, int scalar, or None).
+        max_llr: as in `federated_defense` (nats, scalar).
+        forgetting: as in `federated_defense` (scalar in (0, 1]).
+        reference: as in `federated_defense`.
+        counter_dtype: as in `federated_defense`.
+
+    Returns:
+        An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
+
+    Examples:
+        >>> tx = sign_sgd_fd(0.1, num_workers=3)
+        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
+        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [-0.1  0.1]
+
+    References:
+        Park and Lee, [SignSGD with Federated Defense](
+        https://arxiv.org/abs/2402.01340), ICML 2024.
+    """
+    aggregate = scale_by_sign_fd(
+        num_workers,
+        initial_rounds=initial_rounds,
+        max_llr=max_llr,
+        forgetting=forgetting,
+        reference=reference,
+        counter_dtype=counter_dtype,
+    )
+    return optax.chain(aggregate, optax.scale_by_learning_rate(learning_rate))
