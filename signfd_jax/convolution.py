@@ -1,0 +1,230 @@
+"""Convolution and max-pooling with gradients that are fast for many workers at once.
+
+Shapes: `N` images of one worker's batch, `H x W` pixels, `C` channels in and `O` out,
+kernels of `K x K`; channels come last.
+
+Under `jax.vmap(jax.grad(loss), in_axes=(None, 0))` XLA's CPU backend is slow at the
+gradients of both; these bring their own. They differentiate in reverse mode only, once.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+__all__ = ["convolve", "max_pool"]
+
+_MAX_BLOCK = 8  # images whose patches are made at once: they should fit the cache
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(
+    images: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0
+) -> jax.Array:
+    r"""Convolution in two dimensions, fast under `vmap(grad(...))` on a CPU.
+
+    $$y_{n,h,w,o} = \sum_{i,j,c} x_{n,\,sh+i-p,\,sw+j-p,\,c}\; k_{i,j,c,o}$$
+
+    with stride s and padding p. Workers that share the kernel become one batch, except
+    in the gradient of the kernel: that is a convolution grouped by worker, which XLA's
+    CPU backend runs at 2 to 8 GFLOP/s. There, it is made worker by worker, a few images
+    at a time, as patches and a matrix product. Other platforms get XLA's own.
+
+    Args:
+        images: float `[N, H, W, C]`.
+        kernel: float `[K, K, C, O]`.
+        stride: pixels from one output to the next; static.
+        padding: zero pixels on each side, below K; static.
+
+    Returns:
+        float `[N, H', W', O]` with `H' = (H + 2 padding - K) // stride + 1`.
+
+    Examples:
+        >>> images, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((5, 5, 1, 32))
+        >>> convolve(images, kernel).shape
+        (2, 24, 24, 32)
+    """
+    plain = functools.partial(_convolution, stride=stride, padding=padding)
+    if padding or images.shape[-1] == 1:
+        on_cpu = functools.partial(_cpu_convolution, stride=stride, padding=padding)
+    else:
+
+        def on_cpu(images, kernel):
+            # A row of zeros below, and the row that it gives taken off again: XLA's
+            # routine for unpadded convolutions takes 2.5 times longer (jax 0.10.2).
+            rows = (images.shape[1] - kernel.shape[0]) // stride + 1
+            below = ((0, stride), (0, 0))
+            return _cpu_convolution(images, kernel, stride, below)[:, :rows]
+
+    return lax.platform_dependent(images, kernel, cpu=on_cpu, default=plain)
+
+
+def _convolution(images, kernel, stride, padding):
+    """XLA's convolution; the padding is one number, or one pair for each axis."""
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _cpu_convolution(images, kernel, stride, padding):
+    """The same, but kernels that differ (between seeds) take turns.
+
+    XLA would group the convolution by kernel, which is 3 to 7 times slower.
+    """
+
+    @custom_vmap
+    def convolution(images, kernel):
+        return _convolution(images, kernel, stride, padding)
+
+    @convolution.def_vmap
+    def _(axis_size, is_batched, images, kernel):
+        if is_batched[1]:
+            return _in_turn(convolution, axis_size, is_batched, images, kernel), True
+        outputs = convolution(images.reshape(-1, *images.shape[2:]), kernel)
+        return outputs.reshape(axis_size, -1, *outputs.shape[1:]), True
+
+    return convolution(images, kernel)
+
+
+def _in_turn(function, axis_size, is_batched, *arrays):
+    """Map the function over the leading axis, one after the other."""
+    arrays = tuple(
+        x if batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
+        for x, batched in zip(arrays, is_batched, strict=True)
+    )
+    return lax.map(lambda one: function(*one), arrays)
+
+
+def _convolve_forward(images, kernel, stride, padding):
+    return convolve(images, kernel, stride, padding), (images, kernel)
+
+
+def _convolve_backward(stride, padding, residuals, cotangent):
+    def on_cpu(images, kernel, cotangent):
+        return (
+            _images_gradient(images.shape, kernel, cotangent, stride, padding),
+            _kernel_gradient(images, kernel.shape, cotangent, stride, padding),
+        )
+
+    def elsewhere(images, kernel, cotangent):
+        function = functools.partial(_convolution, stride=stride, padding=padding)
+        return jax.vjp(function, images, kernel)[1](cotangent)
+
+    arrays = *residuals, cotangent
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _images_gradient(shape, kernel, cotangent, stride, padding):
+    """The cotangent, spread by the stride, convolved with the flipped kernel.
+
+    JAX's own is the same, but the CPU backend then folds the flip into the convolution,
+    which makes it 3 to 11 times slower inside of a loop, such as a scan over rounds.
+    """
+    low = kernel.shape[0] - 1 - padding
+    high = [
+        inner + padding - stride * (outer - 1) - 1
+        for inner, outer in zip(shape[1:3], cotangent.shape[1:3], strict=True)
+    ]
+    apart = (0, 0, stride - 1)
+    cotangent = lax.pad(
+        cotangent, jnp.zeros((), cotangent.dtype), ((0, 0, 0), apart, apart, (0, 0, 0))
+    )
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return _cpu_convolution(cotangent, flipped, 1, [(low, h) for h in high])
+
+
+def _kernel_gradient(images, shape, cotangent, stride, padding):
+    """Patches of a few images and a matrix product, again and again; no worker axis."""
+    size, _, channels, features = shape
+    num, height, width, _ = cotangent.shape
+    block = max(n for n in range(1, _MAX_BLOCK + 1) if num % n == 0)
+    rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
+
+    def add_block(total, pair):
+        images, cotangent = pair
+        sides = (padding, padding)
+        images = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+        shifted = [
+            images[:, i : i + rows : stride, j : j + columns : stride]
+            for i in range(size)
+            for j in range(size)
+        ]
+        patches = jnp.concatenate(shifted, axis=-1)
+        return total + jnp.einsum("nhwp,nhwo->po", patches, cotangent), None
+
+    @custom_vmap
+    def gradient(images, cotangent):
+        blocks = jax.tree.map(
+            lambda x: x.reshape(num // block, block, *x.shape[1:]), (images, cotangent)
+        )
+        total = jnp.zeros((size * size * channels, features), cotangent.dtype)
+        return lax.scan(add_block, total, blocks)[0].reshape(shape)
+
+    @gradient.def_vmap
+    def _(axis_size, is_batched, *pair):
+        # One worker after the other: its patches stay in the cache.
+        return _in_turn(gradient, axis_size, is_batched, *pair), True
+
+    return gradient(images, cotangent)
+
+
+@jax.custom_vjp
+def max_pool(images: jax.Array) -> jax.Array:
+    """Maximum over windows of 2 x 2; an odd last row or column is left out.
+
+    The gradient goes to the first largest pixel of a window, as that of
+    `flax.linen.max_pool`, whose form is slow on a CPU.
+
+    Args:
+        images: float `[N, H, W, C]`.
+
+    Returns:
+        float `[N, H // 2, W // 2, C]`.
+
+    Examples:
+        >>> print(max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0])
+        [[ 5.  7.]
+         [13. 15.]]
+    """
+    return _windows(images).max((2, 4))
+
+
+def _windows(images):
+    num, height, width, channels = images.shape
+    images = images[:, : height // 2 * 2, : width // 2 * 2]
+    return images.reshape(num, height // 2, 2, width // 2, 2, channels)
+
+
+def _max_pool_forward(images):
+    largest = max_pool(images)
+    return largest, (images, largest)
+
+
+def _max_pool_backward(residuals, cotangent):
+    images, largest = residuals
+    num, height, width, channels = images.shape
+    windows = _windows(images)
+    place = jnp.full(largest.shape, 3, jnp.int8)  # of the first largest pixel
+    for i, j in ((1, 0), (0, 1), (0, 0)):
+        is_largest = windows[:, :, i, :, j] == largest
+        place = jnp.where(is_largest, jnp.int8(2 * i + j), place)
+    places = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    place, cotangent = (jnp.expand_dims(x, (2, 4)) for x in (place, cotangent))
+    gradient = jnp.where(place == places, cotangent, jnp.zeros_like(cotangent))
+    gradient = gradient.reshape(num, height // 2 * 2, width // 2 * 2, channels)
+    odd = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    return (jnp.pad(gradient, odd),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,0 +1,196 @@
+"""What an experiment is: one frozen, typed configuration, with JSON in and out.
+
+Names (of decoders, attacks, models, splits, ...) are strings that
+`signfd_jax.experiments.registry` looks up; options follow a colon, as in
+`federated_defense:forgetting=0.95` or `dirichlet:0.3`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+
+__all__ = ["Experiment", "fingerprint", "from_json", "to_json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run, or several that differ in their seed alone.
+
+    Attributes:
+        name: what the run is called; the first part of its folder's name.
+        dataset: the data set, a name of `signfd list`.
+        model: the model, e.g. mlp:hidden=128.
+        split: how the examples are split over the workers, e.g. iid, dirichlet:0.3.
+        decoder: the server's decoder, e.g. federated_defense:forgetting=0.95.
+        attack: what the Byzantine workers do, e.g. sign_inversion.
+        membership: who lies in which round: fixed, drawn_each_round, rotating, ...
+        flip_probability: r of stochastic_sign_flip, in [0, 1].
+        num_workers: number of workers M.
+        num_byzantine: number of Byzantine workers L, drawn by the seed.
+        byzantine_ids: the Byzantine workers by name, 0 to M - 1, instead of a number.
+        wire: ternary (a zero gradient abstains) or one_bit (every vote is +1 or -1).
+        batch_size: examples of each worker in each round.
+        learning_rate: step along the decoded sign.
+        rounds: number of rounds.
+        eval_every: rounds from one test to the next.
+        augment: crop and flip the training images at random.
+        seed: first training seed: parameters, batches, attackers.
+        seeds: number of training seeds, from `seed` on; they train side by side.
+        partition_seed: seed of the split, apart from the training seed.
+    """
+
+    name: str = "digits"
+    dataset: str = "digits"
+    model: str = "mlp:hidden=64"
+    split: str = "iid"
+    decoder: str = "correlation_defense"
+    attack: str = "sign_inversion"
+    membership: str = "fixed"
+    flip_probability: float = 0.5
+    num_workers: int = 15
+    num_byzantine: int = 0
+    byzantine_ids: tuple[int, ...] = ()
+    wire: str = "ternary"
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    rounds: int = 300
+    eval_every: int = 10
+    augment: bool = False
+    seed: int = 0
+    seeds: int = 1
+    partition_seed: int = 0
+
+    def __post_init__(self):
+        """Refuse what no run could mean; names are checked by the registry."""
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        for name in ("num_workers", "batch_size", "rounds", "eval_every", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, but is {getattr(self, name)}")
+        for name in ("seed", "partition_seed"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise ValueError(
+                    f"{name} must lie in [0, 2**31), but is {getattr(self, name)}"
+                )
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(
+                f"flip_probability must lie in [0, 1], but is {self.flip_probability}"
+            )
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(
+                f"learning_rate must be positive and finite, but is "
+                f"{self.learning_rate}"
+            )
+        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):
+            raise ValueError(
+                f"name must consist of letters, digits, '-', '_' and '.', but is "
+                f"{self.name!r}: a folder will be called so"
+            )
+        self._check_byzantine()
+
+    def _check_byzantine(self):
+        if not 0 <= self.num_byzantine <= self.num_workers:
+            raise ValueError(
+                f"num_byzantine must lie in [0, {self.num_workers}], the number of "
+                f"workers, but is {self.num_byzantine}"
+            )
+        ids = self.byzantine_ids
+        if not ids:
+            return
+        if len(set(ids)) < len(ids) or not all(0 <= i < self.num_workers for i in ids):
+            raise ValueError(
+                f"byzantine_ids must be distinct and lie in [0, {self.num_workers}), "
+                f"but are {list(ids)}"
+            )
+        object.__setattr__(self, "num_byzantine", len(ids))
+
+
+def _check_type(name, value, annotation):
+    """Refuse a value that its annotation does not allow (JSON is untyped)."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        fits = isinstance(value, tuple) and all(type(v) is arguments[0] for v in value)
+    elif origin is types.UnionType:
+        fits = isinstance(value, annotation)
+    elif annotation is float:
+        fits = type(value) in (int, float)
+    else:
+        fits = type(value) is annotation
+    if not fits:
+        kind = getattr(annotation, "__name__", str(annotation))
+        raise ValueError(f"{name} must be of type {kind}, but is {value!r}")
+
+
+def to_json(config) -> str:
+    """Write a configuration as JSON.
+
+    Args:
+        config: a dataclass of plain values, such as an `Experiment`.
+
+    Returns:
+        Indented JSON text, one key a field.
+
+    Examples:
+        >>> from_json(Experiment, to_json(Experiment(rounds=7))).rounds
+        7
+    """
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(kind, text: str):
+    """Read a configuration from JSON.
+
+    Args:
+        kind: the dataclass, such as `Experiment`.
+        text: what `to_json` wrote; fields left out keep their defaults.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        ValueError: the text is not a JSON object, or a field is unknown or has the
+            wrong type.
+
+    Examples:
+        >>> from_json(Experiment, '{"rounds": 5}').rounds
+        5
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a JSON configuration: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError("a configuration must be a JSON object of fields")
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(
+            f"unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    return kind(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+
+
+def fingerprint(config) -> str:
+    """Hash of everything in a configuration that changes its result.
+
+    The name is left out, and where files lie is not in a configuration at all.
+
+    Args:
+        config: a dataclass of plain values, such as an `Experiment`.
+
+    Returns:
+        Eight hexadecimal digits.
+
+    Examples:
+        >>> fingerprint(Experiment()) == fingerprint(Experiment(name="mine"))
+        True
+        >>> fingerprint(Experiment()) == fingerprint(Experiment(seed=1))
+        False
+    """
+    values = dataclasses.asdict(config)
+    values.pop("name", None)
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

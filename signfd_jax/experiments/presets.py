@@ -1,0 +1,73 @@
+"""Experiments with a name, each with what it takes and what it gives.
+
+`PRESETS` maps the name to the `Preset`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from signfd_jax.experiments.config import Experiment
+
+__all__ = ["PRESETS", "Preset"]
+
+
+class Preset(NamedTuple):
+    """A named experiment.
+
+    Attributes:
+        experiment: the configuration.
+        description: what it is, the time it takes on two CPU cores and the test
+            accuracy to expect.
+    """
+
+    experiment: Experiment
+    description: str
+
+
+_DIGITS = Experiment(name="digits", num_byzantine=7, rounds=500)
+_MNIST_MLP = dataclasses.replace(
+    _DIGITS,
+    name="mnist-mlp",
+    dataset="mnist",
+    model="mlp:hidden=128",
+    batch_size=64,
+    learning_rate=1e-3,
+    rounds=400,
+    eval_every=25,
+)
+_MNIST_CNN = dataclasses.replace(
+    _MNIST_MLP, name="mnist-cnn", model="mnist_cnn", num_byzantine=6, rounds=3000
+)
+_CIFAR10_RESNET56 = dataclasses.replace(
+    _MNIST_CNN,
+    name="cifar10-resnet56",
+    dataset="cifar10",
+    model="resnet:depth=56",
+    eval_every=50,
+    augment=True,
+)
+
+PRESETS: dict[str, Preset] = {
+    preset.experiment.name: preset
+    for preset in (
+        Preset(_DIGITS, "scikit-learn's digits, MLP 64-64-10, 7 of 15 liars."),
+        Preset(_MNIST_MLP, "MNIST, MLP 784-128-10, 7 of 15 liars."),
+        Preset(_MNIST_CNN, "MNIST, the paper's CNN (582,026 parameters), 6 of 15."),
+        Preset(
+            dataclasses.replace(
+                _CIFAR10_RESNET56, name="cifar10-resnet20", model="resnet:depth=20"
+            ),
+            "CIFAR-10, ResNet-20 (269,722 parameters), 6 of 15 liars.",
+        ),
+        Preset(
+            _CIFAR10_RESNET56,
+            "CIFAR-10, the paper's ResNet-56 (853,018 parameters), 6 of 15 liars.",
+        ),
+        Preset(
+            dataclasses.replace(
+                _CIFAR10_RESNET56, name="cifar100-resnet56", dataset="cifar100"
+            ),
+            "CIFAR-100, the paper's ResNet-56 (858,868 parameters), 6 of 15 liars.",
+        ),
+    )
+}

@@ -1,0 +1,228 @@
+"""The folder of a run: what is in it, and how it is written so that it is never half.
+
+A run owns `<output_dir>/<name>-<hash>/` with `config.json`, `metrics.jsonl` (a line for
+each test and seed, without timings: the same command writes the same bytes),
+`summary.json` (written last: a run that has one is finished) and its figures.
+"""
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from signfd_jax import __version__
+from signfd_jax.experiments.config import Experiment, fingerprint
+
+__all__ = [
+    "append_lines",
+    "drop_cut_line",
+    "environment",
+    "make_folder",
+    "read_lines",
+    "read_run",
+    "run_folder",
+    "write_atomically",
+]
+
+
+def run_folder(output_dir: str | Path, config: Experiment) -> Path:
+    """Where a run writes.
+
+    Args:
+        output_dir: the folder of all runs.
+        config: the experiment.
+
+    Returns:
+        `<output_dir>/<name>-<hash>`; the hash is the configuration's `fingerprint`.
+
+    Examples:
+        >>> run_folder("runs", Experiment(name="mine")).name.startswith("mine-")
+        True
+    """
+    return Path(output_dir) / f"{config.name}-{fingerprint(config)}"
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder with its parents, and see that it can be written.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The same, as a `Path`.
+
+    Raises:
+        OSError: it cannot be made or written; the text says what to do.
+
+    Examples:
+        >>> make_folder(Path(getfixture("tmp_path")) / "a" / "b").is_dir()
+        True
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write in {path} ({error.strerror}); choose another --output-dir"
+        ) from None
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file beside it, then a rename.
+
+    Args:
+        path: the file; its folder exists.
+        text: its new content.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    Examples:
+        >>> folder = Path(getfixture("tmp_path"))
+        >>> write_atomically(folder / "a.txt", "content")
+        >>> (folder / "a.txt").read_text()
+        'content'
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    r"""Append records to a file of JSON lines, and flush it.
+
+    Args:
+        path: the file; it is made where it does not exist.
+        records: mappings of plain values; a NaN or infinity is written as null.
+
+    Examples:
+        >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
+        >>> append_lines(path, [{"round": 1, "loss": math.nan}])
+        >>> path.read_text()
+        '{"round": 1, "loss": null}\n'
+    """
+    lines = [json.dumps(_finite(record)) + "\n" for record in records]
+    with path.open("a") as file:
+        file.writelines(lines)
+
+
+def _finite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def drop_cut_line(path: Path) -> None:
+    r"""Take off a last line that was cut off, so that lines can be appended again.
+
+    Args:
+        path: a file of JSON lines, which need not exist.
+
+    Examples:
+        >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
+        >>> _ = path.write_text('{"round": 1}\n{"round": ')
+        >>> drop_cut_line(path)
+        >>> path.read_text()
+        '{"round": 1}\n'
+    """
+    if path.exists():
+        text = path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_atomically(path, whole)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    r"""Read a file of JSON lines, leaving out a last line that was cut off.
+
+    Args:
+        path: the file; one that does not exist has no records.
+
+    Returns:
+        The records.
+
+    Raises:
+        ValueError: a line other than the last is not JSON.
+
+    Examples:
+        >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
+        >>> _ = path.write_text('{"round": 1}\n{"round": ')
+        >>> read_lines(path)
+        [{'round': 1}]
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{path}, line {number}, is not JSON; the file is damaged: remove "
+                "it to begin again"
+            ) from None
+    return records
+
+
+def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read what a run wrote, finished or not.
+
+    Args:
+        folder: its folder.
+
+    Returns:
+        Its configuration and its metrics, one record for each test and seed.
+
+    Raises:
+        ValueError: the folder does not hold a run.
+
+    Examples:
+        >>> folder = Path(getfixture("tmp_path"))
+        >>> write_atomically(folder / "config.json", '{"rounds": 3}')
+        >>> read_run(folder)
+        ({'rounds': 3}, [])
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: there is no config.json in it")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return config, read_lines(folder / "metrics.jsonl")
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside its configuration.
+
+    Returns:
+        Versions of Python and of the libraries, and the device.
+
+    Examples:
+        >>> sorted(environment())
+        ['device', 'versions']
+    """
+    libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
+    versions = {"python": platform.python_version(), "signfd_jax": __version__}
+    versions |= {library: metadata.version(library) for library in libraries}
+    device = jax.devices()[0]
+    return {"versions": versions, "device": f"{device.platform}: {device.device_kind}"}

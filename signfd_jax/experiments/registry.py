@@ -1,0 +1,252 @@
+"""Names: the only place where a decoder, an attack or a model becomes a string.
+
+Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SPLITS`) is a plain dict
+from a name to a factory, so that adding one is one line. A choice is written `name`,
+`name:value` or `name:option=value,option=value`: the options are the factory's own
+arguments, a lone value its first one. Arguments called like a fact of the experiment
+(`num_workers`, `decoder`, ...: see `FACTS`) are no options: they are filled in.
+"""
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from signfd_jax import attacks, models, partition
+from signfd_jax.correlation import correlation_defense
+from signfd_jax.decoding import majority_vote
+from signfd_jax.defense import federated_defense, federated_voting
+from signfd_jax.likelihood import dawid_skene
+
+__all__ = [
+    "ATTACKS",
+    "DECODERS",
+    "FACTS",
+    "MEMBERSHIPS",
+    "MODELS",
+    "SPLITS",
+    "Choice",
+    "choose",
+    "make",
+    "traced_options",
+]
+
+
+FACTS = ("decoder", "labels", "num_classes", "num_workers", "seed")
+"""What a factory may ask for by naming an argument so."""
+
+
+def _stochastic_sign_flip(
+    flip_probability: float | jax.Array = 0.5,
+) -> attacks.Attack:
+    # The flag --flip-probability stands in for an option that is not given.
+    return attacks.stochastic_sign_flip(flip_probability)
+
+
+def _mlp(num_classes: int, hidden: int = 128) -> models.MLP:
+    return models.MLP(hidden=(hidden,), num_classes=num_classes)
+
+
+DECODERS: dict[str, Callable[..., Any]] = {
+    "correlation_defense": correlation_defense,
+    "dawid_skene": dawid_skene,
+    "federated_defense": federated_defense,
+    "federated_voting": federated_voting,
+    "majority_vote": majority_vote,
+}
+
+ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
+    "none": attacks.no_attack,
+    "sign_inversion": attacks.sign_inversion,
+    "stochastic_sign_flip": _stochastic_sign_flip,
+    "random_vote": attacks.random_vote,
+    "zero": attacks.zero,
+    "gaussian": attacks.gaussian,
+    "additive_noise": attacks.additive_noise,
+    "scaling": attacks.scaling,
+    "non_finite": attacks.non_finite,
+    "label_flip": attacks.label_flip,
+    "alie": attacks.alie,
+    "sign_alie": attacks.sign_alie,
+    "ipm": attacks.ipm,
+    "min_max": attacks.min_max,
+    "min_sum": attacks.min_sum,
+    "fang": attacks.fang,
+    "mimic": attacks.mimic,
+    "majority_opposition": attacks.majority_opposition,
+    "random_collusion": attacks.random_collusion,
+    "swing": attacks.swing,
+    "budgeted_swing": attacks.budgeted_swing,
+    "sleeper": attacks.sleeper,
+    "on_off": attacks.on_off,
+    "warm_up_capture": attacks.warm_up_capture,
+    "coordinate_specialist": attacks.coordinate_specialist,
+    "near_duplicate_collusion": attacks.near_duplicate_collusion,
+    "weight_aware": attacks.weight_aware,
+    "disguised_opposition": attacks.disguised_opposition,
+    "adaptive": attacks.adaptive,
+}
+
+MEMBERSHIPS: dict[str, Callable[..., Any]] = {
+    "fixed": lambda: None,
+    "drawn_each_round": attacks.drawn_each_round,
+    "rotating": attacks.rotating,
+    "leaving": attacks.leaving,
+    "drop_out": attacks.drop_out,
+}
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "softmax_regression": models.SoftmaxRegression,
+    "mlp": _mlp,
+    "mnist_cnn": models.MnistCNN,
+    "resnet": models.ResNet,
+}
+
+SPLITS: dict[str, Callable[..., partition.Partition]] = {
+    "iid": partition.iid,
+    "dirichlet": partition.dirichlet,
+    "labels": partition.labels_per_worker,
+    "one_class": partition.one_class_per_worker,
+}
+
+
+class Choice(NamedTuple):
+    """A name of a registry with its options.
+
+    Attributes:
+        name: the name.
+        options: the options that were given, `(argument, value)` pairs sorted by
+            argument; a value is an int, float, bool, str or None.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...]
+
+
+def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> Choice:
+    """Parse a choice and check it against its registry.
+
+    Args:
+        registry: dict of factories.
+        kind: what it holds, in the singular, for the error's text.
+        text: `name`, `name:value` or `name:option=value,option=value`.
+
+    Returns:
+        A `Choice`.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a value is not a number,
+            true, false or none.
+
+    Examples:
+        >>> choose(DECODERS, "decoder", "federated_defense:forgetting=0.95")
+        Choice(name='federated_defense', options=(('forgetting', 0.95),))
+        >>> choose(SPLITS, "split", "dirichlet:0.3")
+        Choice(name='dirichlet', options=(('alpha', 0.3),))
+    """
+    name, _, rest = text.partition(":")
+    if name not in registry:
+        close = difflib.get_close_matches(name, registry, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(
+            f"unknown {kind} {name!r}{hint}; known are {', '.join(sorted(registry))}"
+        )
+    parameters = _options(registry[name])
+    accepted = list(parameters)
+    options = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = part.partition("=")
+        if not equals:
+            option, value = (accepted or ["a value"])[0], option
+        if option not in accepted:
+            raise ValueError(
+                f"{kind} {name} has no option {option!r}; "
+                f"it has {', '.join(accepted) or 'none'}"
+            )
+        options[option] = _value(part, value, parameters[option].annotation)
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(
+                f"{kind} {name} needs {option}: write {name}:{option}=..., or "
+                f"{name}:... where it is the only one"
+            )
+    return Choice(name, tuple(sorted(options.items())))
+
+
+def make(
+    registry: Mapping[str, Callable[..., Any]],
+    choice: Choice,
+    facts: Mapping[str, Any],
+) -> Any:
+    """Call the factory that a choice names.
+
+    Args:
+        registry: the dict of factories that the choice was checked against.
+        choice: what `choose` returned, or the same with other (traced) values.
+        facts: values of arguments that the choice leaves out, by name; those that the
+            factory does not have are left alone.
+
+    Returns:
+        Whatever the factory makes.
+
+    Examples:
+        >>> choice = choose(ATTACKS, "attack", "label_flip")
+        >>> make(ATTACKS, choice, {"num_classes": 10, "num_workers": 15}).entry
+        'data'
+    """
+    factory = registry[choice.name]
+    parameters = inspect.signature(factory).parameters
+    asked = {name: value for name, value in facts.items() if name in parameters}
+    return factory(**(asked | dict(choice.options)))
+
+
+def traced_options(
+    registry: Mapping[str, Callable[..., Any]], choice: Choice
+) -> dict[str, Any]:
+    """The options of a choice that may be arrays, so that one program serves all.
+
+    Args:
+        registry: the dict of factories that the choice was checked against.
+        choice: what `choose` returned.
+
+    Returns:
+        Those options whose annotation admits a `jax.Array`, by their name.
+
+    Examples:
+        >>> traced_options(ATTACKS, choose(ATTACKS, "attack", "gaussian:2.0"))
+        {'standard_deviation': 2.0}
+    """
+    parameters = _options(registry[choice.name])
+    return {
+        name: value
+        for name, value in choice.options
+        if jax.Array in typing.get_args(parameters[name].annotation)
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    }
+
+
+def _options(factory):
+    """The arguments of a factory that a user may set."""
+    flax_own = ("parent", "name")
+    parameters = inspect.signature(factory).parameters
+    return {k: v for k, v in parameters.items() if k not in (*FACTS, *flax_own)}
+
+
+def _value(part, text, annotation):
+    if annotation is str:
+        return text
+    named = {"none": None, "true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    admitted = {annotation, *typing.get_args(annotation)}
+    # A whole number where a float is wanted must not become an integer array.
+    for kind in (float,) if float in admitted and int not in admitted else (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise ValueError(f"{part!r}: {text!r} is neither a number nor true, false or none")

@@ -1,0 +1,334 @@
+"""Which worker holds which examples, and the batches that the workers draw from them.
+
+Shapes: `n` training examples, `M` workers, `P` the largest share, `B` the batch size.
+
+A partition is made once, in NumPy, from the labels and a seed of its own, so that runs
+with different training seeds see the same shares. Batches are drawn on the device, anew
+in every round. No worker is ever left without examples: where there are fewer of them
+than workers to hold them, workers share.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from signfd_jax.data import Dataset, standardise
+
+__all__ = [
+    "Partition",
+    "dirichlet",
+    "iid",
+    "labels_per_worker",
+    "one_class_per_worker",
+    "worker_batches",
+]
+
+_PADDING = 4  # of the random crop, in pixels
+
+
+class Partition(NamedTuple):
+    """The training examples of each worker.
+
+    Attributes:
+        indices: int32 `[M, P]`, positions in the training set. Row m has `sizes[m]` of
+            them; what follows repeats the first and is never drawn.
+        sizes: int32 `[M]`, at least 1.
+    """
+
+    indices: np.ndarray | jax.Array
+    sizes: np.ndarray | jax.Array
+
+
+def iid(
+    labels: np.ndarray | jax.Array, num_workers: int, *, seed: int = 0
+) -> Partition:
+    """Deal every class evenly, so that all workers see the same distribution.
+
+    The workers' counts of a class differ by one at most, and so do their sizes. A class
+    with fewer examples than there are workers is dealt again from its start until
+    every worker has one.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M, which may exceed n.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition`; the shares are disjoint if every class has at least M examples.
+
+    Raises:
+        ValueError: there are no labels or no workers.
+
+    Examples:
+        >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+        >>> print(labels[iid(labels, 2).indices])
+        [[0 0 1 1]
+         [0 0 1 1]]
+    """
+    classes = _members(labels, num_workers, np.random.default_rng(seed))
+    everyone = np.arange(num_workers)
+    return _deal(classes, [everyone] * len(classes), num_workers)
+
+
+def dirichlet(
+    labels: np.ndarray | jax.Array, num_workers: int, alpha: float, *, seed: int = 0
+) -> Partition:
+    r"""Split each class in proportions drawn from a Dirichlet distribution.
+
+    For every class, $(q_1, \dots, q_M) \sim \mathrm{Dir}(\alpha, \dots, \alpha)$ and
+    worker m gets the fraction $q_m$ of its examples. Small `alpha`: few classes a
+    worker and uneven sizes; large `alpha`: i.i.d. A worker that would be left empty
+    takes one example from the largest share.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M. If it exceeds n, the last M - n empty workers get one example
+            each that another worker has too.
+        alpha: concentration, above 0.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition` that uses every example; the shares are disjoint if M <= n.
+
+    Raises:
+        ValueError: there are no labels or no workers, or `alpha` is not positive.
+
+    Examples:
+        >>> labels = np.repeat(np.arange(10), 100)
+        >>> print(dirichlet(labels, 4, alpha=0.3).sizes.sum())
+        1000
+
+    References:
+        Hsu, Qi and Brown, [Measuring the Effects of Non-Identical Data Distribution for
+        Federated Visual Classification](https://arxiv.org/abs/1909.06335), 2019, draw
+        the mixture of each worker; proportions of each class, as here, are from
+        Yurochkin et al., [Bayesian Nonparametric Federated Learning of Neural
+        Networks](https://arxiv.org/abs/1905.12022), ICML 2019.
+    """
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(f"alpha must be positive and finite, but is {alpha}")
+    rng = np.random.default_rng(seed)
+    classes = _members(labels, num_workers, rng)
+    workers = []
+    for members in classes:
+        ends = rng.dirichlet(np.full(num_workers, alpha)).cumsum() * len(members)
+        middles = np.arange(len(members)) + 0.5
+        workers.append(np.searchsorted(ends[:-1], middles))
+    workers, examples = np.concatenate(workers), np.concatenate(classes)
+    mixed = rng.permutation(len(workers))  # so that what is given away is of any class
+    workers, examples = workers[mixed], examples[mixed]
+
+    # Position of each example in its worker's share: the highest ones are given away.
+    sizes = np.bincount(workers, minlength=num_workers)
+    order = np.argsort(workers, kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order)) - (sizes.cumsum() - sizes)[workers[order]]
+    empty = np.flatnonzero(sizes == 0)
+    given = np.argsort(-position, kind="stable")[: (position > 0).sum()][: len(empty)]
+    workers[given] = empty[: len(given)]
+    sharing = empty[len(given) :]
+    shared = rng.choice(examples, len(sharing))
+    return _padded(
+        np.append(workers, sharing), np.append(examples, shared), num_workers
+    )
+
+
+def labels_per_worker(
+    labels: np.ndarray | jax.Array, num_workers: int, num_labels: int, *, seed: int = 0
+) -> Partition:
+    """Give each worker examples of `num_labels` classes only.
+
+    Classes in random order are handed out in turn to workers in random order, so that
+    each class has equally many holders, up to one; these share it evenly.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M. If `M * num_labels` is below the number of classes, some
+            classes are held by nobody.
+        num_labels: classes a worker holds.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition`; the shares are disjoint if no class has more holders than
+        examples.
+
+    Raises:
+        ValueError: there are no labels or no workers, or `num_labels` is not between 1
+            and the number of classes.
+
+    Examples:
+        >>> labels = np.repeat(np.arange(10), 100)
+        >>> split = labels_per_worker(labels, 5, 2)
+        >>> [len(set(labels[row])) for row in split.indices]
+        [2, 2, 2, 2, 2]
+    """
+    rng = np.random.default_rng(seed)
+    classes = _members(labels, num_workers, rng)
+    if not 1 <= num_labels <= len(classes):
+        raise ValueError(
+            f"num_labels must be between 1 and the {len(classes)} classes, but is "
+            f"{num_labels}"
+        )
+    slots = np.arange(num_workers * num_labels)
+    holder = rng.permutation(num_workers)[slots // num_labels]
+    held = rng.permutation(len(classes))[slots % len(classes)]
+    holders = [holder[held == c] for c in range(len(classes))]
+    return _deal(classes, holders, num_workers)
+
+
+def one_class_per_worker(
+    labels: np.ndarray | jax.Array, num_workers: int, *, seed: int = 0
+) -> Partition:
+    """Give worker m examples of class m mod C only, C being the number of classes.
+
+    The workers of a class share it evenly. It is the hardest split there is: the
+    workers' gradients have no sign in common.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M; below C, the last classes are held by nobody.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition`; the shares are disjoint if no class has more workers than
+        examples.
+
+    Raises:
+        ValueError: there are no labels or no workers.
+
+    Examples:
+        >>> labels = np.array([0, 0, 0, 0, 1, 1])
+        >>> print(labels[one_class_per_worker(labels, 3).indices])
+        [[0 0]
+         [1 1]
+         [0 0]]
+    """
+    classes = _members(labels, num_workers, np.random.default_rng(seed))
+    workers = np.arange(num_workers)
+    holders = [workers[c :: len(classes)] for c in range(len(classes))]
+    return _deal(classes, holders, num_workers)
+
+
+def _members(labels, num_workers, rng):
+    """The examples of each class that there is, shuffled."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size:
+        raise ValueError(
+            f"labels must be [n] with n at least 1, but their shape is {labels.shape}"
+        )
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, but is {num_workers}")
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, counts = np.unique(labels, return_counts=True)
+    return np.split(order, counts.cumsum()[:-1])
+
+
+def _deal(classes, holders, num_workers):
+    """Deal each class to its holders in turn, at least one example each."""
+    workers, examples, dealt = [], [], 0
+    for members, who in zip(classes, holders, strict=True):
+        if who.size:
+            turns = np.arange(max(len(members), len(who)))
+            # Going on where the last class stopped keeps the sizes even, too.
+            workers.append(who[(dealt + turns) % len(who)])
+            examples.append(members[turns % len(members)])
+            dealt += len(turns)
+    return _padded(np.concatenate(workers), np.concatenate(examples), num_workers)
+
+
+def _padded(workers, examples, num_workers):
+    """The partition in which worker `workers[i]` holds example `examples[i]`."""
+    examples = examples[np.argsort(workers, kind="stable")]
+    sizes = np.bincount(workers, minlength=num_workers)
+    columns = np.arange(sizes.max())
+    columns = np.where(columns < sizes[:, None], columns, 0)
+    starts = (sizes.cumsum() - sizes)[:, None]
+    return Partition(
+        examples[starts + columns].astype(np.int32), sizes.astype(np.int32)
+    )
+
+
+def worker_batches(
+    dataset: Dataset, partition: Partition, batch_size: int, *, augment: bool = False
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Build the function that draws one batch for every worker.
+
+    Each worker draws uniformly, with replacement, from its own share. Everything
+    happens on the device, from one copy of the data in uint8: put the function in a
+    scan over rounds, or vmap it over keys.
+
+    Args:
+        dataset: its training examples; may be traced.
+        partition: which of them each worker holds; may be traced.
+        batch_size: B, examples a worker draws.
+        augment: crop each image at random after padding it by 4 zero pixels on each
+            side, and flip every other one from left to right (for CIFAR).
+
+    Returns:
+        `sample_batch(key) -> (inputs, labels)`, float32 `[M, B, ...]`, standardised,
+        and int32 `[M, B]`; the key is consumed. It is a pytree, a
+        `jax.tree_util.Partial`: pass it to a jitted function as an argument, and the
+        data are not compiled into the program.
+
+    Raises:
+        ValueError: `batch_size` is below 1, or the partition is that of another data
+            set.
+
+    Examples:
+        >>> from signfd_jax.data import load
+        >>> digits = load("digits")
+        >>> split = iid(digits.train_labels, num_workers=15)
+        >>> sample_batch = worker_batches(digits, split, batch_size=4)
+        >>> inputs, labels = jax.jit(sample_batch)(jax.random.key(0))
+        >>> inputs.shape, labels.shape
+        ((15, 4, 8, 8, 1), (15, 4))
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    num = dataset.train_labels.shape[0]
+    if isinstance(partition.indices, np.ndarray) and partition.indices.max() >= num:
+        raise ValueError(
+            f"the partition holds example {partition.indices.max()}, but {dataset.name}"
+            f" has {num} training examples: make the partition from its labels"
+        )
+    dataset = dataclasses.replace(
+        dataset,
+        test_inputs=dataset.test_inputs[:0],
+        test_labels=dataset.test_labels[:0],
+    )
+    draw = functools.partial(_draw, batch_size, augment)
+    return jax.tree_util.Partial(draw, *jax.tree.map(jnp.asarray, (dataset, partition)))
+
+
+def _draw(batch_size, augment, dataset, partition, key):
+    key, augment_key = jax.random.split(key)
+    sizes = jnp.expand_dims(partition.sizes, 1)
+    places = jax.random.randint(key, (sizes.shape[0], batch_size), 0, sizes)
+    examples = jnp.take_along_axis(partition.indices, places, axis=1)
+    inputs = dataset.train_inputs[examples]
+    if augment:
+        inputs = _augmented(augment_key, inputs)
+    return standardise(inputs, dataset), dataset.train_labels[examples]
+
+
+def _augmented(key, images):
+    """Random crop and flip of images `[M, B, height, width, channels]`."""
+
+    def crop_and_flip(image, corner, flip):
+        padded = jnp.pad(image, ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)))
+        image = lax.dynamic_slice(padded, (*corner, jnp.int32(0)), image.shape)
+        return jnp.where(flip, image[:, ::-1], image)
+
+    corner_key, flip_key = jax.random.split(key)
+    shape = images.shape[:2]
+    corners = jax.random.randint(corner_key, (*shape, 2), 0, 2 * _PADDING + 1)
+    flips = jax.random.bernoulli(flip_key, shape=shape)
+    return jax.vmap(jax.vmap(crop_and_flip))(images, corners, flips)

@@ -1,0 +1,210 @@
+"""Records as figures. This is the only module that imports matplotlib.
+
+Shapes: `S` seeds, `T` tests, `M` workers.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from signfd_jax.experiments.records import read_lines, read_run
+from signfd_jax.experiments.tables import pivot
+
+__all__ = ["accuracy_figure", "draw", "grid_figure", "weights_figure"]
+
+
+def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Test accuracy of one or several runs, against the round.
+
+    Args:
+        runs: label of a run to its metrics, one record for each test and seed.
+
+    Returns:
+        A figure: a line for the mean over seeds, a band from the lowest to the highest.
+
+    Examples:
+        >>> metrics = [{"round": 1, "test_accuracy": 0.5, "seed": 0}]
+        >>> accuracy_figure({"mine": metrics}).axes[0].get_ylabel()
+        'test accuracy'
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, metrics in runs.items():
+        by_round: dict[int, list[float]] = {}
+        for record in metrics:
+            by_round.setdefault(record["round"], []).append(record["test_accuracy"])
+        _curve(axes, label, list(by_round), list(by_round.values()))
+    _finish(axes, len(runs) > 1)
+    return figure
+
+
+def _curve(axes: Axes, label, rounds, accuracies):
+    """One line; `accuracies` has a row of seeds for each round."""
+    (line,) = axes.plot(rounds, [statistics.fmean(a) for a in accuracies], label=label)
+    low, high = map(min, accuracies), map(max, accuracies)
+    axes.fill_between(rounds, list(low), list(high), color=line.get_color(), alpha=0.2)
+
+
+def _finish(axes, legend):
+    axes.set(xlabel="round", ylabel="test accuracy")
+    axes.grid(alpha=0.3)
+    if legend:
+        axes.legend(fontsize="small", loc="best")
+
+
+def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Weight of each worker's vote against the round, for the first seed.
+
+    Args:
+        metrics: of one run, one record for each test and seed.
+
+    Returns:
+        A figure with a line for each worker, dashed where it is Byzantine.
+
+    Examples:
+        >>> metrics = [
+        ...     {"round": 1, "seed": 0, "weights": [1.0, -0.5], "byzantine": [1]}
+        ... ]
+        >>> figure = weights_figure(metrics)
+        >>> [line.get_linestyle() for line in figure.axes[0].lines]
+        ['-', '--', '-']
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    first = [record for record in metrics if record["seed"] == metrics[0]["seed"]]
+    rounds = [record["round"] for record in first]
+    labelled = set()
+    for worker in range(len(first[0]["weights"])):
+        lies = worker in first[0]["byzantine"]
+        label = "Byzantine" if lies else "honest"
+        axes.plot(
+            rounds,
+            [record["weights"][worker] for record in first],
+            linestyle="--" if lies else "-",
+            color="tab:red" if lies else "tab:blue",
+            label=None if label in labelled else label,
+        )
+        labelled.add(label)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(xlabel="round", ylabel="weight of the vote (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Heat map of a grid: rows are the attackers, columns decoders, a map a setting.
+
+    Where there is one setting, the learning curves of all decoders against the
+    attackers that cost the most stand beside it.
+
+    Args:
+        records: what `compare.run_grid` returned.
+
+    Returns:
+        A figure; each cell shows the mean test accuracy over seeds.
+
+    Examples:
+        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
+        >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
+        >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
+        >>> record |= {"rounds": [1, 2], "accuracies": [[0.1, 0.5], [0.2, 0.7]]}
+        >>> [axes.get_title() for axes in grid_figure([record]).axes[:2]]
+        ['iid, batch 4: 6 gaussian', 'test accuracy']
+    """
+    table = pivot(records)
+    with_curves = len(table.settings) == 1
+    panels = len(table.settings) + with_curves
+    width = 1.5 + 1.1 * len(table.decoders)
+    height = 1.8 + 0.32 * len(table.attackers)
+    figure = Figure(
+        figsize=(2.2 + panels * max(width, 4.5 * with_curves), max(height, 3.6)),
+        layout="constrained",
+    )
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    if with_curves:
+        _worst_curves(axes.pop(0), records, table)
+    for axis, name in zip(axes, table.settings, strict=True):
+        image = _heat_map(axis, table, name)
+        axis.set_title("test accuracy" if with_curves else name)
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+def _heat_map(axes, table, setting):
+    values = [
+        [
+            statistics.fmean(table.accuracies.get((setting, a, d), [math.nan]))
+            for d in table.decoders
+        ]
+        for a in table.attackers
+    ]
+    image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(table.decoders)), table.decoders, rotation=20, ha="right")
+    axes.set_yticks(range(len(table.attackers)), table.attackers)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if not math.isnan(value):
+                colour = "black" if value > 0.6 else "white"
+                text = f"{value:.3f}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, size=8)
+    return image
+
+
+def _worst_curves(axes, records, table):
+    """Curves of every decoder under the attackers of the lowest accuracy."""
+    (name,) = table.settings
+    _, attackers = min(table.worst(name, decoder) for decoder in table.decoders)
+    axes.set_title(f"{name}: {attackers}")
+    for record in records:
+        decoder = record["config"]["decoder"]
+        if pivot([record]).attackers == [attackers]:
+            by_round = list(zip(*record["accuracies"], strict=True))
+            _curve(axes, decoder, record["rounds"], by_round)
+    _finish(axes, legend=True)
+
+
+def draw(folder: str | Path) -> list[Path]:
+    r"""Draw what a run or a grid wrote, finished or not, into its own folder.
+
+    Args:
+        folder: the folder of a run (`accuracy.png` and `weights.png` are drawn) or of a
+            grid (`comparison.png`).
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the folder holds neither, or nothing to draw yet.
+
+    Examples:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "config.json").write_text("{}")
+        >>> _ = (folder / "metrics.jsonl").write_text(
+        ...     '{"round": 1, "seed": 0, "test_accuracy": 0.5, "weights": [1.0], '
+        ...     '"byzantine": []}\n'
+        ... )
+        >>> [path.name for path in draw(folder)]
+        ['accuracy.png', 'weights.png']
+    """
+    folder = Path(folder)
+    if (folder / "cells.jsonl").exists():
+        figures = {"comparison.png": grid_figure(read_lines(folder / "cells.jsonl"))}
+    else:
+        _, metrics = read_run(folder)
+        if not metrics:
+            raise ValueError(f"{folder} has no metrics yet: nothing to draw")
+        figures = {
+            "accuracy.png": accuracy_figure({folder.name: metrics}),
+            "weights.png": weights_figure(metrics),
+        }
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+    return [folder / name for name in figures]
