@@ -1,0 +1,286 @@
+"""Every decoder against every attack, on i.i.d. and on very unlike data.
+
+MNIST, MLP 784-128-10, 15 workers, learning rate 1e-3, 300 rounds, 3 seeds. Runs that
+are compared share their keys, so differences are paired: "worse by more than x" means
+that the mean paired difference is below -x less two standard errors.
+
+    python -m benchmarks.robustness --folder runs/robustness
+    python -m benchmarks.robustness --folder runs/one-bit --wire one_bit \
+        --settings iid/64 iid/4 --decoders correlation_defense majority_vote
+
+Each decoder has its own folder of cells, so several processes can share the work
+(`--decoders`), and a grid that was stopped goes on. `--report` runs nothing: it writes
+the table of what is there (`--json`, `--figure`).
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from signfd_jax import plots
+from signfd_jax.experiments import records
+from signfd_jax.experiments.compare import run_grid
+from signfd_jax.experiments.config import Experiment, fingerprint
+
+DEFAULT = "correlation_defense"
+BASELINE = "majority_vote"
+DECODERS = (DEFAULT, BASELINE, "federated_defense")
+SETTINGS = ("iid/64", "iid/4", "dirichlet:1.0/64", "dirichlet:0.3/64", "one_class/64")
+
+# Every attack of the catalogue by its name in the registry; a membership that is not
+# fixed stands behind an @ and is met with sign inversion.
+ATTACKS = (
+    "sign_inversion",
+    "stochastic_sign_flip",
+    "gaussian",
+    "label_flip",
+    "alie",
+    "sign_alie:0.5",
+    "ipm",
+    "min_max",
+    "min_sum",
+    "mimic",
+    "fang",
+    "majority_opposition",
+    "random_collusion",
+    "swing",
+    "budgeted_swing:0.3",
+    "sleeper",
+    "on_off",
+    "warm_up_capture",
+    "coordinate_specialist",
+    "near_duplicate_collusion",
+    "weight_aware",
+    "adaptive",
+    "sign_inversion@drawn_each_round",
+    "sign_inversion@rotating",
+    "sign_inversion@leaving",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run, and what to write."""
+
+    folder: Path = Path("runs/robustness")
+    """Where the cells lie."""
+    decoders: tuple[str, ...] = DECODERS
+    """Decoders to run, in this order."""
+    settings: tuple[str, ...] = SETTINGS
+    """Splits with batch sizes."""
+    attacks: tuple[str, ...] = ATTACKS
+    """Attacks to run."""
+    num_byzantine: tuple[int, ...] = (6, 7)
+    """Numbers of attackers, of 15 workers; none is always run."""
+    wire: str = "ternary"
+    """ternary, or one_bit."""
+    seeds: int = 3
+    """Paired training seeds."""
+    data_dir: Path | None = None
+    """Folder of the data sets; default: the variable SIGNFD_DATA."""
+    report: bool = False
+    """Run nothing; report on the cells that are there."""
+    json: Path | None = None
+    """Write the table here."""
+    figure: Path | None = None
+    """Draw the heat map here."""
+
+
+def cell(options: Options, decoder: str, setting: str, attack: str, num: int):
+    """The experiment of one cell.
+
+    Args:
+        options: what is run.
+        decoder: its name.
+        setting: `split/batch size`.
+        attack: `attack` or `attack@membership`.
+        num: number of Byzantine workers.
+
+    Returns:
+        An `Experiment`.
+    """
+    split, _, batch_size = setting.rpartition("/")
+    attack, _, membership = attack.partition("@")
+    return Experiment(
+        name="robustness",
+        dataset="mnist",
+        model="mlp:hidden=128",
+        split=split,
+        decoder=decoder,
+        attack=attack if num else "none",
+        membership=(membership or "fixed") if num else "fixed",
+        num_byzantine=num,
+        wire=options.wire,
+        batch_size=int(batch_size),
+        learning_rate=1e-3,
+        rounds=300,
+        eval_every=300,
+        seeds=options.seeds,
+    )
+
+
+def grid(options: Options) -> dict[tuple[str, str, str, int], Experiment]:
+    """All cells by (setting, decoder, attack, number of attackers)."""
+    found = {}
+    for setting in options.settings:
+        for decoder in options.decoders:
+            found[setting, decoder, "none", 0] = cell(
+                options, decoder, setting, "none", 0
+            )
+            for attack in options.attacks:
+                for num in options.num_byzantine:
+                    found[setting, decoder, attack, num] = cell(
+                        options, decoder, setting, attack, num
+                    )
+    return found
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean paired difference and its standard error.
+
+    Args:
+        ours: an accuracy of each seed.
+        theirs: the same seeds' other accuracy.
+
+    Returns:
+        Mean of `ours - theirs`, and its standard error (0 for one seed).
+    """
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    return statistics.fmean(differences), spread / math.sqrt(len(differences))
+
+
+def worse(ours: Sequence[float], theirs: Sequence[float], by: float) -> bool:
+    """Whether ours is worse by more than `by`, two standard errors allowed for."""
+    mean, error = paired(ours, theirs)
+    return mean < -by - 2 * error
+
+
+def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[str, Any]:
+    """Hold the default against the two promises, cell by cell.
+
+    Args:
+        table: accuracies of the seeds by (setting, decoder, attack, attackers).
+
+    Returns:
+        The cells in which the default is worse than majority vote by more than .01
+        (or, unattacked, than the attack-free accuracy), and the i.i.d. cells in which
+        it is not within .02 (fewer than 7 attackers) or .04 (7) of the attack-free.
+    """
+    below_vote, off_target, judged = [], [], 0
+    for (setting, decoder, attack, num), ours in table.items():
+        if decoder != DEFAULT:
+            continue
+        free = table.get((setting, BASELINE, "none", 0))
+        vote = table.get((setting, BASELINE, attack, num))
+        entry = {"setting": setting, "attack": attack, "num_byzantine": num}
+        if vote is not None:
+            judged += 1
+            if worse(ours, vote, 0.01):
+                mean, error = paired(ours, vote)
+                below_vote.append(entry | {"difference": mean, "error": error})
+        target = 0.02 if num < 7 else 0.04
+        if free is not None and setting.startswith("iid") and worse(ours, free, target):
+            mean, error = paired(ours, free)
+            off_target.append(entry | {"difference": mean, "error": error})
+    return {
+        "cells_judged": judged,
+        "worse_than_majority_vote": below_vote,
+        "iid_off_target": off_target,
+    }
+
+
+def collect(options: Options) -> list[dict[str, Any]]:
+    """Read the cells that are there, one record each."""
+    found = []
+    for (setting, decoder, attack, num), experiment in grid(options).items():
+        lines = _lines(options.folder / decoder.partition(":")[0] / "cells.jsonl")
+        if (record := lines.get(fingerprint(experiment))) is None:
+            continue
+        found.append(
+            {
+                "setting": setting,
+                "decoder": decoder,
+                "attack": attack,
+                "num_byzantine": num,
+                "accuracy": statistics.fmean(record["test_accuracy"]),
+                "accuracies": record["test_accuracy"],
+                "sign_error": statistics.fmean(record["sign_error"]),
+                "record": record,
+            }
+        )
+    return found
+
+
+_cache: dict[Path, dict[str, Any]] = {}
+
+
+def _lines(path):
+    if path not in _cache:
+        lines = records.read_lines(path) if path.exists() else []
+        _cache[path] = {line["cell"]: line for line in lines}
+    return _cache[path]
+
+
+def report(options: Options) -> dict[str, Any]:
+    """Print the table and write what was asked for."""
+    found = collect(options)
+    table = {
+        (r["setting"], r["decoder"], r["attack"], r["num_byzantine"]): r["accuracies"]
+        for r in found
+    }
+    for setting in options.settings:
+        print(f"\n{setting}")
+        print(f"  {'attack':34s}L  " + "  ".join(f"{d:>19s}" for d in options.decoders))
+        for attack in ("none", *options.attacks):
+            for num in (0,) if attack == "none" else options.num_byzantine:
+                row = [table.get((setting, d, attack, num)) for d in options.decoders]
+                if any(row):
+                    cells = [_entry(values) for values in row]
+                    print(f"  {attack:34s}{num}  " + "  ".join(cells))
+    verdict = judge(table)
+    print(json.dumps(verdict, indent=1))
+    result = {
+        "about": (__doc__ or "").split("\n\n")[1],
+        "wire": options.wire,
+        "cells_expected": len(grid(options)),
+        "cells": [{k: v for k, v in r.items() if k != "record"} for r in found],
+        "verdict": verdict,
+        "environment": records.environment(),
+    }
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        records.write_atomically(options.json, json.dumps(result, indent=1) + "\n")
+    if options.figure is not None:
+        figure = plots.grid_figure([r["record"] for r in found])
+        figure.savefig(options.figure, dpi=110)
+    return result
+
+
+def _entry(values):
+    if values is None:
+        return f"{'':>19s}"
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    error = spread / math.sqrt(len(values))
+    return f"{statistics.fmean(values):>12.3f} ±{error:.3f}"
+
+
+def main() -> None:
+    """Run what is missing, then report."""
+    options = tyro.cli(Options, description=__doc__)
+    if not options.report:
+        for decoder in options.decoders:
+            chosen = dataclasses.replace(options, decoders=(decoder,))
+            folder = options.folder / decoder.partition(":")[0]
+            run_grid(grid(chosen).values(), folder, data_dir=options.data_dir)
+    report(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""How every test runs: strict dtypes and ranks, eight CPU devices, no hidden caches."""
+
+import os
+
+# For the subprocesses that tests start; and for this one, if JAX is not yet imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Most tests run each program once: compiling it quickly saves half of their time. What
+# users get is compiled with `XLA_FLAGS=` in the environment.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# A test must not pass because of what an earlier version of the code compiled to.
+jax.config.update("jax_enable_compilation_cache", False)
+
+hypothesis.settings.register_profile(
+    "signfd_jax",
+    deadline=None,  # the first example compiles
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("signfd_jax")
+
+
+@pytest.fixture
+def key():
+    """A JAX key, the same in every run."""
+    return jax.random.key(0)

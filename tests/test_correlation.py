@@ -1,0 +1,239 @@
+"""Correlation defense: accurate from round 0 on, and blind to sign inversion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import signfd_jax as sfd
+from signfd_jax import correlation
+
+SIZE = 10_000
+DECODER = sfd.correlation_defense()
+decode = jax.jit(DECODER.decode)
+
+
+def channel_votes(seed, crossover, rounds, size=SIZE, abstain=0.0):
+    """Votes `[T, M, size]` of workers that err independently, and the true signs."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(np.array([-1, 1], np.int8), (rounds, size))
+    shape = (rounds, len(crossover), size)
+    wrong = rng.random(shape, np.float32) < np.float32(crossover)[:, None]
+    votes = np.where(wrong, -truth[:, None], truth[:, None])
+    return votes * (rng.random(shape, np.float32) >= abstain).astype(np.int8), truth
+
+
+def play(votes, decoder=DECODER, decode=decode, state=None):
+    """Decode round after round: signs `[T, N]`, weights and crossovers `[T, M]`."""
+    if state is None:
+        state = decoder.init(votes.shape[1], jnp.zeros(votes.shape[2:]))
+    signs, weights, crossovers = [], [], []
+    for vote in votes:
+        decoded, state, info = decode(state, jnp.asarray(vote))
+        signs.append(np.asarray(decoded))
+        weights.append(np.asarray(info.weights))
+        crossovers.append(np.asarray(info.crossover))
+    return np.array(signs), np.array(weights), np.array(crossovers), state
+
+
+def naive_pair_counts(votes):
+    num_workers = len(votes)
+    balance, pairs = np.zeros((2, num_workers, num_workers))
+    for j in range(num_workers):
+        for k in range(num_workers):
+            for one, other in zip(votes[j], votes[k], strict=True):
+                balance[j, k] += int(one) * int(other)
+                pairs[j, k] += one != 0 and other != 0
+    return balance, pairs
+
+
+def test_pair_counts_are_what_a_loop_counts():
+    rng = np.random.default_rng(0)
+    flat = rng.integers(-1, 2, (5, 60)).astype(np.int8)
+    tree = {"b": jnp.asarray(flat[:, 0]), "w": jnp.asarray(flat[:, 1:].reshape(5, -1))}
+    expected = naive_pair_counts(flat)
+    for limit in (None, 60, 1000):
+        counts = correlation.pair_counts(jax.random.key(0), tree, limit)
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_sampled_pair_counts_estimate_the_correlations():
+    """2,000 of 40,000 coordinates: a correlation has a standard error of at most
+    1/sqrt(1000) (half of the pairs abstain); 6 of them, 36 pairs: probability 1e-7.
+    """
+    votes, _ = channel_votes(0, [0.1, 0.2, 0.3, 0.4, 0.8, 0.9], 1, 40_000, 0.3)
+    tree = {"v": jnp.asarray(votes[0, :, :400]), "w": jnp.asarray(votes[0, :, 400:])}
+    sample = jax.jit(correlation.pair_counts, static_argnums=2)
+    whole = sample(jax.random.key(0), tree, None)
+    seen = set()
+    for seed in range(3):
+        balance, pairs = sample(jax.random.key(seed), tree, 2_000)
+        assert pairs[0, 0] <= 2_000 and pairs[0, 0] > 1_200
+        error = balance / pairs - whole[0] / whole[1]
+        np.testing.assert_allclose(error, np.zeros((6, 6)), atol=6 / np.sqrt(900))
+        seen.add(float(balance[0, 1]))
+    assert len(seen) > 1  # Another key, another sample.
+
+
+def test_first_round_knows_the_crossover_probabilities():
+    """Fifteen workers of p from .1 to .9. An estimate of v = 1 - 2p rests on 14 pairs
+    of standard error .01 and a typical v of .5, so that its own is .006; 6 of them,
+    and .04 for the ratio of v to its mean that the rank-one fit leaves out.
+    """
+    crossover = np.linspace(0.1, 0.45, 15)
+    crossover[[1, 4, 7, 10]] = 1 - crossover[[1, 4, 7, 10]]
+    votes, truth = channel_votes(1, crossover, 1)
+    signs, weights, estimates, _ = play(votes)
+    np.testing.assert_allclose(estimates[0], crossover, atol=0.5 * (6 * 0.006 + 0.04))
+    np.testing.assert_array_equal(np.sign(weights[0]), np.sign(0.5 - crossover))
+    llr = np.log(1 / crossover - 1)
+    ideal = np.mean(np.sign(llr @ votes[0]) != truth[0])
+    # The cap at the median costs something where workers differ so much.
+    assert ideal < np.mean(signs[0] != truth[0]) < ideal + 0.02
+
+
+@pytest.mark.parametrize("abstain", [0.0, 0.5])
+def test_sign_inversion_changes_next_to_nothing_from_the_first_round_on(abstain):
+    """In lockstep, L = 0, 3, 6 and 7 inverters give the same decoded signs."""
+    votes, _ = channel_votes(2, [0.3] * 15, 6, abstain=abstain)
+    honest, honest_weights, _, _ = play(votes)
+    for num_byzantine in (3, 6, 7):
+        inverted = votes.copy()
+        inverted[:, :num_byzantine] *= -1
+        signs, weights, _, _ = play(inverted)
+        assert np.max(np.mean(signs != honest, axis=1)) <= 1e-4
+        flips = np.where(np.arange(15) < num_byzantine, -1, 1)
+        np.testing.assert_allclose(weights, flips * honest_weights, atol=1e-4)
+
+
+def test_state_is_the_decayed_counts_and_nothing_per_coordinate():
+    decoder = sfd.correlation_defense(forgetting=0.9)
+    votes, _ = channel_votes(3, [0.2, 0.3, 0.4, 0.6], 5, size=200, abstain=0.2)
+    *_, state = play(votes, decoder, jax.jit(decoder.decode))
+    counts = [naive_pair_counts(vote) for vote in votes]
+    decay = 0.9 ** np.arange(4, -1, -1)
+    expected = np.tensordot(decay, np.array(counts), axes=1)
+    np.testing.assert_allclose(state.cd_balance, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(state.cd_pairs, expected[1], rtol=1e-5)
+    np.testing.assert_allclose(state.cd_rounds, [decay.sum(), (decay**2).sum()], 1e-5)
+    params = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    sizes = [leaf.size for leaf in jax.tree.leaves(decoder.init(4, params))]
+    assert max(sizes) == 16
+
+
+def test_a_turncoat_is_found_out_as_fast_as_the_past_is_forgotten():
+    """With .9, ten inverted rounds weigh more than all that came before: 1 - .9^10."""
+    votes, truth = channel_votes(4, [0.3] * 9, 40, size=2_000)
+    votes[20:, :3] *= -1
+    decoder = sfd.correlation_defense(forgetting=0.9)
+    signs, weights, _, _ = play(votes, decoder, jax.jit(decoder.decode))
+    assert np.all(weights[19, :3] > 0)
+    assert np.all(weights[30:, :3] < 0)
+    assert np.all(weights[:, 3:] > 0)
+    # The nine err with .0988 when weighted rightly; 5 standard errors of 18,000 signs.
+    assert abs(np.mean(signs[31:] != truth[31:]) - 0.0988) < 5 * 0.0022
+
+
+def test_votes_without_a_common_sign_are_a_majority_vote():
+    votes = np.random.default_rng(5).choice(np.int8([-1, 1]), (4, 15, SIZE))
+    signs, weights, _, _ = play(votes)
+    np.testing.assert_array_equal(weights, np.ones((4, 15)))
+    np.testing.assert_array_equal(signs, np.sign(votes.sum(axis=1)))
+
+
+def test_three_camps_without_a_majority_are_a_majority_vote():
+    camps = [channel_votes(seed, [0.3] * 5, 3)[0] for seed in range(3)]
+    votes = np.concatenate(camps, axis=1)
+    signs, weights, _, _ = play(votes)
+    np.testing.assert_array_equal(weights, np.ones((3, 15)))
+    np.testing.assert_array_equal(signs, np.sign(votes.sum(axis=1)))
+
+
+def test_the_larger_of_two_camps_is_right():
+    """Eight workers that agree, and seven that agree about something else."""
+    larger, _ = channel_votes(6, [0.3] * 8, 3)
+    smaller, _ = channel_votes(7, [0.3] * 7, 3)
+    _, weights, _, _ = play(np.concatenate([larger, smaller], axis=1))
+    assert np.all(weights[:, :8] > 0.7)
+    assert np.all(np.abs(weights[:, 8:]) < 0.1)
+
+
+def test_identical_colluders_share_one_vote():
+    """Six workers that send one random vector weigh no more than one of the others."""
+    votes, truth = channel_votes(8, [0.3] * 15, 3)
+    votes[:, :6] = np.random.default_rng(9).choice(np.int8([-1, 1]), (3, 1, SIZE))
+    signs, weights, _, _ = play(votes)
+    assert np.all(np.abs(weights[:, :6]).sum(axis=1) <= weights[:, 6:].min(axis=1))
+    # Nine workers of p = .3 err with .0988; one random vote more costs below .01.
+    assert np.mean(signs != truth) < 0.0988 + 0.01 + 5 * 0.0017
+
+
+def test_more_than_sample_above_workers_are_decoded_from_a_sample():
+    """A hundred workers, 45 inverting, 500 of 20,000 coordinates: the signs of weights
+    rest on 99 pairs of standard error .045, 16 below the typical product of .16.
+    """
+    crossover = np.where(np.arange(100) < 45, 0.7, 0.3)
+    votes, truth = channel_votes(10, crossover, 2, 20_000)
+    decoder = sfd.correlation_defense(sample_above=64, max_coordinates=500)
+    signs, weights, _, state = play(votes, decoder, jax.jit(decoder.decode))
+    assert float(state.cd_pairs.max()) <= 2 * 500
+    assert np.all(np.sign(weights) == np.sign(0.5 - crossover))
+    assert np.mean(signs != truth) < 1e-3  # Exactly: 2e-5.
+    again, *_ = play(votes, decoder, jax.jit(decoder.decode))
+    np.testing.assert_array_equal(again, signs)
+    other = sfd.correlation_defense(sample_above=64, max_coordinates=500, seed=1)
+    *_, elsewhere = play(votes, other, jax.jit(other.decode))
+    assert np.any(elsewhere.cd_balance != state.cd_balance)
+
+
+def test_coordinates_split_over_devices_equal_the_whole():
+    mesh = jax.make_mesh((4,), ("slice",), axis_types=(AxisType.Auto,))
+    votes, _ = channel_votes(11, [0.1, 0.2, 0.3, 0.4, 0.8], 4, size=400, abstain=0.2)
+    by_slice, replicated = P(None, "slice"), P()
+    split = jax.jit(
+        jax.shard_map(
+            lambda state, votes: DECODER.decode(state, votes, axis_name="slice"),
+            mesh=mesh,
+            in_specs=(replicated, by_slice),
+            out_specs=(P("slice"), replicated, replicated),
+        )
+    )
+    signs, weights, _, state = play(votes)
+    slices, split_weights, _, split_state = play(votes, decode=split)
+    np.testing.assert_array_equal(slices, signs)
+    np.testing.assert_array_equal(split_state.cd_balance, state.cd_balance)
+    np.testing.assert_array_equal(split_state.cd_pairs, state.cd_pairs)
+    np.testing.assert_allclose(split_weights, weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_worker_long_gone_counts_no_longer():
+    """Its decayed counts never reach zero, but less than one vote is no vote."""
+    votes, _ = channel_votes(12, [0.3] * 6, 3, size=500)
+    decoder = sfd.correlation_defense(forgetting=0.1)
+    step = jax.jit(decoder.decode)
+    *_, state = play(votes, decoder, step)
+    left = np.repeat(votes[:1], 8, axis=0)
+    left[:, 5] = 0
+    _, weights, _, state = play(left, decoder, step, state)
+    assert 0 < float(state.cd_pairs[5, 5]) < 1
+    alone = sfd.correlation_defense(forgetting=0.1)
+    *_, fresh = play(votes[:, :5], alone, jax.jit(alone.decode))
+    _, expected, _, _ = play(left[:, :5], alone, jax.jit(alone.decode), fresh)
+    np.testing.assert_allclose(weights[-1, :5], expected[-1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(max_llr=0.0), "max_llr must lie"),
+        (dict(forgetting=0.0), "forgetting must lie"),
+        (dict(forgetting=1.5), "forgetting must lie"),
+        (dict(sample_above=0), "sample_above must lie"),
+        (dict(max_coordinates=0), "max_coordinates must lie"),
+    ],
+)
+def test_arguments_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        sfd.correlation_defense(**options)

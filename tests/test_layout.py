@@ -1,0 +1,178 @@
+"""The house plan: which module may import which, and what a bare import must not."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "signfd_jax"
+
+# Each module, lowest first, and those it may import: only rows above its own. A package
+# is one module here, whose files may import each other; `package.file` opens one file.
+SIGN_MODULES = {
+    "signs",
+    "decoding",
+    "counting",
+    "reference",
+    "defense",
+    "structure",
+    "correlation",
+    "likelihood",
+}
+ARROWS = {
+    "signs": set(),
+    "decoding": {"signs"},
+    "counting": {"decoding"},
+    "reference": {"decoding"},
+    "defense": {"decoding", "counting", "reference"},
+    "structure": set(),
+    "correlation": {"decoding", "structure"},
+    "likelihood": {"decoding", "counting"},
+    "aggregators": set(),
+    "attacks": {"signs"},
+    "theory": set(),
+    "data": set(),
+    "partition": {"data"},
+    "convolution": set(),
+    "models": {"convolution"},
+    "transform": SIGN_MODULES,
+    "transform_rules": {"aggregators", "transform"},
+    "simulate": {"signs", "decoding", "attacks"},
+    "distributed": SIGN_MODULES,
+    "experiments": SIGN_MODULES
+    | {"aggregators", "attacks", "theory", "data", "partition", "models"}
+    | {"transform", "transform_rules", "simulate", "distributed"},
+    "plots": {"experiments.records", "experiments.tables"},
+    "cli": {"data", "experiments", "plots"},
+}
+
+# What every module may import from outside (pyproject's dependencies) ...
+CORE = {"jax", "jaxlib", "jaxtyping", "numpy", "optax"}
+# ... and where the extra `experiments` may be used.
+EXTRA = {
+    "data": {"pooch", "sklearn"},
+    "models": {"flax"},
+    "experiments": {"flax", "orbax", "tqdm", "tyro"},
+    "plots": {"matplotlib"},
+    "cli": {"tqdm", "tyro"},
+}
+
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def imported(source, package):
+    """Dotted names that the source of a module in `package` imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # `from .x import y`: one dot is this package
+                parents = package.split(".")[: -(node.level - 1) or None]
+                base = ".".join([*parents, base] if base else parents)
+            if base == PACKAGE:  # `from signfd_jax import signs`
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+            else:
+                yield base
+
+
+def forbidden(path, root=ROOT):
+    """What the file imports against the tables, as sentences."""
+    parts = path.relative_to(root).with_suffix("").parts
+    module = parts[1]
+    if module == "__init__":
+        return []  # the bare import is tested by what it loads, below
+    if module not in ARROWS:
+        return [f"{module} has no row in ARROWS"]
+    wrong = []
+    for name in imported(path.read_text(), ".".join(parts[:-1])):
+        head, _, rest = name.partition(".")
+        if name == f"{PACKAGE}.__version__":
+            continue
+        if head == PACKAGE:
+            allowed = ARROWS[module] | {module}
+            if not any(f"{rest}.".startswith(f"{target}.") for target in allowed):
+                wrong.append(f"{module} may not import {name}")
+        elif head not in sys.stdlib_module_names | CORE | EXTRA.get(module, set()):
+            wrong.append(f"{module} may not import {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_table(path):
+    wrong = forbidden(path)
+    assert not wrong, "; ".join(wrong)
+
+
+def test_table_has_no_cycle():
+    rows = list(ARROWS)
+    for position, (module, targets) in enumerate(ARROWS.items()):
+        heads = {target.partition(".")[0] for target in targets}
+        assert heads <= set(rows[:position]), f"{module} imports a later row"
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("signs", "import signfd_jax.decoding"),
+        ("signs", "from signfd_jax import decoding"),
+        ("signs", "from .decoding import llr_weights"),
+        ("signs", "def f():\n    from signfd_jax.simulate import run"),
+        ("decoding", "from signfd_jax import llr_weights"),  # through the front door
+        ("decoding", "import signfd_jax"),
+        ("attacks/basic", "from ..transform import sign_sgd_fd"),
+        ("plots", "from signfd_jax.experiments.training import run"),
+        ("simulate", "import matplotlib.pyplot as plt"),
+        ("transform", "import flax"),
+        ("somewhere", ""),
+    ],
+)
+def test_forbidden_imports_are_found(module, source, tmp_path):
+    path = tmp_path / PACKAGE / f"{module}.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert len(forbidden(path, tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("attacks/basic", "from . import contract\nfrom .contract import Attack"),
+        ("attacks/basic", "from signfd_jax.attacks.contract import Attack"),
+        ("decoding", "from . import signs\nfrom signfd_jax.signs import votes"),
+        ("plots", "from signfd_jax.experiments.records import read_run"),
+        ("plots", "import matplotlib.pyplot as plt\nimport json"),
+    ],
+)
+def test_allowed_imports_pass(module, source, tmp_path):
+    path = tmp_path / PACKAGE / f"{module}.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert forbidden(path, tmp_path) == []
+
+
+def test_libraries_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements):
+        imports = {"scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
+        declared = (requirement.split(">=")[0] for requirement in requirements)
+        return {imports.get(name, name) for name in declared}
+
+    extras = project["optional-dependencies"]
+    assert names(project["dependencies"]) == CORE
+    assert names(extras["experiments"]) == set().union(*EXTRA.values())
+
+
+def test_bare_import_is_light():
+    light = {f"{PACKAGE}.{name}" for name in ("data", "models", "experiments", "plots")}
+    light |= set().union(*EXTRA.values())
+    code = f"import sys, {PACKAGE}; print(*sys.modules, sep='\\n')"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert light & set(process.stdout.split()) == set()

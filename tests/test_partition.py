@@ -1,0 +1,324 @@
+"""Splits by their laws, and batches by where their examples come from."""
+
+import dataclasses
+
+import chex
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+from signfd_jax import data, partition
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
+WORKERS = st.integers(1, 25)
+SEEDS = st.integers(0, 2**32 - 1)
+
+SPLITS = {
+    "iid": partition.iid,
+    "dirichlet": lambda labels, num_workers, *, seed=0: partition.dirichlet(
+        labels, num_workers, 0.5, seed=seed
+    ),
+    "labels": lambda labels, num_workers, *, seed=0: partition.labels_per_worker(
+        labels, num_workers, 1, seed=seed
+    ),
+    "one_class": partition.one_class_per_worker,
+}
+
+
+def shares(split):
+    """The examples of each worker, without the padding."""
+    return [row[:size] for row, size in zip(*split, strict=True)]
+
+
+def class_counts(split, labels):
+    """`[M, C]`, by a loop over workers."""
+    classes = np.unique(labels)
+    return np.array([[np.sum(labels[s] == c) for c in classes] for s in shares(split)])
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@given(labels=LABELS, num_workers=WORKERS, seed=SEEDS)
+def test_every_split_is_well_formed(name, labels, num_workers, seed):
+    split = SPLITS[name](labels, num_workers, seed=seed)
+    assert split.indices.dtype == split.sizes.dtype == np.int32
+    assert split.indices.shape == (num_workers, split.sizes.max())
+    assert split.sizes.min() >= 1
+    assert 0 <= split.indices.min() <= split.indices.max() < len(labels)
+    for row, size in zip(*split, strict=True):
+        assert len(set(row[:size])) == size  # no example twice in a share
+        assert (row[size:] == row[0]).all()
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_seed_decides(name):
+    labels = np.repeat(np.arange(5), 40)
+    one, again, other = (SPLITS[name](labels, 7, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.indices, again.indices)
+    assert [set(s) for s in shares(one)] != [set(s) for s in shares(other)]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_refuses_nobody_and_nothing(name):
+    with pytest.raises(ValueError, match="num_workers must be at least 1, but is 0"):
+        SPLITS[name](np.zeros(3, int), 0)
+    with pytest.raises(ValueError, match=r"labels must be \[n\].*\(0,\)"):
+        SPLITS[name](np.zeros(0, int), 3)
+    with pytest.raises(ValueError, match=r"labels must be \[n\].*\(3, 2\)"):
+        SPLITS[name](np.zeros((3, 2), int), 3)
+
+
+@given(labels=LABELS, num_workers=WORKERS, seed=SEEDS)
+def test_iid_deals_every_class_evenly(labels, num_workers, seed):
+    split = partition.iid(labels, num_workers, seed=seed)
+    counts = class_counts(split, labels)
+    assert np.ptp(counts, axis=0).max() <= 1
+    assert np.ptp(split.sizes) <= 1
+    totals = np.unique(labels, return_counts=True)[1]
+    np.testing.assert_array_equal(counts.sum(0), np.maximum(totals, num_workers))
+    if totals.min() >= num_workers:
+        everyone = np.concatenate(shares(split))
+        np.testing.assert_array_equal(np.sort(everyone), np.arange(len(labels)))
+
+
+def test_iid_of_more_workers_than_examples():
+    labels = np.random.default_rng(0).integers(0, 10, 60_000)
+    split = partition.iid(labels, 100_000)
+    assert split.indices.shape == (100_000, 10)
+    np.testing.assert_array_equal(
+        np.sort(labels[split.indices]), np.tile(np.arange(10), (100_000, 1))
+    )
+    # Shared evenly, too: how often an example is held differs by one in its class.
+    held = np.bincount(split.indices.ravel(), minlength=60_000)
+    assert max(np.ptp(held[labels == c]) for c in range(10)) <= 1
+
+
+@given(
+    labels=LABELS,
+    num_workers=WORKERS,
+    seed=SEEDS,
+    alpha=st.floats(1e-3, 1e3),
+)
+def test_dirichlet_uses_every_example_once(labels, num_workers, seed, alpha):
+    split = partition.dirichlet(labels, num_workers, alpha, seed=seed)
+    held = np.bincount(np.concatenate(shares(split)), minlength=len(labels))
+    if num_workers <= len(labels):
+        assert (held == 1).all()
+    else:  # all have one example
+        assert (split.sizes == 1).all()
+        assert (held >= 1).all()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_dirichlet_proportions_have_their_second_moment(alpha):
+    num_workers, num_classes, num = 5, 400, 1_000
+    labels = np.repeat(np.arange(num_classes), num)
+    split = partition.dirichlet(labels, num_workers, alpha, seed=1)
+    owner = np.empty(len(labels), int)
+    for worker, share in enumerate(shares(split)):
+        owner[share] = worker
+    counts = np.zeros((num_classes, num_workers))
+    np.add.at(counts, (labels, owner), 1)
+    concentration = ((counts / num) ** 2).sum(1)
+    wanted = (alpha + 1) / (num_workers * alpha + 1)
+    # Classes are independent: the mean is within 6 standard errors, false alarm 1e-8,
+    # and rounding to whole examples moves it by less than 1e-3.
+    error = 6 * concentration.std() / num_classes**0.5 + 1e-3
+    assert abs(concentration.mean() - wanted) < error
+
+
+def test_dirichlet_gives_the_empty_an_example_of_the_largest():
+    labels = np.zeros(100, int)
+    split = partition.dirichlet(labels, 20, 1e-6)  # one worker gets all, then gives
+    assert split.sizes.sum() == 100
+    assert np.sort(split.sizes)[-1] == 81
+    assert np.sort(split.sizes)[:-1].tolist() == [1] * 19
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_dirichlet_refuses_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha must be positive and finite"):
+        partition.dirichlet(np.zeros(5, int), 2, alpha)
+
+
+def test_dirichlet_of_many_workers():
+    labels = np.random.default_rng(0).integers(0, 10, 60_000)
+    split = partition.dirichlet(labels, 100_000, 0.3)
+    assert (split.sizes == 1).all()
+    assert len(np.unique(split.indices)) == 60_000
+
+
+@given(num_workers=WORKERS, num_labels=st.integers(1, 6), seed=SEEDS)
+def test_labels_per_worker_has_as_many_labels(num_workers, num_labels, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(6), 30))
+    split = partition.labels_per_worker(labels, num_workers, num_labels, seed=seed)
+    counts = class_counts(split, labels)
+    assert ((counts > 0).sum(1) == num_labels).all()
+    holders = (counts > 0).sum(0)
+    assert np.ptp(holders) <= 1
+    for count in counts.T[holders > 0]:
+        assert np.ptp(count[count > 0]) <= 1  # shared evenly
+        assert count.sum() == 30  # and fully
+
+
+@pytest.mark.parametrize("num_labels", [0, 4])
+def test_labels_per_worker_refuses_other_numbers(num_labels):
+    with pytest.raises(ValueError, match=f"between 1 and the 3 .* is {num_labels}"):
+        partition.labels_per_worker(np.array([0, 1, 2]), 2, num_labels)
+
+
+@given(num_workers=WORKERS, seed=SEEDS)
+def test_one_class_per_worker(num_workers, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(4), 30))
+    split = partition.one_class_per_worker(labels, num_workers, seed=seed)
+    for worker, share in enumerate(shares(split)):
+        assert set(labels[share]) == {worker % 4}
+    counts = class_counts(split, labels)
+    for c in range(min(4, num_workers)):
+        assert np.ptp(counts[c::4, c]) <= 1
+        assert counts[c::4, c].sum() == 30
+
+
+# --------------------------------------------------------------------------- batches
+
+
+def numbered(num=200, shape=(1, 1, 3), num_classes=5):
+    """A data set in which an image's first pixel is its own number."""
+    inputs = np.zeros((num, *shape), np.uint8)
+    inputs[:, 0, 0, 0] = np.arange(num)
+    return data.Dataset(
+        name="numbered",
+        num_classes=num_classes,
+        scale=1.0,
+        train_inputs=inputs,
+        train_labels=(np.arange(num) % num_classes).astype(np.int32),
+        test_inputs=inputs[:3],
+        test_labels=np.zeros(3, np.int32),
+        mean=np.zeros(shape[-1], np.float32),
+        std=np.ones(shape[-1], np.float32),
+    )
+
+
+def numbers(inputs):
+    return np.asarray(inputs[..., 0, 0, 0]).astype(int)
+
+
+def test_batches_come_from_the_share_of_their_worker(key):
+    dataset = numbered()
+    split = partition.dirichlet(dataset.train_labels, 13, 0.2)
+    inputs, labels = jax.jit(partition.worker_batches(dataset, split, 50))(key)
+    assert inputs.shape == (13, 50, 1, 1, 3)
+    assert (inputs.dtype, labels.dtype) == (jnp.float32, jnp.int32)
+    drawn = numbers(inputs)
+    np.testing.assert_array_equal(labels, dataset.train_labels[drawn])
+    for row, share in zip(drawn, shares(split), strict=True):
+        assert set(row) <= set(share)
+
+
+def test_draws_are_uniform_over_the_share(key):
+    dataset = numbered()
+    split = partition.Partition(
+        np.array([[7, 7, 7, 7], [3, 9, 3, 3], [1, 5, 2, 4]], np.int32),
+        np.array([1, 2, 4], np.int32),
+    )
+    sample_batch = jax.jit(partition.worker_batches(dataset, split, 20_000))
+    drawn = numbers(sample_batch(key)[0])
+    for row, share in zip(drawn, shares(split), strict=True):
+        counts = np.array([np.sum(row == example) for example in share])
+        assert counts.sum() == 20_000
+        p = 1 / len(share)
+        # Each within 6 standard deviations: false alarm 2e-9 each.
+        assert (abs(counts - 20_000 * p) <= 6 * (20_000 * p * (1 - p)) ** 0.5).all()
+
+
+def test_batches_are_standardised():
+    digits = data.load("digits")
+    split = partition.iid(digits.train_labels, 4)
+    changed = dataclasses.replace(digits, mean=np.array([0.5], np.float32))
+    key = jax.random.key(3)
+    one, other = (
+        jax.jit(partition.worker_batches(dataset, split, 6))(key)[0]
+        for dataset in (digits, changed)
+    )
+    assert 0 <= one.min() < one.max() <= 1
+    np.testing.assert_allclose(one - 0.5, other, atol=1e-6)
+
+
+def test_batches_in_jit_scan_and_vmap_are_the_same(key):
+    dataset = numbered(shape=(6, 6, 1))
+    split = partition.iid(dataset.train_labels, 3)
+    sample_batch = partition.worker_batches(dataset, split, 4, augment=True)
+    keys = jax.random.split(key, 5)
+    one = jax.jit(sample_batch)
+    loop = [one(k) for k in keys]
+    wanted = jax.tree.map(lambda *x: jnp.stack(x), *loop)
+    mapped = jax.jit(jax.vmap(sample_batch))(keys)
+    _, scanned = jax.lax.scan(lambda _, k: (None, sample_batch(k)), None, keys)
+    for got in (mapped, scanned):
+        chex.assert_trees_all_close(got, wanted, rtol=1e-6)
+    assert not np.array_equal(wanted[1][0], wanted[1][1])  # other keys, other draws
+
+
+def test_data_are_an_argument_of_the_program_not_a_part(key):
+    dataset = numbered()
+    split = partition.iid(dataset.train_labels, 3)
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def draw(sample_batch, key):
+        return sample_batch(key)
+
+    sample_batch = partition.worker_batches(dataset, split, 4)
+    assert jax.make_jaxpr(draw)(sample_batch, key).consts == []
+    first = draw(sample_batch, key)
+    chex.assert_trees_all_equal(draw(sample_batch, key), first)
+    # Dataset and partition may be arguments themselves.
+    inside = jax.jit(lambda d, p, k: partition.worker_batches(d, p, 4)(k))
+    chex.assert_trees_all_close(inside(dataset, split, key), first, rtol=1e-6)
+
+
+def test_augmented_images_are_crops_and_flips(key):
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (4, 12, 10, 3)).astype(np.uint8)
+    dataset = dataclasses.replace(
+        numbered(num=4, shape=(12, 10, 3)), train_inputs=images
+    )
+    split = partition.iid(np.zeros(4, int), 2)
+    (plain, labels), (augmented, same_labels) = (
+        jax.jit(partition.worker_batches(dataset, split, 600, augment=augment))(key)
+        for augment in (False, True)
+    )
+    np.testing.assert_array_equal(labels, same_labels)
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    versions = {}
+    for number in range(4):
+        for top, left in np.ndindex(9, 9):
+            crop = padded[number, top : top + 12, left : left + 10]
+            versions[crop.tobytes()] = number, (top, left, False)
+            versions[crop[:, ::-1].tobytes()] = number, (top, left, True)
+    seen = []
+    originals = [image.tobytes() for image in images]
+    plain, augmented = (
+        np.asarray(x).astype(np.uint8).reshape(-1, 12, 10, 3)
+        for x in (plain, augmented)
+    )
+    for original, image in zip(plain, augmented, strict=True):
+        number, change = versions[image.tobytes()]  # nothing else occurs
+        assert originals[number] == original.tobytes()
+        seen.append(change)
+    tops, lefts, flips = np.array(seen).T
+    # 1200 draws: one of 9 values is missing with probability 9 (8/9)^1200 < 1e-60.
+    assert set(tops) == set(lefts) == set(range(9))
+    assert abs(flips.mean() - 0.5) < 6 * 0.5 / 1200**0.5  # false alarm 2e-9
+
+
+def test_refuses_batches_that_make_no_sense():
+    dataset = numbered(num=20)
+    split = partition.iid(dataset.train_labels, 2)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but is 0"):
+        partition.worker_batches(dataset, split, 0)
+    other = partition.iid(np.zeros(30, int), 2)
+    with pytest.raises(ValueError, match="holds example 29, but numbered has 20"):
+        partition.worker_batches(dataset, other, 4)

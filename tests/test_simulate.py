@@ -1,0 +1,369 @@
+"""One round, many rounds, and what a round shows."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import signfd_jax as sfd
+from signfd_jax import attacks, signs
+from signfd_jax.attacks import Attack
+from signfd_jax.transform import scale_by_sign_decoder
+
+M, B, D = 5, 3, 8
+BYZANTINE = jnp.array([True, False, False, True, False])
+TARGET = jnp.asarray(np.random.default_rng(0).normal(size=D), jnp.float32)
+
+
+def loss_fn(params, batch):
+    """Least squares; the batch is inputs [B, D] and what they should give [B]."""
+    inputs, outputs = batch
+    return jnp.mean((inputs @ params["w"] + params["b"] - outputs) ** 2)
+
+
+def sample_batch(key):
+    input_key, noise_key = jax.random.split(key)
+    inputs = jax.random.uniform(input_key, (M, B, D), minval=-2, maxval=2)
+    noise = jax.random.uniform(noise_key, (M, B), minval=-1, maxval=1)
+    return inputs, inputs @ TARGET + noise
+
+
+PARAMS = {"w": jnp.zeros(D), "b": jnp.zeros(())}
+
+
+def quick(attack=None, tx=None, **options):
+    tx = sfd.sign_sgd_fd(0.05, M, initial_rounds=None) if tx is None else tx
+    return sfd.simulation(loss_fn, tx, num_workers=M, attack=attack, **options)
+
+
+def start(simulation, key, byzantine=BYZANTINE):
+    return simulation.init(key, PARAMS, byzantine)
+
+
+def with_keys_as_data(state):
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def assert_same(one, other):
+    chex.assert_trees_all_equal(with_keys_as_data(one), with_keys_as_data(other))
+
+
+@functools.cache
+def runner(simulation, num_rounds):
+    return jax.jit(lambda state: sfd.run(simulation, state, sample_batch, num_rounds))
+
+
+ATTACKS = {
+    "inversion": attacks.sign_inversion(),
+    "flips": attacks.stochastic_sign_flip(0.5),
+}
+
+
+@pytest.mark.parametrize("name", ["per coordinate", "majority"])
+def test_scan_equals_loop(name, key):
+    simulation = {
+        "per coordinate": lambda: quick(tx=sfd.sign_sgd_fd(0.05, M, initial_rounds=3)),
+        "majority": lambda: quick(ATTACKS["flips"], sfd.sign_sgd_mv(0.05, M)),
+    }[name]()
+    scanned, infos = runner(simulation, 6)(start(simulation, key))
+
+    @jax.jit
+    def round_(state):
+        key, batch_key = jax.random.split(state.key)
+        return simulation.step(state._replace(key=key), sample_batch(batch_key))
+
+    state = start(simulation, key)
+    for t in range(6):
+        assert int(state.round) == t
+        state, info = round_(state)
+        chex.assert_trees_all_close(
+            info, jax.tree.map(lambda leaf, t=t: leaf[t], infos), rtol=1e-5, atol=1e-6
+        )
+    chex.assert_trees_all_close(
+        with_keys_as_data(state), with_keys_as_data(scanned), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_two_runs_of_ten_rounds_are_one_of_twenty(key):
+    simulation = quick(ATTACKS["flips"])
+    half, first = runner(simulation, 10)(start(simulation, key))
+    end, second = runner(simulation, 10)(half)
+    whole, infos = runner(simulation, 20)(start(simulation, key))
+    assert_same(end, whole)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    chex.assert_trees_all_equal(both, infos)
+    assert infos.loss.shape == (20,) and infos.weights.shape == (20, M)
+
+
+def test_vmap_over_seeds_is_every_seed_alone():
+    simulation = quick(ATTACKS["flips"])
+
+    def train(key):
+        state = simulation.init(key, PARAMS, BYZANTINE)
+        return sfd.run(simulation, state, sample_batch, 8)
+
+    keys = jax.random.split(jax.random.key(3), 3)
+    together, infos = jax.jit(jax.vmap(train))(keys)
+    alone = [jax.jit(train)(key) for key in keys]
+    for index, (state, info) in enumerate(alone):
+        pick = lambda leaf, index=index: leaf[index]  # noqa: E731
+        chex.assert_trees_all_close(
+            jax.tree.map(pick, (together.params, infos)),
+            (state.params, info),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    assert not np.allclose(alone[0][0].params["w"], alone[1][0].params["w"])
+
+
+def test_it_learns_under_attack(key):
+    """One of five inverts; the noise leaves a mean loss of 1/3."""
+    simulation, liar = quick(ATTACKS["inversion"]), jnp.arange(M) == 3
+    state, infos = runner(simulation, 200)(start(simulation, key, liar))
+    np.testing.assert_allclose(state.params["w"], TARGET, atol=0.3)
+    assert infos.loss[:5].mean() > 2 and infos.loss[-50:].mean() < 0.7
+    np.testing.assert_array_equal(infos.crossover[-1] > 0.5, liar)
+
+
+def recorder():
+    """A server that keeps the gradients that it is sent, and moves nothing."""
+
+    def update(updates, state, params=None, **extra_args):
+        del state, params, extra_args
+        return jax.tree.map(lambda g: 0 * g[0], updates), {"sent": updates}
+
+    def init(params):
+        rows = jax.tree.map(lambda p: jnp.zeros((M, *p.shape), p.dtype), params)
+        return {"sent": rows}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def sent_and_honest(attack, key, batch=None, **options):
+    simulation = quick(attack, recorder(), **options)
+    batch = sample_batch(jax.random.key(7)) if batch is None else batch
+    state, info = jax.jit(simulation.step)(start(simulation, key), batch)
+    honest = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(PARAMS, batch)
+    return state.opt_state["sent"], honest, info
+
+
+def test_honest_rows_reach_the_server_as_they_are(key):
+    lying = np.asarray(BYZANTINE)
+    for attack in (attacks.sign_inversion(), attacks.gaussian(3.0)):
+        sent, honest, _ = sent_and_honest(attack, key)
+        for s, h in zip(jax.tree.leaves(sent), jax.tree.leaves(honest), strict=True):
+            np.testing.assert_allclose(s[~lying], h[~lying], rtol=1e-5)
+            assert not np.any(np.isclose(s[lying], h[lying], rtol=1e-3))
+    sent, honest, _ = sent_and_honest(attacks.sign_inversion(), key)
+    for s, h in zip(jax.tree.leaves(sent), jax.tree.leaves(honest), strict=True):
+        np.testing.assert_allclose(s[lying], -h[lying], rtol=1e-5)
+
+
+def classifier_loss(params, batch):
+    inputs, labels = batch
+    logits = inputs @ params["w"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def test_label_flip_enters_the_data(key):
+    params = {"w": jnp.zeros((D, 4))}
+    inputs = jax.random.normal(jax.random.key(1), (M, B, D))
+    labels = jax.random.randint(jax.random.key(2), (M, B), 0, 4)
+    simulation = sfd.simulation(
+        classifier_loss, recorder(), num_workers=M, attack=attacks.label_flip(4)
+    )
+    state = simulation.init(key, params, BYZANTINE)
+    state, info = jax.jit(simulation.step)(state, (inputs, labels))
+    flipped = jnp.where(BYZANTINE[:, None], 3 - labels, labels)
+    grads = jax.vmap(jax.value_and_grad(classifier_loss), in_axes=(None, 0))
+    losses, expected = grads(params, (inputs, flipped))
+    np.testing.assert_allclose(
+        state.opt_state["sent"]["w"], expected["w"], rtol=1e-5, atol=1e-6
+    )
+    assert float(info.loss) == pytest.approx(
+        float(jnp.mean(losses[~np.asarray(BYZANTINE)])), rel=1e-5
+    )
+
+
+def test_loss_is_the_mean_of_the_honest_present_workers(key):
+    batch = sample_batch(jax.random.key(7))
+    simulation = quick(ATTACKS["inversion"])
+    losses = jax.vmap(loss_fn, in_axes=(None, 0))(PARAMS, batch)
+    step, state = jax.jit(simulation.step), start(simulation, key)
+    _, info = step(state, batch)
+    assert float(info.loss) == pytest.approx(float(losses[jnp.array([1, 2, 4])].mean()))
+    present = jnp.array([True, True, False, True, False])
+    after, info = step(state, batch, present)
+    assert float(info.loss) == pytest.approx(float(losses[1]))
+    decoder_state = optax.tree.get(after.opt_state, "decoder_state")
+    np.testing.assert_array_equal(decoder_state.fd_evidence > 0, present)
+
+
+def test_membership_decides_who_lies_and_who_is_there(key):
+    asked = []
+
+    def membership(key, byzantine, round):
+        assert key.shape == () and round.dtype == jnp.int32
+        asked.append(byzantine.shape)
+        lies = jnp.roll(byzantine, round)
+        return lies, jnp.arange(M) != round
+
+    simulation = quick(ATTACKS["inversion"], recorder(), membership=membership)
+    batch = sample_batch(jax.random.key(7))
+    honest = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(PARAMS, batch)["b"]
+    state = start(simulation, key)
+    step = jax.jit(simulation.step)
+    for t in range(3):
+        state, info = step(state, batch)
+        lies = np.roll(np.asarray(BYZANTINE), t)
+        np.testing.assert_allclose(
+            state.opt_state["sent"]["b"], np.where(lies, -honest, honest), rtol=1e-5
+        )
+        np.testing.assert_array_equal(state.byzantine, BYZANTINE)
+        losses = jax.vmap(loss_fn, in_axes=(None, 0))(PARAMS, batch)
+        counted = ~lies & (np.arange(M) != t)
+        assert float(info.loss) == pytest.approx(float(losses[counted].mean()))
+    assert asked == [(M,)]  # Traced once.
+    # A worker must be there for both: the membership, and the caller.
+    simulation = quick(None, membership=membership)
+    after, _ = jax.jit(simulation.step)(
+        start(simulation, key), batch, jnp.arange(M) != 3
+    )
+    heard = optax.tree.get(after.opt_state, "decoder_state").fd_evidence > 0
+    np.testing.assert_array_equal(heard, [False, True, True, False, True])
+
+
+def spy_decoder():
+    """A majority vote that keeps the votes it saw."""
+    majority = sfd.majority_vote()
+
+    def decode(state, votes, axis_name=None):
+        decoded, inner, info = majority.decode(state[0], votes, axis_name)
+        return decoded, (inner, votes), info
+
+    def init(num_workers, params):
+        votes = jax.tree.map(
+            lambda p: jnp.zeros((num_workers, *p.shape), jnp.int8), params
+        )
+        return majority.init(num_workers, params), votes
+
+    return sfd.Decoder(init, decode, lambda state: majority.weights(state[0]))
+
+
+@pytest.mark.parametrize("wire", ["ternary", "one_bit"])
+def test_wire(wire, key):
+    tx = optax.chain(scale_by_sign_decoder(M, spy_decoder()), optax.scale(-0.01))
+    simulation = quick(None, tx, wire=wire)
+    inputs, outputs = sample_batch(jax.random.key(7))
+    inputs = inputs.at[:, :, ::2].set(0)  # Half of the inputs are dead.
+    state = start(simulation, key)
+    step = jax.jit(simulation.step)
+    for t in range(2):
+        before = state.params
+        state, _ = step(state, (inputs, outputs))
+        _, votes = optax.tree.get(state.opt_state, "decoder_state")
+        gradients = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(
+            before, (inputs, outputs)
+        )
+        expected = sfd.votes(gradients)
+        assert np.all(expected["w"][:, ::2] == 0)
+        if wire == "one_bit":
+            expected = signs.to_wire(expected, t)
+            assert set(np.unique(votes["w"])) == {-1, 1}
+        chex.assert_trees_all_equal(votes, expected)
+    moved = np.asarray(state.params["w"] != before["w"])
+    assert np.all(moved) if wire == "one_bit" else not np.any(moved[::2])
+
+
+def test_an_absent_worker_sends_no_bit(key):
+    tx = scale_by_sign_decoder(M, spy_decoder())
+    simulation = quick(None, tx, wire="one_bit")
+    present = jnp.array([True, True, False, True, True])
+    batch = sample_batch(jax.random.key(7))
+    step = jax.jit(simulation.step)
+    state, _ = step(start(simulation, key), batch, present)
+    _, votes = optax.tree.get(state.opt_state, "decoder_state")
+    np.testing.assert_array_equal(
+        jnp.abs(votes["w"]).sum(axis=1), D * np.asarray(present)
+    )
+
+
+def test_a_server_without_decoder_has_nothing_to_show(key):
+    mean = optax.stateless(lambda g, _: jax.tree.map(lambda x: x.mean(axis=0), g))
+    simulation = quick(ATTACKS["inversion"], optax.chain(mean, optax.sgd(0.1)))
+    state, infos = runner(simulation, 3)(start(simulation, key))
+    assert infos.weights.shape == infos.crossover.shape == (3, M)
+    for leaf in (infos.weights, infos.crossover, infos.margin, infos.sign_error):
+        assert np.all(np.isnan(leaf))
+    assert np.all(np.isfinite(infos.loss))
+    assert float(jnp.abs(state.params["w"]).max()) > 0
+
+
+def test_sign_error_by_hand(key):
+    """Three workers in two coordinates; the attacker takes the majority in one."""
+
+    def linear(params, batch):
+        return jnp.sum(params * batch)
+
+    simulation = sfd.simulation(
+        linear,
+        sfd.sign_sgd_mv(0.1, 3),
+        num_workers=3,
+        attack=attacks.sign_inversion(),
+    )
+    state = simulation.init(key, jnp.zeros(3), jnp.array([True, False, False]))
+    #                       inverted: -1, -1, 0      mean honest sign: +, +, 0
+    batch = jnp.array([[1.0, 1.0, 0.0], [1.0, 3.0, 0.0], [1.0, -1.0, 0.0]])
+    state, info = simulation.step(state, batch)
+    # Votes: -++, -+-, 000; decoded +, -, tie. The third has no honest sign.
+    np.testing.assert_allclose(state.params, [-0.1, 0.1, 0.0])
+    assert float(info.sign_error) == 0.5
+    np.testing.assert_array_equal(info.weights, np.ones(3))
+
+
+def test_an_attack_sees_the_server_and_remembers(key):
+    """Each round it sends its own memory, which it then replaces by the round."""
+
+    def apply(key, values, byzantine, context, state):
+        assert context.decoder_state.fd_agreement.shape == (M,)
+        theirs = jax.tree.map(lambda v: jnp.full_like(v, state), values)
+        sent = attacks.replace_rows(byzantine, theirs, values)
+        return sent, context.round + 10
+
+    attack = Attack(lambda num_workers, params: jnp.int32(-1), apply)
+    simulation = quick(attack)
+    state, step = start(simulation, key), jax.jit(simulation.step)
+    for t in range(2):
+        state, _ = step(state, sample_batch(jax.random.key(t)))
+        assert int(state.attack_state) == t + 10
+
+
+def test_the_state_can_be_donated(key):
+    simulation = quick(ATTACKS["flips"])
+    step = jax.jit(simulation.step, donate_argnums=0, keep_unused=True)
+    params = jax.tree.map(jnp.copy, PARAMS)
+    state = simulation.init(key, params, jnp.copy(BYZANTINE))
+    state = state._replace(key=jax.random.clone(key))
+    infos = []
+    for t in range(3):
+        state, info = step(state, sample_batch(jax.random.key(t)))
+        infos.append(info)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(infos))
+
+
+def test_refusals(key):
+    with pytest.raises(ValueError, match="wire must be 'ternary' or 'one_bit'"):
+        quick(wire="morse")
+    simulation = quick()
+    with pytest.raises(ValueError, match=r"mask of 5 workers.*\(4,\)"):
+        simulation.init(key, PARAMS, jnp.zeros(4, bool))
+    state = start(simulation, key)
+    inputs, outputs = sample_batch(key)
+    with pytest.raises(ValueError, match=r"\[1\] has shape \(3,\).*the 5 workers"):
+        simulation.step(state, (inputs, outputs[0]))
+    with pytest.raises(ValueError, match=r"shape \(\)"):
+        simulation.step(state, (inputs, jnp.float32(1)))

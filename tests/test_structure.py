@@ -1,0 +1,326 @@
+"""What correlations say about the workers, against loops and by its symmetries."""
+
+import math
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signfd_jax import structure as structure_module
+from signfd_jax.structure import capped_at_median, masked_median, structure
+
+find = jax.jit(structure)
+THRESHOLDS = {
+    name: value
+    for name, value in vars(structure_module).items()
+    if name.isupper() and name.startswith("_")
+}
+
+
+def ramp(value, name):
+    start, end = THRESHOLDS[name]
+    return min(max((value - start) / (end - start), 0.0), 1.0)
+
+
+def naive_median(values):
+    return float(np.median(values)) if len(values) else 0.0
+
+
+def naive_copies(strength, predicted, name, workers):
+    copies = {}
+    for j in workers:
+        copies[j] = 1.0
+        for k in workers:
+            if k != j:
+                beyond = strength[j][k] - THRESHOLDS["_SLACK"] * predicted[j][k]
+                identical = ramp(strength[j][k], "_IDENTICAL")
+                copies[j] += max(ramp(beyond, name), identical)
+    return copies
+
+
+def naive_structure(correlation, error, seen, previous):
+    """The docstring of `structure`, in loops over the workers that were seen.
+
+    None where two answers are right: equal eigenvalues, or a tie of the head count.
+    """
+    workers = [j for j in range(len(seen)) if seen[j]]
+    strength = np.abs(correlation)
+    distinct = np.where(strength > THRESHOLDS["_IDENTICAL"][0], 0.0, strength)
+    typical = {}
+    for j in workers:
+        row = sorted((distinct[j][k] for k in workers if k != j), reverse=True)
+        rank = max((len(workers) - 1) // 2 - 1, 0)
+        typical[j] = max(row[rank] if row else 0.0, 1e-6)
+    middle = naive_median(list(typical.values()))
+    predicted = np.zeros_like(strength)
+    for j in workers:
+        for k in workers:
+            predicted[j][k] = typical[j] * typical[k] / middle
+    copies = naive_copies(strength, predicted, "_COPY", workers)
+    blatant = naive_copies(strength, predicted, "_BLATANT_COPY", workers)
+
+    links = np.zeros_like(strength)
+    for j in workers:
+        for k in workers:
+            if k != j:
+                sign = np.sign(correlation[j][k])
+                links[j][k] = sign * ramp(strength[j][k] / error, "_LINK")
+    scaled = [[links[j][k] / math.sqrt(copies[j] * copies[k]) for k in workers]
+              for j in workers]  # fmt: skip
+    values, vectors = np.linalg.eigh(np.reshape(scaled, (len(workers),) * 2))
+    if len(workers) > 1 and values[-1] - values[-2] < 1e-3:
+        return None
+    vector = vectors[:, -1] if workers else []
+    leading = {
+        j: x * math.sqrt(copies[j]) for j, x in zip(workers, vector, strict=True)
+    }
+    largest = max((abs(x) for x in leading.values()), default=0.0)
+    camp = {}
+    for j in workers:
+        member = min(2 * abs(leading[j]) / max(largest, 1e-9), 1.0)
+        camp[j] = np.sign(leading[j]) * member / copies[j]
+    aligned, deviation, labelled = {}, {}, {}
+    for j in workers:
+        others = [k for k in workers if k != j]
+        weight = max(sum(abs(camp[k]) for k in others), 1e-9)
+        spread = math.sqrt(max(sum(camp[k] ** 2 for k in others), 1e-9))
+        aligned[j] = sum(correlation[j][k] * camp[k] for k in others) / weight
+        deviation[j] = abs(aligned[j]) / (error * spread / weight)
+        labelled[j] = ramp(deviation[j], "_LABEL")
+
+    lead = sum(np.sign(aligned[j]) * labelled[j] / copies[j] for j in workers)
+    memory = [np.sign(aligned[j]) * labelled[j] / copies[j] * previous[j]
+              for j in workers]  # fmt: skip
+    kept = sum(memory) / max(sum(abs(x) for x in memory), 1e-9)
+    if 0 < abs(lead + THRESHOLDS["_INERTIA"] * kept) < 1e-4:
+        return None
+    if lead + THRESHOLDS["_INERTIA"] * kept < 0:
+        aligned = {j: -x for j, x in aligned.items()}
+        lead = -lead
+
+    def balance(camp):
+        explained = total = 0.02
+        for j in camp:
+            for k in camp:
+                pair = labelled[j] * labelled[k] / copies[j] / copies[k]
+                agree = np.sign(aligned[j]) * np.sign(aligned[k])
+                explained += pair * links[j][k] * agree
+                total += pair * abs(links[j][k])
+        return explained / total
+
+    fit = min(
+        balance(workers),
+        balance([j for j in workers if aligned[j] > 0]),
+        balance([j for j in workers if aligned[j] < 0]),
+    )
+    heads = sum(1 / copies[j] for j in workers)
+    labelled_heads = sum(labelled[j] / copies[j] for j in workers)
+    majority = min(
+        labelled_heads / max(heads, 1e-9),
+        sum(labelled.values()) / max(len(workers), 1),
+    )
+    typical_size = naive_median([abs(x) for x in aligned.values()])
+    influence = {
+        j: min(abs(aligned[j]) / max(typical_size, 1e-9), 1.0) / copies[j]
+        for j in workers
+    }
+    wrong = sum(influence[j] * math.erfc(deviation[j] / math.sqrt(2)) / 2
+                for j in workers)  # fmt: skip
+    wrong /= max(sum(influence.values()), 1e-9)
+    lead_wanted = THRESHOLDS["_LEAD_PER_IMBALANCE"] * (1 - fit)
+    trust = (
+        ramp(fit, "_BALANCE")
+        * ramp(majority, "_MAJORITY")
+        * ramp(lead - lead_wanted, "_LEAD")
+        * ramp(wrong, "_MISLABELLED")
+    )
+    mean = sum(abs(aligned[j]) / copies[j] for j in workers) / max(heads, 1e-9)
+    scale = math.sqrt(max(mean, 1e-9))
+    every = range(len(seen))
+    return (
+        [min(max(aligned.get(j, 0.0) / scale, -1.0), 1.0) for j in every],
+        [copies.get(j, 1.0) for j in every],
+        [blatant.get(j, 1.0) for j in every],
+        trust if len(workers) >= 3 else 0.0,
+    )
+
+
+def random_correlation(rng, num_workers):
+    """Rank one, with noise, copies and liars, as an instance may have them."""
+    v = rng.uniform(0.2, 0.9, num_workers) * rng.choice([-1, 1, 1], num_workers)
+    correlation = np.outer(v, v)
+    group = rng.random(num_workers) < rng.choice([0.0, 0.3])
+    pull = rng.choice([0.3, 0.6, 1.0])
+    correlation = np.where(np.outer(group, group), pull, correlation)
+    noise = rng.normal(0, rng.choice([0.01, 0.1]), correlation.shape)
+    correlation = np.clip(correlation + np.triu(noise) + np.triu(noise, 1).T, -1, 1)
+    return np.float32(correlation)
+
+
+@settings(max_examples=40)
+@given(num_workers=st.sampled_from([1, 2, 3, 4, 7, 8]), seed=st.integers(0, 2**16))
+def test_structure_is_what_loops_find(num_workers, seed):
+    rng = np.random.default_rng(seed)
+    correlation = random_correlation(rng, num_workers)
+    seen = rng.random(num_workers) < rng.choice([0.8, 1.0])
+    previous = np.float32(rng.uniform(-1, 1, num_workers) * rng.choice([0, 1]))
+    error = np.float32(rng.choice([0.003, 0.03]))
+    expected = naive_structure(correlation, error, seen, previous)
+    hypothesis.assume(expected is not None)
+    found = find(*map(jnp.asarray, (correlation, error, seen, previous)))
+    np.testing.assert_allclose(found.copies, expected[1], atol=1e-3)
+    np.testing.assert_allclose(found.blatant_copies, expected[2], atol=1e-3)
+    np.testing.assert_allclose(found.reliability, expected[0], atol=5e-3)
+    assert float(found.trust) == pytest.approx(expected[3], abs=2e-2)
+
+
+@pytest.mark.parametrize("num_workers", [3, 4, 15, 40])
+def test_equally_reliable_workers_are_recovered_without_noise(num_workers):
+    rng = np.random.default_rng(num_workers)
+    for size in (0.1, 0.4, 0.8):
+        v = np.full(num_workers, size)
+        v[rng.permutation(num_workers)[: (num_workers - 1) // 2]] *= -1
+        found = find(
+            jnp.float32(np.outer(v, v)),
+            jnp.float32(1e-3),
+            jnp.ones(num_workers, bool),
+            jnp.zeros(num_workers),
+        )
+        np.testing.assert_allclose(found.reliability, v, atol=1e-5)
+        np.testing.assert_array_equal(found.copies, np.ones(num_workers))
+        assert float(found.trust) == 1
+
+
+def test_unequally_reliable_workers_keep_sign_order_and_nearly_size():
+    v = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, -0.2, -0.4, -0.6])
+    found = find(
+        jnp.float32(np.outer(v, v)), jnp.float32(1e-3), v != 0, jnp.zeros(len(v))
+    )
+    reliability = np.asarray(found.reliability)
+    np.testing.assert_array_equal(np.sign(reliability), np.sign(v))
+    np.testing.assert_array_equal(np.argsort(reliability), np.argsort(v))
+    np.testing.assert_allclose(reliability, v, rtol=0.1)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16))
+def test_negated_workers_are_read_backwards_and_nothing_else_changes(seed):
+    rng = np.random.default_rng(seed)
+    v = rng.uniform(0.2, 0.8, 11)
+    noise = rng.normal(0, 0.005, (11, 11))
+    correlation = np.outer(v, v) + np.triu(noise) + np.triu(noise, 1).T
+    flips = np.where(np.arange(11) < rng.integers(1, 6), -1, 1)
+    arguments = jnp.float32(0.005), jnp.ones(11, bool), jnp.zeros(11)
+    found = find(jnp.float32(correlation), *arguments)
+    turned = find(jnp.float32(correlation * np.outer(flips, flips)), *arguments)
+    np.testing.assert_allclose(
+        turned.reliability, flips * np.asarray(found.reliability), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(turned.copies, found.copies, rtol=1e-5)
+    assert float(turned.trust) == pytest.approx(float(found.trust), abs=1e-3)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**16))
+def test_unseen_workers_count_nowhere(seed):
+    rng = np.random.default_rng(seed)
+    correlation = random_correlation(rng, 9)
+    previous = np.float32(rng.uniform(-1, 1, 9))
+    error = jnp.float32(0.01)
+    found = find(
+        jnp.asarray(correlation), error, jnp.ones(9, bool), jnp.asarray(previous)
+    )
+    seen = np.arange(12) % 4 != 1
+    larger = np.full((12, 12), np.float32(0.5))
+    larger[np.ix_(seen, seen)] = correlation
+    before = np.ones(12, np.float32)
+    before[seen] = previous
+    with_unseen = find(*map(jnp.asarray, (larger, error, seen, before)))
+    for name in ("reliability", "copies", "blatant_copies"):
+        one, other = getattr(found, name), np.asarray(getattr(with_unseen, name))
+        np.testing.assert_allclose(other[seen], one, atol=2e-3)
+        np.testing.assert_array_equal(other[~seen], 0 if name == "reliability" else 1)
+    assert float(with_unseen.trust) == pytest.approx(float(found.trust), abs=1e-2)
+
+
+def test_identical_workers_share_one_head():
+    """Six identical colluders are one head against nine honest workers of v = .3."""
+    v = np.full(15, 0.3)
+    v[:6] = 0.0
+    correlation = np.outer(v, v)
+    correlation[:6, :6] = 1.0
+    found = find(jnp.float32(correlation), jnp.float32(0.01), v >= 0, jnp.zeros(15))
+    np.testing.assert_allclose(found.copies, [6.0] * 6 + [1.0] * 9)
+    np.testing.assert_allclose(found.blatant_copies, [6.0] * 6 + [1.0] * 9)
+    assert np.all(np.asarray(found.reliability)[6:] > 0.2)
+    assert float(found.trust) == 1
+
+
+def test_labels_of_the_last_round_settle_an_even_split():
+    v = np.array([0.5, 0.5, 0.5, -0.5, -0.5, -0.5])
+    for sign in (1, -1):
+        found = find(
+            jnp.float32(np.outer(v, v)),
+            jnp.float32(1e-3),
+            v != 0,
+            jnp.float32(sign * v),
+        )
+        np.testing.assert_allclose(found.reliability, sign * v, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_too_few_workers_are_not_trusted(num_workers):
+    seen = jnp.arange(4) < num_workers
+    found = find(jnp.full((4, 4), 0.9), jnp.float32(0.01), seen, jnp.zeros(4))
+    assert float(found.trust) == 0
+    for leaf in found:
+        assert np.all(np.isfinite(leaf))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**16), error=st.sampled_from([0.0, 1e-12, 1e-3, 1.0, 1e30]))
+def test_everything_is_finite_and_bounded(seed, error):
+    rng = np.random.default_rng(seed)
+    half = rng.choice([-1, -0.5, 0, 1e-20, 0.3, 1], (8, 8))
+    correlation = np.float32(np.triu(half) + np.triu(half, 1).T)
+    seen = jnp.asarray(rng.random(8) < 0.8)
+    previous = np.float32(rng.choice([-1, 0, 1], 8))
+    found = find(
+        jnp.asarray(correlation), jnp.float32(error), seen, jnp.asarray(previous)
+    )
+    for leaf in found:
+        assert np.all(np.isfinite(leaf))
+    assert np.all(np.abs(found.reliability) <= 1)
+    assert np.all((found.copies >= 1) & (found.blatant_copies >= 1))
+    assert 0 <= float(found.trust) <= 1
+
+
+@settings(max_examples=40)
+@given(
+    values=st.lists(st.floats(0, 100, width=32), min_size=7, max_size=7),
+    seen=st.lists(st.booleans(), min_size=7, max_size=7),
+)
+def test_masked_median(values, seen):
+    values, seen = np.float32(values), np.array(seen)
+    median = jax.jit(masked_median)(jnp.asarray(values), jnp.asarray(seen))
+    assert float(median) == pytest.approx(naive_median(values[seen]), rel=1e-5)
+
+
+@settings(max_examples=40)
+@given(
+    weights=st.lists(st.floats(-100, 100, width=32), min_size=6, max_size=6),
+    seen=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_no_minority_outweighs_as_many_median_workers(weights, seen):
+    seen = np.array(seen)
+    capped = np.asarray(
+        jax.jit(capped_at_median)(jnp.float32(np.array(weights)), jnp.asarray(seen))
+    )
+    sizes = np.sort(np.abs(capped[seen]))[::-1]
+    for k in range(1, len(sizes) + 1):
+        assert sizes[:k].sum() <= k * np.median(sizes) * (1 + 1e-6)
+    assert np.all(capped[~seen] == (np.median(sizes) if len(sizes) else 1))
