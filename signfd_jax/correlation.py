@@ -12,15 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.decoding import (
-    DecodeInfo,
-    Decoder,
-    check_number,
-    llr_weights,
-    sum_over_axis,
-    vote_tree,
-)
+from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
 from signfd_jax.structure import Structure, capped_at_median, masked_median, structure
+from signfd_jax.tally import sum_over_axis, vote_tree
 
 __all__ = ["CorrelationDefenseState", "correlation_defense", "pair_counts"]
 
@@ -138,9 +132,7 @@ def correlation_defense(
             jnp.where(state.cd_round == 1, 0.0, state.cd_weights),
         )
         weights = _weights(found, seen, max_llr)
-        decoded, _, _, margin = vote_tree(
-            votes, weights, largest=1.0, axis_name=axis_name
-        )
+        decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
         info = DecodeInfo(weights, (1 - found.reliability) / 2, margin)
         return decoded, state._replace(cd_weights=weights), info
 

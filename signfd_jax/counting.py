@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.decoding import fixed_point, sum_over_axis
+from signfd_jax.tally import fixed_point, sum_over_axis
 
 __all__ = ["add_outcomes", "check_counter_dtype", "outcomes_against_others"]
 
@@ -51,7 +51,7 @@ def outcomes_against_others(votes, weights, *, largest, axis_name: str | None = 
         weight_leaves = treedef.flatten_up_to(weights)
     outcomes, sums = [], []
     for leaf, weight in zip(leaves, weight_leaves, strict=True):
-        units, _ = fixed_point(weight, largest=largest)
+        units, _ = fixed_point(weight, largest=largest, num_workers=leaf.shape[0])
         units = units.reshape(units.shape + (1,) * (leaf.ndim - units.ndim))
         own = units * leaf.astype(jnp.int32)
         others = jnp.sum(own, axis=0, dtype=jnp.int32)[None] - own

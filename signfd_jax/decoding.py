@@ -1,34 +1,25 @@
-"""Decoding: from the votes of M workers to one sign per coordinate.
+"""Decoding: what a decoder is, its log-likelihood-ratio weights, and majority vote.
 
-Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf, `N` a flat
-slice of coordinates. Votes and decoded signs are int8 in {-1, 0, +1}; weights are
-log-likelihood ratios in nats. Tallies are exact int32 sums of fixed-point weights,
-so that no result depends on the order of a sum: whole, chunked and distributed
-decoding agree bit for bit.
+Shapes: `M` workers. Votes and decoded signs are int8 in {-1, 0, +1}; weights are
+log-likelihood ratios in nats. How votes are counted stands in `tally`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float, Int8, Int32
+from jaxtyping import Array, Float
+
+from signfd_jax.tally import count_agreements, vote_tree
 
 __all__ = [
     "DecodeInfo",
     "Decoder",
     "MajorityVoteState",
-    "agreements",
     "check_number",
-    "fixed_point",
     "llr_weights",
     "majority_vote",
-    "mean_over_coordinates",
-    "sum_over_axis",
-    "vote_tree",
-    "weighted_vote",
 ]
 
 
@@ -116,192 +107,6 @@ def llr_weights(
     return (jnp.sign(0.5 - p) * size).astype(crossover.dtype)
 
 
-def weighted_vote(
-    votes: Int8[Array, "M *leaf"],
-    weights: Float[Array, "M *leaf_or_shared"],
-    *,
-    largest: float | Float[Array, ""],
-) -> tuple[Int8[Array, "*leaf"], Float[Array, "*leaf"]]:
-    r"""Sign of the weighted tally of the votes, coordinate by coordinate.
-
-    $\hat U_n = \operatorname{sign} \sum_m w_{m,n} Y_{m,n}$. The sum is taken in int32,
-    with weights in fixed point (`fixed_point`).
-
-    Args:
-        votes: int8 `[M, ...]` in {-1, 0, +1}.
-        weights: float `[M]`, shared by all coordinates, or `[M, ...]` (nats).
-        largest: a bound on |weights|, float scalar. It sets the fixed-point scale,
-            so it must be the same wherever the same coordinates are decoded.
-
-    Returns:
-        The decoded signs, int8 `[...]` in {-1, 0, +1} (a tie gives 0), and the
-        margins |tally| / sum of |weights|, float32 `[...]` in [0, 1].
-
-    Examples:
-        >>> votes = jnp.array([[1, 1], [-1, 1], [-1, -1]], jnp.int8)
-        >>> weights = jnp.array([3.0, 1.0, 1.0])
-        >>> decoded, margin = weighted_vote(votes, weights, largest=3.0)
-        >>> print(decoded, margin.round(1))
-        [1 1] [0.2 0.6]
-    """
-    units, _ = fixed_point(weights, largest=largest)
-    units = units.reshape(units.shape + (1,) * (votes.ndim - units.ndim))
-    tally = jnp.sum(units * votes.astype(jnp.int32), axis=0, dtype=jnp.int32)
-    total = jnp.sum(jnp.abs(units), axis=0, dtype=jnp.int32)
-    margin = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
-        total.astype(jnp.float32), 1.0
-    )
-    return jnp.sign(tally).astype(jnp.int8), margin
-
-
-def fixed_point(
-    weights: Float[Array, "M *leaf"], *, largest: float | Float[Array, ""]
-) -> tuple[Int32[Array, "M *leaf"], Float[Array, ""]]:
-    r"""Weights as integers, whose sums over the workers are exact in any order.
-
-    The unit is `largest` $M / 2^{30}$, so that no sum over M workers can overflow; a
-    weight is rounded away from zero, so that none is too small to count.
-
-    Args:
-        weights: float `[M, ...]` (nats).
-        largest: a bound on |weights|, float scalar.
-
-    Returns:
-        int32 `[M, ...]`, and the number of units in one nat, float32 scalar.
-
-    Examples:
-        >>> units, scale = fixed_point(jnp.array([1.0, -0.5]), largest=1.0)
-        >>> print(units)
-        [ 536870912 -268435456]
-    """
-    bound = jnp.maximum(jnp.asarray(largest, jnp.float32), jnp.finfo(jnp.float32).tiny)
-    scale = jnp.float32(2**30 / max(weights.shape[0], 1)) / bound
-    weights = weights.astype(jnp.float32)
-    units = jnp.sign(weights) * jnp.ceil(jnp.abs(weights) * scale)
-    return units.astype(jnp.int32), scale
-
-
-def agreements(
-    votes: Int8[Array, "M *leaf"], decoded: Int8[Array, "*leaf"]
-) -> tuple[Int32[Array, " M"], Int32[Array, " M"]]:
-    """Count the votes of each worker that agree with the decoded signs.
-
-    Abstentions and decoded ties are counted neither way.
-
-    Args:
-        votes: int8 `[M, ...]` in {-1, 0, +1}.
-        decoded: int8 `[...]` in {-1, 0, +1}.
-
-    Returns:
-        int32 `[M]`, the agreeing votes, and int32 `[M]`, the votes that were
-        counted. Both are exact for fewer than 2**31 coordinates.
-
-    Examples:
-        >>> votes = jnp.array([[1, 1, -1, 0], [1, -1, 1, 1]], jnp.int8)
-        >>> agreed, counted = agreements(votes, jnp.array([1, 1, 0, 1], jnp.int8))
-        >>> print(agreed, counted)
-        [2 2] [2 3]
-    """
-    votes = votes.reshape(votes.shape[0], -1)
-    decoded = decoded.reshape(-1)
-    balance = _row_sums(votes, decoded)
-    counted = _row_sums(jnp.abs(votes), jnp.abs(decoded))
-    # (counted + balance) // 2, which are both odd or both even, without the overflow.
-    return (counted >> 1) + (balance >> 1) + (counted & 1), counted
-
-
-def _row_sums(
-    rows: Int8[Array, "M N"], column: Int8[Array, " N"]
-) -> Int32[Array, " M"]:
-    """Exact products of every row with one column."""
-    # Eight equal columns: XLA's CPU backend has a fast int8 matrix product, but
-    # its matrix-vector product and its row sums are ten times slower.
-    columns = jnp.broadcast_to(column, (8, column.shape[0]))
-    contract_last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(
-        rows, columns, contract_last, preferred_element_type=jnp.int32
-    )[:, 0]
-
-
-def sum_over_axis(values, axis_name: str | None):
-    """Sum over a mesh axis, or nothing to do where there is none.
-
-    Args:
-        values: tree of arrays of any shape.
-        axis_name: name of the axis that the coordinates are split over, or None.
-
-    Returns:
-        Tree of the same shapes.
-
-    Examples:
-        >>> print(sum_over_axis(jnp.arange(3), None))
-        [0 1 2]
-    """
-    return values if axis_name is None else lax.psum(values, axis_name)
-
-
-def mean_over_coordinates(values, axis_name: str | None = None):
-    """Mean of each worker's values over all coordinates.
-
-    Args:
-        values: float `[M]`, or a tree of `[M, ...]`.
-        axis_name: mesh axis that the coordinates are split over, or None.
-
-    Returns:
-        float32 `[M]`; of an array `[M]`, itself.
-
-    Examples:
-        >>> print(mean_over_coordinates({"w": jnp.array([[1.0, 3.0], [5.0, 5.0]])}))
-        [2. 5.]
-    """
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(values)]
-    total = sum(jnp.sum(leaf, axis=1) for leaf in leaves)
-    size = jnp.float32(sum(leaf.shape[1] for leaf in leaves))
-    total, size = sum_over_axis((total, size), axis_name)
-    return total / size
-
-
-def vote_tree(votes, weights, *, largest, axis_name: str | None = None):
-    """Weighted vote over every leaf of a tree, with each worker's agreement.
-
-    Args:
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
-        weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats).
-        largest: a bound on |weights|, float scalar (see `weighted_vote`).
-        axis_name: mesh axis that the coordinates are split over, or None.
-
-    Returns:
-        `(decoded, agreed, counted, margin)`: tree of int8 `[...]`; int32 `[M]` and
-        int32 `[M]` as `agreements` counts them, over all leaves and devices;
-        float32 scalar, the mean margin of the coordinates that did not tie.
-
-    Examples:
-        >>> votes = {"w": jnp.array([[1, -1], [1, 1], [-1, -1]], jnp.int8)}
-        >>> decoded, agreed, counted, _ = vote_tree(votes, jnp.ones(3), largest=1.0)
-        >>> print(decoded["w"], agreed, counted)
-        [ 1 -1] [2 1 1] [2 2 2]
-    """
-    leaves, treedef = jax.tree.flatten(votes)
-    if isinstance(weights, jax.Array):
-        weight_leaves = [weights] * len(leaves)
-    else:
-        weight_leaves = treedef.flatten_up_to(weights)
-    decoded, sums = [], []
-    for leaf, weight in zip(leaves, weight_leaves, strict=True):
-        signs, margins = weighted_vote(leaf, weight, largest=largest)
-        decided = jnp.sum(signs != 0, dtype=jnp.int32).astype(jnp.float32)
-        sums.append((*agreements(leaf, signs), jnp.sum(margins), decided))
-        decoded.append(signs)
-    totals = [functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True)]
-    agreed, counted, margin, decided = sum_over_axis(totals, axis_name)
-    return (
-        jax.tree.unflatten(treedef, decoded),
-        agreed,
-        counted,
-        margin / jnp.maximum(decided, 1.0),
-    )
-
-
 class MajorityVoteState(NamedTuple):
     """State of `majority_vote`.
 
@@ -340,9 +145,8 @@ def majority_vote() -> Decoder:
 
     def decode(state, votes, axis_name=None):
         weights = jnp.ones_like(state.mv_weights)
-        decoded, agreed, counted, margin = vote_tree(
-            votes, weights, largest=1.0, axis_name=axis_name
-        )
+        decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
+        agreed, counted = count_agreements(votes, decoded, axis_name)
         losses = (counted - agreed).astype(jnp.float32)
         crossover = (losses + 1) / (counted.astype(jnp.float32) + 2)
         return decoded, state, DecodeInfo(weights, crossover, margin)

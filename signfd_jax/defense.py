@@ -16,15 +16,15 @@ from signfd_jax.counting import (
     check_counter_dtype,
     outcomes_against_others,
 )
-from signfd_jax.decoding import (
-    DecodeInfo,
-    Decoder,
-    check_number,
-    llr_weights,
-    mean_over_coordinates,
+from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
+from signfd_jax.reference import reference_defense
+from signfd_jax.tally import (
+    count_agreements,
+    over_workers,
+    sum_coordinates,
+    sum_over_axis,
     vote_tree,
 )
-from signfd_jax.reference import reference_defense
 
 __all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
 
@@ -182,6 +182,22 @@ def federated_voting(
     )
 
 
+class _Evidence(NamedTuple):
+    """What a worker's weights at the coordinates of one leaf are made from.
+
+    Attributes:
+        counter: `[M, ...]`, agreements minus errors.
+        pooled: float32 `[M]`, the same over all coordinates, as a share.
+    """
+
+    counter: jax.Array
+    pooled: jax.Array
+
+
+def _is_evidence(node):
+    return isinstance(node, _Evidence)
+
+
 def _learned(
     initial_rounds,
     max_llr,
@@ -212,52 +228,87 @@ def _learned(
             fd_rounds_counted=jnp.zeros((), jnp.float32),
         )
 
-    def crossovers(state):
-        """Pooled estimates `[M]`, and the tree of estimates `[M, ...]` or `[M]`."""
-        # Computed as the balance of agreements and errors, 1 - 2p: near p = 1/2 a
-        # rounding error could otherwise turn the weights of all workers at once.
+    def pooled_balance(state):
+        """Agreements less errors of each worker, as a share of its votes: `[M]`."""
+        # Not the share of errors p: near p = 1/2 a rounding error could otherwise turn
+        # the weights of all workers at once.
         evidence = state.fd_evidence
-        pooled = evidence * (2 * state.fd_agreement - 1) / (evidence + 2)
-        if pooled_only:
-            return _crossover(pooled), _crossover(pooled)
+        return evidence * (2 * state.fd_agreement - 1) / (evidence + 2)
+
+    def crossover_from(state):
+        """The function that makes a worker's crossovers `[...]` of its evidence."""
         rounds = state.fd_rounds_counted
         in_pooled_phase = state.fd_round < initial_rounds
 
-        def by_coordinate(counter):
-            prior = pooled.reshape((-1,) + (1,) * (counter.ndim - 1))
-            own = (counter.astype(jnp.float32) + 2 * prior) / (rounds + 2)
-            return _crossover(jnp.where(in_pooled_phase, prior, own))
+        def crossover(evidence):
+            own = evidence.counter.astype(jnp.float32) + 2 * evidence.pooled
+            own = own / (rounds + 2)
+            return _crossover(jnp.where(in_pooled_phase, evidence.pooled, own))
 
-        return _crossover(pooled), jax.tree.map(by_coordinate, state.fd_counters)
+        return crossover
 
-    def weights(state):
-        pooled, crossover = crossovers(state)
+    def weights_from(state):
+        """The function that makes weights of crossovers."""
+        pooled = _crossover(pooled_balance(state))
         useless = llr_weights(pooled, max_llr=max_llr) == 0
         ignorant = jnp.all(useless | (state.fd_evidence < 1))
         if majority_at_first:
             ignorant |= state.fd_round < initial_rounds
+        return lambda p: jnp.where(ignorant, 1.0, llr_weights(p, max_llr=max_llr))
+
+    def evidence_of(state):
+        pooled = pooled_balance(state)
         return jax.tree.map(
-            lambda p: jnp.where(ignorant, 1.0, llr_weights(p, max_llr=max_llr)),
-            crossover,
+            lambda counter: _Evidence(counter, pooled), state.fd_counters
         )
 
-    def decode(state, votes, axis_name=None):
-        used = weights(state)
-        largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
-        decoded, agreed, counted, margin = vote_tree(
-            votes, used, largest=largest, axis_name=axis_name
+    def weights(state):
+        weigh = weights_from(state)
+        if pooled_only:
+            return weigh(_crossover(pooled_balance(state)))
+        weigh_worker = jax.vmap(lambda row: weigh(crossover(row)))
+        crossover = crossover_from(state)
+        return jax.tree.map(weigh_worker, evidence_of(state), is_leaf=_is_evidence)
+
+    def vote(state, votes, largest, axis_name):
+        if pooled_only:
+            return vote_tree(
+                votes, weights(state), largest=largest, axis_name=axis_name
+            )
+        weigh, crossover = weights_from(state), crossover_from(state)
+        return vote_tree(
+            votes,
+            evidence_of(state),
+            weigh=lambda row: weigh(crossover(row)),
+            largest=largest,
+            axis_name=axis_name,
         )
-        outcomes = jax.tree.map(lambda vote, sign: vote * sign[None], votes, decoded)
+
+    def mean_crossover(state, axis_name):
+        if pooled_only:
+            return _crossover(pooled_balance(state))
+        crossover = crossover_from(state)
+        leaves = jax.tree.leaves(evidence_of(state), is_leaf=_is_evidence)
+        sums = [
+            over_workers(lambda row: ((), sum_coordinates(crossover(row))), leaf)[1]
+            for leaf in leaves
+        ]
+        size = sum(leaf.counter.size // leaf.pooled.size for leaf in leaves)
+        total, size = sum_over_axis((sum(sums), jnp.float32(size)), axis_name)
+        return total / size
+
+    def decode(state, votes, axis_name=None):
+        largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
+        decoded, mean_weights, margin = vote(state, votes, largest, axis_name)
         if leave_own_out:
             outcomes, agreed, counted = outcomes_against_others(
-                votes, used, largest=largest, axis_name=axis_name
+                votes, weights(state), largest=largest, axis_name=axis_name
             )
+        else:
+            outcomes = jax.tree.map(lambda v, sign: v * sign[None], votes, decoded)
+            agreed, counted = count_agreements(votes, decoded, axis_name)
         state = learn(state, outcomes, agreed, counted)
-        info = DecodeInfo(
-            mean_over_coordinates(used, axis_name),
-            mean_over_coordinates(crossovers(state)[1], axis_name),
-            margin,
-        )
+        info = DecodeInfo(mean_weights, mean_crossover(state, axis_name), margin)
         return decoded, state, info
 
     def learn(state, outcomes, agreed, counted):

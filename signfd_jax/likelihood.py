@@ -12,13 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int8, Int32
 
-from signfd_jax.decoding import (
-    DecodeInfo,
-    Decoder,
+from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
+from signfd_jax.tally import (
     agreements,
-    check_number,
     fixed_point,
-    llr_weights,
     mean_over_coordinates,
     sum_over_axis,
     vote_tree,
@@ -87,15 +84,11 @@ def oracle(crossover, max_llr: float | jax.Array = 10.0) -> Decoder:
 
     def decode(state, votes, axis_name=None):
         used = weights(state)
-        decoded, _, _, margin = vote_tree(
+        decoded, mean_weights, margin = vote_tree(
             votes, used, largest=max_llr, axis_name=axis_name
         )
-        info = DecodeInfo(
-            mean_over_coordinates(used, axis_name),
-            mean_over_coordinates(state.oracle_crossover, axis_name),
-            margin,
-        )
-        return decoded, state, info
+        crossover = mean_over_coordinates(state.oracle_crossover, axis_name)
+        return decoded, state, DecodeInfo(mean_weights, crossover, margin)
 
     return Decoder(init, decode, weights)
 
@@ -185,7 +178,9 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
 
         def balance_under(weights):
             """Agreements to expect, less errors, if the weights are right."""
-            units, scale = fixed_point(weights, largest=largest)
+            units, scale = fixed_point(
+                weights, largest=largest, num_workers=weights.shape[0]
+            )
             sums = [
                 _sum_posteriors(leaf, mask, units, scale)
                 for leaf, mask in zip(leaves, shared, strict=True)
@@ -210,7 +205,7 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
         )
         balance *= jnp.where(jnp.sum(jnp.sign(balance)) < 0, -1.0, 1.0)
         weights = weights_from(balance)
-        decoded, _, _, margin = vote_tree(
+        decoded, _, margin = vote_tree(
             votes, weights, largest=largest, axis_name=axis_name
         )
         info = DecodeInfo(weights, crossover_from(balance), margin)

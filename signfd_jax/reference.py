@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.decoding import DecodeInfo, Decoder, sum_over_axis
+from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.tally import sum_over_axis
 
 __all__ = ["ReferenceState", "reference_defense"]
 

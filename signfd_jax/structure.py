@@ -26,6 +26,7 @@ _LABEL = (1.0, 3.0)  # |reliability| in standard errors: is this worker labelled
 _COPY = (0.10, 0.25)  # correlation beyond the rank-one prediction: a likely copy
 _BLATANT_COPY = (0.50, 0.80)  # the same, trusted even where the model is not
 _IDENTICAL = (0.90, 0.98)  # correlation that makes a copy whatever was predicted
+_DUE = 0.5  # share of its predicted correlation that a pair must show to be linked
 _SLACK = 1.3  # by how much honest pairs may exceed the rank-one prediction
 _BALANCE = (0.70, 0.85)  # share of links that the labels explain
 _MAJORITY = (0.47, 0.53)  # share of the workers that are labelled
@@ -70,9 +71,10 @@ def structure(
        is $v_j \bar v$ in the rank-one model, hence $v_j = c_j / \sqrt{\bar{|c|}}$.
     4. Global sign. The larger camp is right, counted in heads (copies share one),
        with some inertia towards the labels of last round.
-    5. Trust: the labels explain the links (within either camp, and over all); the
-       labelled workers are a majority, copies counted or not; the larger camp leads
-       clearly; little weight is likely to carry a wrong sign.
+    5. Trust: the labels explain the links (within either camp, and over all), and the
+       links that the reliabilities predict are there; the labelled workers are a
+       majority, copies counted or not; the larger camp leads clearly; little weight is
+       likely to carry a wrong sign.
 
     Args:
         correlation: float `[M, M]`, symmetric, in [-1, 1]; its diagonal is ignored.
@@ -118,7 +120,12 @@ def structure(
     sign = jnp.where(lead + _INERTIA * kept >= 0, 1.0, -1.0)
     aligned, lead = sign * aligned, sign * lead
 
-    balance = _balance(links, jnp.sign(aligned), labelled * heads)
+    scale = jnp.sqrt(
+        _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
+    )
+    expected = jnp.abs(aligned[:, None] * aligned[None, :]) / scale**2 / error
+    links_due = jnp.where(pairs, _ramp(_DUE * expected, _LINK), 0.0)
+    balance = _balance(links, links_due, jnp.sign(aligned), labelled * heads)
     majority = jnp.minimum(
         jnp.sum(labelled * heads) / jnp.maximum(jnp.sum(heads), 1e-9),
         jnp.sum(labelled * present) / jnp.maximum(jnp.sum(present), 1.0),
@@ -133,9 +140,6 @@ def structure(
         * _ramp(majority, _MAJORITY)
         * _ramp(lead - _LEAD_PER_IMBALANCE * (1 - balance), _LEAD)
         * _ramp(wrong / _positive(jnp.sum(influence)), _MISLABELLED)
-    )
-    scale = jnp.sqrt(
-        _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
     )
     return Structure(
         reliability=jnp.clip(aligned / scale, -1.0, 1.0),
@@ -176,15 +180,16 @@ def _reliability_by_camp(correlation, links, heads, error):
     return (correlation @ camp) / others, error * spread / others
 
 
-def _balance(links, labels, share):
-    """Share of the links that labels explain, in the worse camp or over all."""
+def _balance(links, links_due, labels, share):
+    """Share of the links, found or due, that labels explain: the worst of three."""
 
     def of(workers):
         weight = jnp.where(workers, share, 0.0)
         weights = weight[:, None] * weight[None, :]
         explained = jnp.sum(weights * links * labels[:, None] * labels[None, :])
+        found_or_due = jnp.sum(weights * jnp.maximum(jnp.abs(links), links_due))
         # A camp of one or two has hardly a link to judge it by: the 0.02 gives it 1.
-        return (explained + 0.02) / (jnp.sum(weights * jnp.abs(links)) + 0.02)
+        return (explained + 0.02) / (found_or_due + 0.02)
 
     everyone = jnp.ones_like(labels, dtype=bool)
     return jnp.minimum(of(everyone), jnp.minimum(of(labels > 0), of(labels < 0)))

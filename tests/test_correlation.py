@@ -144,11 +144,13 @@ def test_votes_without_a_common_sign_are_a_majority_vote():
 
 
 def test_three_camps_without_a_majority_are_a_majority_vote():
+    """From the second round on: how noisy a round is, the first cannot know."""
     camps = [channel_votes(seed, [0.3] * 5, 3)[0] for seed in range(3)]
     votes = np.concatenate(camps, axis=1)
     signs, weights, _, _ = play(votes)
-    np.testing.assert_array_equal(weights, np.ones((3, 15)))
-    np.testing.assert_array_equal(signs, np.sign(votes.sum(axis=1)))
+    assert np.all(weights[0] > 0)
+    np.testing.assert_array_equal(weights[1:], np.ones((2, 15)))
+    np.testing.assert_array_equal(signs[1:], np.sign(votes[1:].sum(axis=1)))
 
 
 def test_the_larger_of_two_camps_is_right():

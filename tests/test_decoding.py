@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import signfd_jax as sfd
-from signfd_jax import decoding
+from signfd_jax import tally
 
-jitted_vote = jax.jit(decoding.weighted_vote)
-jitted_agreements = jax.jit(decoding.agreements)
-jitted_tree = jax.jit(decoding.vote_tree, static_argnames="axis_name")
+jitted_vote = jax.jit(tally.weighted_vote)
+jitted_agreements = jax.jit(tally.agreements)
+jitted_tree = jax.jit(tally.vote_tree, static_argnames=("axis_name", "weigh"))
 
 
 def all_patterns(num_workers, alphabet=(-1, 1)):
@@ -264,7 +264,7 @@ def test_agreements_are_what_a_loop_counts(num_workers, shape, seed):
 
 def test_agreements_of_more_coordinates_than_int8_or_int16_hold():
     votes = jnp.ones((2, 100_003), jnp.int8) * jnp.array([[1], [-1]], jnp.int8)
-    agreed, counted = decoding.agreements(votes, votes[0])
+    agreed, counted = tally.agreements(votes, votes[0])
     np.testing.assert_array_equal(agreed, [100_003, 0])
     np.testing.assert_array_equal(counted, [100_003, 100_003])
 
@@ -285,13 +285,16 @@ def test_vote_tree_is_the_vote_of_the_concatenated_leaves():
         return jnp.asarray(np.concatenate(leaves, axis=1))
 
     for own, whole in ((weights, flat(weights)), (weights["b"], weights["b"])):
-        decoded, agreed, counted, margin = jitted_tree(votes, own, largest=3.0)
+        decoded, mean_weights, margin = jitted_tree(votes, own, largest=3.0)
+        agreed, counted = tally.count_agreements(votes, decoded)
         signs, margins = jitted_vote(flat(votes), whole, largest=3.0)
         ravelled = [np.ravel(leaf) for leaf in jax.tree.leaves(decoded)]
         np.testing.assert_array_equal(np.concatenate(ravelled), signs)
         expected = naive_agreements(np.asarray(flat(votes)), np.asarray(signs))
         np.testing.assert_array_equal(agreed, expected[0])
         np.testing.assert_array_equal(counted, expected[1])
+        expected = whole if whole.ndim == 1 else np.mean(whole, axis=1)
+        np.testing.assert_allclose(mean_weights, expected, rtol=1e-5, atol=1e-6)
         assert float(margin) == pytest.approx(
             float(np.mean(margins[np.asarray(signs) != 0])), rel=1e-5
         )

@@ -96,11 +96,20 @@ def naive_structure(correlation, error, seen, previous):
     memory = [np.sign(aligned[j]) * labelled[j] / copies[j] * previous[j]
               for j in workers]  # fmt: skip
     kept = sum(memory) / max(sum(abs(x) for x in memory), 1e-9)
-    if 0 < abs(lead + THRESHOLDS["_INERTIA"] * kept) < 1e-4:
-        return None
+    if any(aligned.values()) and abs(lead + THRESHOLDS["_INERTIA"] * kept) < 1e-4:
+        return None  # The sign of the eigenvector, which is arbitrary, decides.
     if lead + THRESHOLDS["_INERTIA"] * kept < 0:
         aligned = {j: -x for j, x in aligned.items()}
         lead = -lead
+
+    heads = sum(1 / copies[j] for j in workers)
+    mean = sum(abs(aligned[j]) / copies[j] for j in workers) / max(heads, 1e-9)
+
+    def due(j, k):
+        predicted = abs(aligned[j] * aligned[k]) / max(mean, 1e-9)
+        if j == k:
+            return 0.0
+        return ramp(THRESHOLDS["_DUE"] * predicted / error, "_LINK")
 
     def balance(camp):
         explained = total = 0.02
@@ -109,7 +118,7 @@ def naive_structure(correlation, error, seen, previous):
                 pair = labelled[j] * labelled[k] / copies[j] / copies[k]
                 agree = np.sign(aligned[j]) * np.sign(aligned[k])
                 explained += pair * links[j][k] * agree
-                total += pair * abs(links[j][k])
+                total += pair * max(abs(links[j][k]), due(j, k))
         return explained / total
 
     fit = min(
@@ -117,7 +126,6 @@ def naive_structure(correlation, error, seen, previous):
         balance([j for j in workers if aligned[j] > 0]),
         balance([j for j in workers if aligned[j] < 0]),
     )
-    heads = sum(1 / copies[j] for j in workers)
     labelled_heads = sum(labelled[j] / copies[j] for j in workers)
     majority = min(
         labelled_heads / max(heads, 1e-9),
@@ -138,7 +146,6 @@ def naive_structure(correlation, error, seen, previous):
         * ramp(lead - lead_wanted, "_LEAD")
         * ramp(wrong, "_MISLABELLED")
     )
-    mean = sum(abs(aligned[j]) / copies[j] for j in workers) / max(heads, 1e-9)
     scale = math.sqrt(max(mean, 1e-9))
     every = range(len(seen))
     return (

@@ -76,7 +76,7 @@ def test_rounds_of_a_donated_state_without_a_second_compilation(make):
 
 def test_an_eager_update_is_the_jitted_one_and_can_be_donated_too():
     tx = TRANSFORMATIONS["fd"](M)
-    eager = state = tx.init(PARAMS)
+    eager, state = tx.init(PARAMS), tx.init(PARAMS)
     update = jax.jit(tx.update, donate_argnums=1, keep_unused=True)
     for seed in range(4):
         gradients = gradients_like(PARAMS, seed=seed)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from signfd_jax import data, models, partition
 from signfd_jax.experiments import registry
@@ -241,6 +242,12 @@ def compile_program(
             crossover=infos.crossover[-1],
         )
 
+    def of_seeds(states, leaves):
+        # A CPU is twice as fast at one seed after the other: they stay in its cache.
+        if jax.default_backend() == "cpu":
+            return lax.map(lambda state: chunk(state, leaves), states)
+        return jax.vmap(chunk, in_axes=(0, None))(states, leaves)
+
     seeds = jax.ShapeDtypeStruct((key.seeds,), jnp.uint32)
     byzantine = jax.ShapeDtypeStruct((key.seeds, key.num_workers), bool)
     start = jax.vmap(start, in_axes=(0, 0, None))
@@ -249,5 +256,4 @@ def compile_program(
         quickly: Any = {"xla_backend_optimization_level": 1}
         return jax.jit(start).lower(seeds, byzantine, leaves).compile(quickly)
     state = jax.eval_shape(start, seeds, byzantine, leaves)
-    chunk = jax.vmap(chunk, in_axes=(0, None))
-    return jax.jit(chunk, donate_argnums=0).lower(state, leaves).compile()
+    return jax.jit(of_seeds, donate_argnums=0).lower(state, leaves).compile()

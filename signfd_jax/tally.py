@@ -1,0 +1,357 @@
+"""Tallies: the weighted vote, and what is counted of it.
+
+Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf, `N` a flat slice
+of coordinates. Votes and decoded signs are int8 in {-1, 0, +1}. Tallies are int32 sums
+of fixed-point weights, so that no result depends on the order of a sum: whole, chunked
+and distributed decoding agree bit for bit.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int8, Int32
+
+__all__ = [
+    "Vote",
+    "agreements",
+    "count_agreements",
+    "fixed_point",
+    "mean_over_coordinates",
+    "over_workers",
+    "sum_coordinates",
+    "sum_over_axis",
+    "vote_tree",
+    "weighted_vote",
+]
+
+
+def over_workers(visit: Callable[[Any], tuple[Any, Any]], rows) -> tuple[Any, Any]:
+    """Visit every worker's row: sum some of the results, keep the others.
+
+    On a CPU the workers come one after the other, so that everything a visit needs
+    stays in the cache: seven times as fast as a sum over the rows of a matrix
+    (`benchmarks/decode.py`). Elsewhere all come at once.
+
+    Args:
+        visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
+            are int32 of any shape, so that their sum is exact in any order.
+        rows: tree of `[M, ...]`.
+
+    Returns:
+        The sum of the terms, and what was kept, stacked: leaves `[M, ...]`.
+
+    Examples:
+        >>> votes = jnp.array([[1, -1], [1, 1]], jnp.int32)
+        >>> over_workers(lambda row: (row, row[0]), votes)
+        (Array([2, 0], dtype=int32), Array([1, 1], dtype=int32))
+    """
+
+    def one_by_one(rows):
+        def add(total, row):
+            terms, kept = visit(row)
+            return jax.tree.map(jnp.add, total, terms), kept
+
+        # Not jnp.zeros: inside shard_map a carry must vary over the axes of the rows.
+        first, _ = visit(jax.tree.map(lambda leaf: leaf[0], rows))
+        start = jax.tree.map(lambda term: term * jnp.zeros((), term.dtype), first)
+        return lax.scan(add, start, rows)
+
+    def all_at_once(rows):
+        terms, kept = jax.vmap(visit)(rows)
+        total = jax.tree.map(lambda term: jnp.sum(term, axis=0, dtype=jnp.int32), terms)
+        return total, kept
+
+    axes = [_workers_axis(leaf) for leaf in jax.tree.leaves(rows)]
+    if any(axes):
+        return all_at_once(_split_alike(rows, next(filter(None, axes))))
+    return lax.platform_dependent(rows, cpu=one_by_one, default=all_at_once)
+
+
+def _workers_axis(leaf):
+    """The explicit mesh axis over which the workers are sharded, or None."""
+    spec = jax.typeof(leaf).sharding.spec
+    return spec[0] if len(spec) > 0 else None
+
+
+def _split_alike(rows, axis):
+    """Shard the workers of every leaf over that mesh axis, as `jax.vmap` demands."""
+    return jax.tree.map(
+        lambda leaf: jax.sharding.reshard(
+            leaf, jax.P(axis, *jax.typeof(leaf).sharding.spec[1:])
+        ),
+        rows,
+    )
+
+
+class Vote(NamedTuple):
+    """Outcome of a weighted vote over a tree of coordinates.
+
+    Attributes:
+        decoded: tree of int8 `[...]` in {-1, 0, +1}; a tie decodes to 0.
+        weights: float32 `[M]`, weight of each worker (nats), the mean over coordinates.
+        margin: float32 scalar in [0, 1], |tally| over the sum of the |weights|, the
+            mean over the coordinates that did not tie.
+    """
+
+    decoded: Any
+    weights: jax.Array
+    margin: jax.Array
+
+
+def vote_tree(
+    votes,
+    weights,
+    *,
+    largest: float | Float[Array, ""],
+    weigh: Callable[[Any], Float[Array, "*leaf"]] | None = None,
+    axis_name: str | None = None,
+) -> Vote:
+    """Weighted vote over every leaf of a tree.
+
+    Args:
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
+        weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats). With
+            `weigh`, a tree that has at each leaf of `votes` what `weigh` reads: arrays
+            `[M, ...]`, of which it is given one worker's rows.
+        largest: a bound on |weights|, float scalar (see `weighted_vote`).
+        weigh: makes a worker's weights `[...]` (nats), so that they are never all
+            there at once; None: they are given.
+        axis_name: mesh axis that the coordinates are split over, or None.
+
+    Returns:
+        A `Vote`.
+
+    Examples:
+        >>> votes = {"w": jnp.array([[1, -1], [1, 1], [-1, -1]], jnp.int8)}
+        >>> vote_tree(votes, jnp.ones(3), largest=1.0).decoded["w"]
+        Array([ 1, -1], dtype=int8)
+    """
+    leaves, treedef = jax.tree.flatten(votes)
+    shared = isinstance(weights, jax.Array) and weights.ndim == 1 and weigh is None
+    if isinstance(weights, jax.Array):
+        weight_leaves = [weights] * len(leaves)
+    else:
+        weight_leaves = treedef.flatten_up_to(weights)
+    decoded, sums = [], []
+    for leaf, weight in zip(leaves, weight_leaves, strict=True):
+        signs, margins, row_sums = _vote(leaf, weight, largest, weigh)
+        decided = jnp.sum(signs != 0, dtype=jnp.int32).astype(jnp.float32)
+        size = jnp.float32(signs.size)
+        sums.append((row_sums, size, jnp.sum(margins), decided))
+        decoded.append(signs)
+    totals = [functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True)]
+    row_sums, size, margin, decided = sum_over_axis(totals, axis_name)
+    return Vote(
+        decoded=jax.tree.unflatten(treedef, decoded),
+        weights=weights if shared else row_sums / size,
+        margin=margin / jnp.maximum(decided, 1.0),
+    )
+
+
+def weighted_vote(
+    votes: Int8[Array, "M *leaf"],
+    weights: Float[Array, "M *leaf_or_shared"],
+    *,
+    largest: float | Float[Array, ""],
+) -> tuple[Int8[Array, "*leaf"], Float[Array, "*leaf"]]:
+    r"""Sign of the weighted tally of the votes, coordinate by coordinate.
+
+    $\hat U_n = \operatorname{sign} \sum_m w_{m,n} Y_{m,n}$. The sum is taken in int32,
+    with weights in fixed point (`fixed_point`).
+
+    Args:
+        votes: int8 `[M, ...]` in {-1, 0, +1}.
+        weights: float `[M]`, shared by all coordinates, or `[M, ...]` (nats).
+        largest: a bound on |weights|, float scalar. It sets the fixed-point scale,
+            so it must be the same wherever the same coordinates are decoded.
+
+    Returns:
+        The decoded signs, int8 `[...]` in {-1, 0, +1} (a tie gives 0), and the
+        margins |tally| / sum of |weights|, float32 `[...]` in [0, 1].
+
+    Examples:
+        >>> votes = jnp.array([[1, 1], [-1, 1], [-1, -1]], jnp.int8)
+        >>> weights = jnp.array([3.0, 1.0, 1.0])
+        >>> decoded, margin = weighted_vote(votes, weights, largest=3.0)
+        >>> print(decoded, margin.round(1))
+        [1 1] [0.2 0.6]
+    """
+    decoded, margins, _ = _vote(votes, weights, largest, None)
+    return decoded, margins
+
+
+def _vote(votes, weights, largest, weigh):
+    """Decoded signs, margins, and the sum of each worker's weights over the leaf."""
+
+    def visit(row):
+        vote, weight = row
+        weight = weight if weigh is None else weigh(weight)
+        units, _ = fixed_point(weight, largest=largest, num_workers=votes.shape[0])
+        terms = (units * vote.astype(jnp.int32), jnp.abs(units))
+        return terms, sum_coordinates(weight)
+
+    (tally, total), row_sums = over_workers(visit, (votes, weights))
+    margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
+        total.astype(jnp.float32), 1.0
+    )
+    return jnp.sign(tally).astype(jnp.int8), margins, row_sums
+
+
+def sum_coordinates(row: Float[Array, "*leaf"]) -> Float[Array, ""]:
+    """Sum of one worker's values, fast inside `over_workers`.
+
+    Args:
+        row: float `[...]`.
+
+    Returns:
+        Scalar of that dtype.
+
+    Examples:
+        >>> print(sum_coordinates(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
+        10.0
+    """
+    # XLA's CPU backend adds one number at a time, but its products do not.
+    row = row.reshape(-1)
+    return jnp.dot(row, jnp.ones_like(row), precision=lax.Precision.HIGHEST)
+
+
+def fixed_point(
+    weights: Float[Array, "*shape"],
+    *,
+    largest: float | Float[Array, ""],
+    num_workers: int,
+) -> tuple[Int32[Array, "*shape"], Float[Array, ""]]:
+    r"""Weights as integers, whose sums over the workers are exact in any order.
+
+    The unit is `largest` $M / 2^{30}$, so that no sum over M workers can overflow; a
+    weight is rounded away from zero, so that none is too small to count.
+
+    Args:
+        weights: float `[...]` (nats).
+        largest: a bound on |weights|, float scalar.
+        num_workers: the number M of workers whose weights are added (int).
+
+    Returns:
+        int32 `[...]`, and the number of units in one nat, float32 scalar.
+
+    Examples:
+        >>> weights = jnp.array([1.0, -0.5])
+        >>> units, scale = fixed_point(weights, largest=1.0, num_workers=2)
+        >>> print(units)
+        [ 536870912 -268435456]
+    """
+    bound = jnp.maximum(jnp.asarray(largest, jnp.float32), jnp.finfo(jnp.float32).tiny)
+    scale = jnp.float32(2**30 / max(num_workers, 1)) / bound
+    weights = weights.astype(jnp.float32)
+    units = jnp.sign(weights) * jnp.ceil(jnp.abs(weights) * scale)
+    return units.astype(jnp.int32), scale
+
+
+def count_agreements(votes, decoded, axis_name: str | None = None):
+    """Count each worker's agreements over every leaf of a tree.
+
+    Args:
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
+        decoded: tree of int8 `[...]` in {-1, 0, +1}.
+        axis_name: mesh axis that the coordinates are split over, or None.
+
+    Returns:
+        int32 `[M]` and int32 `[M]`, as `agreements` counts them, over all leaves and
+        devices.
+
+    Examples:
+        >>> votes = {"w": jnp.array([[1, -1], [1, 1]], jnp.int8)}
+        >>> decoded = {"w": jnp.array([1, -1], jnp.int8)}
+        >>> agreed, counted = count_agreements(votes, decoded)
+        >>> print(agreed, counted)
+        [2 1] [2 2]
+    """
+    pairs = zip(jax.tree.leaves(votes), jax.tree.leaves(decoded), strict=True)
+    counts = [agreements(leaf, signs) for leaf, signs in pairs]
+    totals = [functools.reduce(jnp.add, parts) for parts in zip(*counts, strict=True)]
+    agreed, counted = sum_over_axis(totals, axis_name)
+    return agreed, counted
+
+
+def agreements(
+    votes: Int8[Array, "M *leaf"], decoded: Int8[Array, "*leaf"]
+) -> tuple[Int32[Array, " M"], Int32[Array, " M"]]:
+    """Count the votes of each worker that agree with the decoded signs.
+
+    Abstentions and decoded ties are counted neither way.
+
+    Args:
+        votes: int8 `[M, ...]` in {-1, 0, +1}.
+        decoded: int8 `[...]` in {-1, 0, +1}.
+
+    Returns:
+        int32 `[M]`, the agreeing votes, and int32 `[M]`, the votes that were
+        counted. Both are exact for fewer than 2**31 coordinates.
+
+    Examples:
+        >>> votes = jnp.array([[1, 1, -1, 0], [1, -1, 1, 1]], jnp.int8)
+        >>> agreed, counted = agreements(votes, jnp.array([1, 1, 0, 1], jnp.int8))
+        >>> print(agreed, counted)
+        [2 2] [2 3]
+    """
+    votes = votes.reshape(votes.shape[0], -1)
+    decoded = decoded.reshape(-1)
+    balance = _row_sums(votes, decoded)
+    counted = _row_sums(jnp.abs(votes), jnp.abs(decoded))
+    # (counted + balance) // 2, which are both odd or both even, without the overflow.
+    return (counted >> 1) + (balance >> 1) + (counted & 1), counted
+
+
+def _row_sums(
+    rows: Int8[Array, "M N"], column: Int8[Array, " N"]
+) -> Int32[Array, " M"]:
+    """Exact products of every row with one column."""
+    # Eight equal columns: XLA's CPU backend has a fast int8 matrix product, but
+    # its matrix-vector product and its row sums are ten times slower.
+    columns = jnp.broadcast_to(column, (8, column.shape[0]))
+    contract_last = (((1,), (1,)), ((), ()))
+    return lax.dot_general(
+        rows, columns, contract_last, preferred_element_type=jnp.int32
+    )[:, 0]
+
+
+def sum_over_axis(values, axis_name: str | None):
+    """Sum over a mesh axis, or nothing to do where there is none.
+
+    Args:
+        values: tree of arrays of any shape.
+        axis_name: name of the axis that the coordinates are split over, or None.
+
+    Returns:
+        Tree of the same shapes.
+
+    Examples:
+        >>> print(sum_over_axis(jnp.arange(3), None))
+        [0 1 2]
+    """
+    return values if axis_name is None else lax.psum(values, axis_name)
+
+
+def mean_over_coordinates(values, axis_name: str | None = None):
+    """Mean of each worker's values over all coordinates.
+
+    Args:
+        values: float `[M]`, or a tree of `[M, ...]`.
+        axis_name: mesh axis that the coordinates are split over, or None.
+
+    Returns:
+        float32 `[M]`; of an array `[M]`, itself.
+
+    Examples:
+        >>> print(mean_over_coordinates({"w": jnp.array([[1.0, 3.0], [5.0, 5.0]])}))
+        [2. 5.]
+    """
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(values)]
+    total = sum(jnp.sum(leaf, axis=1) for leaf in leaves)
+    size = jnp.float32(sum(leaf.shape[1] for leaf in leaves))
+    total, size = sum_over_axis((total, size), axis_name)
+    return total / size
