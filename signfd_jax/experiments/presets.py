@@ -24,7 +24,7 @@ class Preset(NamedTuple):
     description: str
 
 
-_DIGITS = Experiment(name="digits", num_byzantine=7, rounds=500)
+_DIGITS = Experiment(name="digits", num_byzantine=7)
 _MNIST_MLP = dataclasses.replace(
     _DIGITS,
     name="mnist-mlp",
