@@ -236,7 +236,9 @@ def test_draws_are_uniform_over_the_share(key):
 def test_batches_are_standardised():
     digits = data.load("digits")
     split = partition.iid(digits.train_labels, 4)
-    changed = dataclasses.replace(digits, mean=np.array([0.5], np.float32))
+    none, half = np.float32([0.0]), np.float32([0.5])
+    digits = dataclasses.replace(digits, mean=none, std=np.float32([1.0]))
+    changed = dataclasses.replace(digits, mean=half)
     key = jax.random.key(3)
     one, other = (
         jax.jit(partition.worker_batches(dataset, split, 6))(key)[0]
