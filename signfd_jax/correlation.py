@@ -116,6 +116,7 @@ def correlation_defense(
             cd_weights=jnp.ones((num_workers,), jnp.float32),
         )
 
+    @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
         num_workers = state.cd_weights.shape[0]

@@ -4,6 +4,7 @@ Shapes: `M` workers. Votes and decoded signs are int8 in {-1, 0, +1}; weights ar
 log-likelihood ratios in nats. How votes are counted stands in `tally`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Decoder(NamedTuple):
             `votes` is a tree of int8 `[M, ...]` in {-1, 0, +1}, `decoded` the tree
             of int8 `[...]`, `info` a `DecodeInfo`. With `axis_name`, the votes hold
             this device's slice of the coordinates, and statistics pooled over
-            coordinates are summed over that mesh axis.
+            coordinates are summed over that mesh axis. Jitted in this library's own.
         weights: `weights(state)`: the weights that the next `decode` would use, for
             inspection: float32 `[M]` where all coordinates share them, else a tree
             of `[M, ...]`.
@@ -143,6 +144,7 @@ def majority_vote() -> Decoder:
         del params
         return MajorityVoteState(jnp.ones((num_workers,), jnp.float32))
 
+    @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         weights = jnp.ones_like(state.mv_weights)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)

@@ -6,6 +6,7 @@ the rounds before weight the votes of the next. Federated voting is the same dec
 with a majority vote for as long as it learns.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -297,6 +298,7 @@ def _learned(
         total, size = sum_over_axis((sum(sums), jnp.float32(size)), axis_name)
         return total / size
 
+    @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
         decoded, mean_weights, margin = vote(state, votes, largest, axis_name)

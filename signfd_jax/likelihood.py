@@ -82,6 +82,7 @@ def oracle(crossover, max_llr: float | jax.Array = 10.0) -> Decoder:
             lambda p: llr_weights(p, max_llr=max_llr), state.oracle_crossover
         )
 
+    @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         used = weights(state)
         decoded, mean_weights, margin = vote_tree(
@@ -164,6 +165,7 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
         del params
         return DawidSkeneState(jnp.ones((num_workers,), jnp.float32))
 
+    @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(votes)]
         voters = [jnp.sum(leaf != 0, axis=0, dtype=jnp.int32) for leaf in leaves]

@@ -5,6 +5,7 @@ from `signfd_jax.defense` because its semantics differ: a zero is a vote like an
 other (0 == 0 is an agreement, and a zero against a decoded sign an error).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +96,7 @@ def reference_defense(
 
         return jax.tree.map(of_leaf, state.ref_agreed)
 
+    @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         used = weights(state)
         decay = jnp.asarray(forgetting, jnp.float32)

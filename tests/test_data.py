@@ -390,7 +390,10 @@ def test_standardise_is_its_formula(name, tmp_path):
     inputs = dataset.test_inputs[:6].reshape(2, 3, *dataset.test_inputs.shape[1:])
     scaled = inputs.astype(np.float64) / (16 if name == "digits" else 255)
     mean, std = {
-        "digits": (np.mean(dataset.train_inputs / 16), np.std(dataset.train_inputs / 16)),
+        "digits": (
+            np.mean(dataset.train_inputs / 16),
+            np.std(dataset.train_inputs / 16),
+        ),
         "mnist": (0.1307, 0.3081),
         "cifar10": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])),
     }[name]

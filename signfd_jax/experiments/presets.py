@@ -50,24 +50,37 @@ _CIFAR10_RESNET56 = dataclasses.replace(
 PRESETS: dict[str, Preset] = {
     preset.experiment.name: preset
     for preset in (
-        Preset(_DIGITS, "scikit-learn's digits, MLP 64-64-10, 7 of 15 liars."),
-        Preset(_MNIST_MLP, "MNIST, MLP 784-128-10, 7 of 15 liars."),
-        Preset(_MNIST_CNN, "MNIST, the paper's CNN (582,026 parameters), 6 of 15."),
+        Preset(
+            _DIGITS,
+            "scikit-learn's digits, MLP 64-64-10, 7 of 15 liars. 5 s; accuracy .97.",
+        ),
+        Preset(
+            _MNIST_MLP,
+            "MNIST, MLP 784-128-10, 7 of 15 liars. 8 s; accuracy .96.",
+        ),
+        Preset(
+            _MNIST_CNN,
+            "MNIST, the paper's CNN (582,026 parameters), 6 of 15 liars. 0.4 s a round, "
+            "20 min in all; accuracy .95 after 100 rounds (--rounds 100: 45 s).",
+        ),
         Preset(
             dataclasses.replace(
                 _CIFAR10_RESNET56, name="cifar10-resnet20", model="resnet:depth=20"
             ),
-            "CIFAR-10, ResNet-20 (269,722 parameters), 6 of 15 liars.",
+            "CIFAR-10, ResNet-20 (269,722 parameters), 6 of 15 liars. 7 s a round, 6 h "
+            "in all: for a GPU; accuracy .24 after 5 rounds, further not measured.",
         ),
         Preset(
             _CIFAR10_RESNET56,
-            "CIFAR-10, the paper's ResNet-56 (853,018 parameters), 6 of 15 liars.",
+            "CIFAR-10, the paper's ResNet-56 (853,018 parameters), 6 of 15 liars. "
+            "For a GPU; neither time nor accuracy measured.",
         ),
         Preset(
             dataclasses.replace(
                 _CIFAR10_RESNET56, name="cifar100-resnet56", dataset="cifar100"
             ),
-            "CIFAR-100, the paper's ResNet-56 (858,868 parameters), 6 of 15 liars.",
+            "CIFAR-100, the paper's ResNet-56 (858,868 parameters), 6 of 15 liars. Time "
+            "as cifar10-resnet56's; accuracy not measured.",
         ),
     )
 }
