@@ -251,7 +251,8 @@ def _digits():
     is_test[order] = (np.arange(len(labels)) - first[labels[order]]) % 5 == 4
     train, test = ((inputs[i], labels[i]) for i in (~is_test, is_test))
     scaled = train[0] / 16
-    mean, std = (np.float32([moment]) for moment in (scaled.mean(), scaled.std()))
+    mean = np.array([scaled.mean()], np.float32)
+    std = np.array([scaled.std()], np.float32)
     return Dataset("digits", 10, 16.0, *train, *test, mean, std)
 
 

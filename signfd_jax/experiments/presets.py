@@ -60,8 +60,8 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             _MNIST_CNN,
-            "MNIST, the paper's CNN (582,026 parameters), 6 of 15 liars. 0.4 s a round, "
-            "20 min in all; accuracy .95 after 100 rounds (--rounds 100: 45 s).",
+            "MNIST, the paper's CNN (582,026 parameters), 6 of 15 liars. 0.4 s a "
+            "round, 20 min in all; accuracy .95 after 100 rounds (--rounds 100: 45 s).",
         ),
         Preset(
             dataclasses.replace(
@@ -79,8 +79,8 @@ PRESETS: dict[str, Preset] = {
             dataclasses.replace(
                 _CIFAR10_RESNET56, name="cifar100-resnet56", dataset="cifar100"
             ),
-            "CIFAR-100, the paper's ResNet-56 (858,868 parameters), 6 of 15 liars. Time "
-            "as cifar10-resnet56's; accuracy not measured.",
+            "CIFAR-100, the paper's ResNet-56 (858,868 parameters), 6 of 15 liars. For "
+            "a GPU; neither time nor accuracy measured.",
         ),
     )
 }
