@@ -14,7 +14,7 @@ from jax import lax
 
 from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
 from signfd_jax.structure import Structure, capped_at_median, masked_median, structure
-from signfd_jax.tally import sum_over_axis, vote_tree
+from signfd_jax.tally import sum_over_leaves, vote_tree
 
 __all__ = ["CorrelationDefenseState", "correlation_defense", "pair_counts"]
 
@@ -208,8 +208,7 @@ def pair_counts(key, votes, max_coordinates: int | None, axis_name: str | None =
     if max_coordinates is not None:
         leaves = _sample(key, leaves, max_coordinates)
     counts = [(_gram(leaf), _gram(jnp.abs(leaf))) for leaf in leaves]
-    totals = [functools.reduce(jnp.add, parts) for parts in zip(*counts, strict=True)]
-    balance, pairs = sum_over_axis(totals, axis_name)
+    balance, pairs = sum_over_leaves(counts, axis_name)
     return balance.astype(jnp.float32), pairs.astype(jnp.float32)
 
 

@@ -5,13 +5,11 @@ a vote agreed with what it is compared with, -1 where it did not, and 0 where ei
 them is 0.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.tally import fixed_point, sum_over_axis
+from signfd_jax.tally import fixed_point, leaves_with_weights, sum_over_leaves
 
 __all__ = ["add_outcomes", "check_counter_dtype", "outcomes_against_others"]
 
@@ -44,13 +42,8 @@ def outcomes_against_others(votes, weights, *, largest, axis_name: str | None = 
         >>> print(outcomes[0], agreed, counted)
         [1 0 0] [1.5 1.  1.5] [2 2 2]
     """
-    leaves, treedef = jax.tree.flatten(votes)
-    if isinstance(weights, jax.Array):
-        weight_leaves = [weights] * len(leaves)
-    else:
-        weight_leaves = treedef.flatten_up_to(weights)
     outcomes, sums = [], []
-    for leaf, weight in zip(leaves, weight_leaves, strict=True):
+    for leaf, weight in leaves_with_weights(votes, weights):
         units, _ = fixed_point(weight, largest=largest, num_workers=leaf.shape[0])
         units = units.reshape(units.shape + (1,) * (leaf.ndim - units.ndim))
         own = units * leaf.astype(jnp.int32)
@@ -60,10 +53,9 @@ def outcomes_against_others(votes, weights, *, largest, axis_name: str | None = 
         counted = (leaf != 0) & (said > 0)
         sums.append((_sum_rows(outcome), _sum_rows(counted)))
         outcomes.append(outcome)
-    totals = [functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True)]
-    balance, counted = sum_over_axis(totals, axis_name)
+    balance, counted = sum_over_leaves(sums, axis_name)
     agreed = (balance.astype(jnp.float32) + counted.astype(jnp.float32)) / 2
-    return jax.tree.unflatten(treedef, outcomes), agreed, counted
+    return jax.tree.unflatten(jax.tree.structure(votes), outcomes), agreed, counted
 
 
 def _sum_rows(rows):

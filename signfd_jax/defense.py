@@ -263,27 +263,26 @@ def _learned(
             lambda counter: _Evidence(counter, pooled), state.fd_counters
         )
 
+    def pooled_weights(state):
+        return weights_from(state)(_crossover(pooled_balance(state)))
+
+    def weigher(state):
+        """The function that makes a worker's weights `[...]` of its evidence."""
+        weigh, crossover = weights_from(state), crossover_from(state)
+        return lambda evidence: weigh(crossover(evidence))
+
     def weights(state):
-        weigh = weights_from(state)
         if pooled_only:
-            return weigh(_crossover(pooled_balance(state)))
-        weigh_worker = jax.vmap(lambda row: weigh(crossover(row)))
-        crossover = crossover_from(state)
-        return jax.tree.map(weigh_worker, evidence_of(state), is_leaf=_is_evidence)
+            return pooled_weights(state)
+        weigh = jax.vmap(weigher(state))
+        return jax.tree.map(weigh, evidence_of(state), is_leaf=_is_evidence)
 
     def vote(state, votes, largest, axis_name):
         if pooled_only:
-            return vote_tree(
-                votes, weights(state), largest=largest, axis_name=axis_name
-            )
-        weigh, crossover = weights_from(state), crossover_from(state)
-        return vote_tree(
-            votes,
-            evidence_of(state),
-            weigh=lambda row: weigh(crossover(row)),
-            largest=largest,
-            axis_name=axis_name,
-        )
+            used, weigh = pooled_weights(state), None
+        else:
+            used, weigh = evidence_of(state), weigher(state)
+        return vote_tree(votes, used, largest=largest, weigh=weigh, axis_name=axis_name)
 
     def mean_crossover(state, axis_name):
         if pooled_only:

@@ -17,6 +17,7 @@ from signfd_jax.tally import (
     agreements,
     fixed_point,
     mean_over_coordinates,
+    over_workers,
     sum_over_axis,
     vote_tree,
 )
@@ -226,7 +227,9 @@ def _sum_posteriors(
 
     Exact, so that no order of leaves, slices or devices changes a weight.
     """
-    tally = jnp.sum(units[:, None] * votes.astype(jnp.int32), axis=0, dtype=jnp.int32)
+    tally, _ = over_workers(
+        lambda row: (row[0] * row[1].astype(jnp.int32), ()), (units, votes)
+    )
     mean = jnp.tanh(tally.astype(jnp.float32) / (2 * scale))
     mean = jnp.where(shared, jnp.round(mean * _POSTERIOR_UNITS), 0).astype(jnp.int32)
     tens = (mean + _DIGIT // 2) // _DIGIT

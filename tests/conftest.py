@@ -15,6 +15,8 @@ os.environ.setdefault(
 import hypothesis
 import jax
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,3 +38,33 @@ hypothesis.settings.load_profile("signfd_jax")
 def key():
     """A JAX key, the same in every run."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def split_over_devices():
+    """A function that jits a decoder for coordinates split over four devices."""
+
+    def split(decoder, state_specs):
+        mesh = jax.make_mesh((4,), ("slice",), axis_types=(AxisType.Auto,))
+        return jax.jit(
+            jax.shard_map(
+                lambda state, votes: decoder.decode(state, votes, axis_name="slice"),
+                mesh=mesh,
+                in_specs=(state_specs, P(None, "slice")),
+                out_specs=(P("slice"), state_specs, P()),
+            )
+        )
+
+    return split
+
+
+@pytest.fixture
+def specs_by_slice():
+    """A function that splits a state's arrays `[M, N]` by coordinate, and no other."""
+
+    def specs(state):
+        return jax.tree.map(
+            lambda leaf: P(None, "slice") if leaf.ndim == 2 else P(), state
+        )
+
+    return specs

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
@@ -190,18 +189,9 @@ def test_more_than_sample_above_workers_are_decoded_from_a_sample():
     assert np.any(elsewhere.cd_balance != state.cd_balance)
 
 
-def test_coordinates_split_over_devices_equal_the_whole():
-    mesh = jax.make_mesh((4,), ("slice",), axis_types=(AxisType.Auto,))
+def test_coordinates_split_over_devices_equal_the_whole(split_over_devices):
     votes, _ = channel_votes(11, [0.1, 0.2, 0.3, 0.4, 0.8], 4, size=400, abstain=0.2)
-    by_slice, replicated = P(None, "slice"), P()
-    split = jax.jit(
-        jax.shard_map(
-            lambda state, votes: DECODER.decode(state, votes, axis_name="slice"),
-            mesh=mesh,
-            in_specs=(replicated, by_slice),
-            out_specs=(P("slice"), replicated, replicated),
-        )
-    )
+    split = split_over_devices(DECODER, P())
     signs, weights, _, state = play(votes)
     slices, split_weights, _, split_state = play(votes, decode=split)
     np.testing.assert_array_equal(slices, signs)

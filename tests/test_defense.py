@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
 
@@ -402,20 +400,12 @@ AXES = {
 
 
 @pytest.mark.parametrize("decoder", AXES.values(), ids=AXES)
-def test_coordinates_split_over_devices_equal_the_whole(decoder):
-    mesh = jax.make_mesh((4,), ("slice",), axis_types=(AxisType.Auto,))
+def test_coordinates_split_over_devices_equal_the_whole(
+    decoder, split_over_devices, specs_by_slice
+):
     votes = jnp.asarray(noisy_votes(12, [0.1, 0.2, 0.3, 0.4, 0.9]))
     state = decoder.init(5, votes[0, 0])
-    by_slice, replicated = P(None, "slice"), P()
-    specs = jax.tree.map(lambda s: by_slice if s.ndim == 2 else replicated, state)
-    split = jax.jit(
-        jax.shard_map(
-            lambda state, votes: decoder.decode(state, votes, axis_name="slice"),
-            mesh=mesh,
-            in_specs=(specs, by_slice),
-            out_specs=(P("slice"), specs, replicated),
-        )
-    )
+    split = split_over_devices(decoder, specs_by_slice(state))
     whole = jax.jit(decoder.decode)
     parts = state
     for vote in votes:

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
 from signfd_jax import likelihood
@@ -201,7 +199,9 @@ def test_posterior_sums_are_exact_beyond_an_int32():
 
 
 @pytest.mark.parametrize("name", ["oracle", "oracle by coordinate", "Dawid-Skene"])
-def test_coordinates_split_over_devices_equal_the_whole(name):
+def test_coordinates_split_over_devices_equal_the_whole(
+    name, split_over_devices, specs_by_slice
+):
     votes, _ = channel_votes(5, [0.1, 0.2, 0.3, 0.4, 0.8], 400, abstain=0.2)
     votes = jnp.asarray(votes)
     p = jnp.linspace(0.1, 0.8, 5)
@@ -212,18 +212,8 @@ def test_coordinates_split_over_devices_equal_the_whole(name):
         ),
         "Dawid-Skene": em,
     }[name]
-    mesh = jax.make_mesh((4,), ("slice",), axis_types=(AxisType.Auto,))
     state = decoder.init(5, votes[0])
-    by_slice, replicated = P(None, "slice"), P()
-    specs = jax.tree.map(lambda s: by_slice if s.ndim == 2 else replicated, state)
-    split = jax.jit(
-        jax.shard_map(
-            lambda state, votes: decoder.decode(state, votes, axis_name="slice"),
-            mesh=mesh,
-            in_specs=(specs, by_slice),
-            out_specs=(P("slice"), specs, replicated),
-        )
-    )
+    split = split_over_devices(decoder, specs_by_slice(state))
     decoded, after, info = jax.jit(decoder.decode)(state, votes)
     slices, split_state, split_info = split(state, votes)
     np.testing.assert_array_equal(slices, decoded)

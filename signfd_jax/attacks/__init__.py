@@ -2,10 +2,11 @@
 
 An attack changes only the rows of the Byzantine workers; the honest rows come back bit
 for bit as they were. `basic` needs no accomplice; in `omniscient` the attackers know
-the honest gradients, in `colluding` they aim at the vote, in `patient` at what the
-server has learned, and `adaptive` searches for the decoder's weak spot. `membership`
-changes who they are. `OPPOSITIONS` are the default candidates of `adaptive`, and
-`Membership` is the type of what `membership`'s functions return.
+the honest gradients coordinate by coordinate, in `geometric` as vectors; in `colluding`
+they aim at the vote, in `patient` at what the server has learned, and `adaptive`
+searches for the decoder's weak spot. `membership` changes who they are. `OPPOSITIONS`
+are the default candidates of `adaptive`, and `Membership` is the type of what
+`membership`'s functions return.
 """
 
 from signfd_jax.attacks.adaptive import (
@@ -40,6 +41,7 @@ from signfd_jax.attacks.contract import (
     split_like,
     stateless,
 )
+from signfd_jax.attacks.geometric import MimicState, mimic, min_max, min_sum
 from signfd_jax.attacks.membership import (
     Membership,
     drawn_each_round,
@@ -47,16 +49,7 @@ from signfd_jax.attacks.membership import (
     leaving,
     rotating,
 )
-from signfd_jax.attacks.omniscient import (
-    MimicState,
-    alie,
-    fang,
-    ipm,
-    mimic,
-    min_max,
-    min_sum,
-    sign_alie,
-)
+from signfd_jax.attacks.omniscient import alie, fang, ipm, sign_alie
 from signfd_jax.attacks.patient import (
     coordinate_specialist,
     near_duplicate_collusion,

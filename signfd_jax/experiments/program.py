@@ -1,6 +1,6 @@
 """The compiled half of an experiment: parameters, chunks of rounds, tests.
 
-Shapes: `S` seeds (an outer vmap), `M` workers, `T` rounds from one test to the next.
+Shapes: `S` seeds (an outer axis), `M` workers, `T` rounds from one test to the next.
 What differs between the cells of a grid (who is Byzantine, the split's indices, keys,
 the learning rate, an attack's strength) is a traced input, so one program serves them
 all. With the same seed the initial parameters and every round's batches are the same,
@@ -243,7 +243,7 @@ def compile_program(
         )
 
     def of_seeds(states, leaves):
-        # A CPU is twice as fast at one seed after the other: they stay in its cache.
+        # A CPU is faster at one seed after the other: each stays in its cache.
         if jax.default_backend() == "cpu":
             return lax.map(lambda state: chunk(state, leaves), states)
         return jax.vmap(chunk, in_axes=(0, None))(states, leaves)
