@@ -348,7 +348,8 @@ def sum_over_leaves(counts: Sequence[Sequence[jax.Array]], axis_name: str | None
         List of their sums.
 
     Examples:
-        >>> first, second = (jnp.array([1, 2]), jnp.int32(3)), (jnp.array([5, 6]), 1)
+        >>> first = (jnp.array([1, 2]), jnp.array(3))
+        >>> second = (jnp.array([5, 6]), jnp.array(1))
         >>> sum_over_leaves([first, second], None)
         [Array([6, 8], dtype=int32), Array(4, dtype=int32)]
     """
