@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
-from signfd_jax.structure import Structure, capped_at_median, masked_median, structure
+from signfd_jax.medians import capped_at_median, masked_median
+from signfd_jax.structure import Structure, news, structure
 from signfd_jax.tally import sum_over_leaves, vote_tree
 
 __all__ = ["CorrelationDefenseState", "correlation_defense", "pair_counts"]
@@ -32,6 +33,10 @@ class CorrelationDefenseState(NamedTuple):
         cd_rounds: float32 `[2]`, sums of the decay factors of all rounds and of their
             squares: together the effective number of rounds behind the means.
         cd_weights: float32 `[M]`, weights of the last round; ones at first.
+        cd_strength: float32 `[M, M]`, mean over rounds of one round's |correlation|,
+            decayed.
+        cd_scatter: float32 scalar, variance of one round's correlations apart from
+            their signs, which liars who change places turn.
     """
 
     cd_round: jax.Array
@@ -40,6 +45,8 @@ class CorrelationDefenseState(NamedTuple):
     cd_noise: jax.Array
     cd_rounds: jax.Array
     cd_weights: jax.Array
+    cd_strength: jax.Array
+    cd_scatter: jax.Array
 
 
 def correlation_defense(
@@ -57,12 +64,15 @@ def correlation_defense(
     the reliabilities $v_m = 1 - 2 p_m$, copies, and a trust $\alpha$; the weights are
 
     $w_m \propto \alpha \frac{\mathrm{LLR}(v_m) / \operatorname{median} |\mathrm{LLR}|}
-    {\text{copies}_m} + (1 - \alpha) \frac{1}{\text{blatant copies}_m}$,
+    {\text{copies}_m^2} + (1 - \alpha) \frac{1}{\text{blatant copies}_m}$,
 
-    clipped to the median |weight|. So where the workers' votes do not fit the model
-    (very unlike data, or honest workers that no longer can be told from colluders),
-    this falls back, gradually, to a majority vote in which undoubted copies share one
-    vote.
+    clipped to the median |weight|. (Honest workers are nobody's copies: together, k
+    copies weigh less than one of them would alone.) A round whose own correlations
+    contradict the mean, beyond their noise and on firm ground, is decoded by its own
+    (`signfd_jax.structure.news`): liars who change places each round show only there.
+    Where the workers' votes do not fit the model (very unlike data, or honest workers
+    that no longer can be told from colluders), this falls back, gradually, to a
+    majority vote in which undoubted copies share one vote.
 
     Args:
         max_llr: largest |log-likelihood ratio| (nats, positive scalar).
@@ -114,6 +124,8 @@ def correlation_defense(
             cd_noise=jnp.zeros((), jnp.float32),
             cd_rounds=jnp.zeros((2,), jnp.float32),
             cd_weights=jnp.ones((num_workers,), jnp.float32),
+            cd_strength=jnp.zeros(square, jnp.float32),
+            cd_scatter=jnp.zeros((), jnp.float32),
         )
 
     @functools.partial(jax.jit, static_argnames="axis_name")
@@ -123,27 +135,45 @@ def correlation_defense(
         size = max_coordinates if num_workers > sample_above else None
         balance, pairs = pair_counts(key, votes, size, axis_name)
         state = _learn(state, balance, pairs, forgetting)
-        # Decayed counts never vanish; less than one vote is none.
-        seen = jnp.diagonal(state.cd_pairs) >= 1
-        rounds, squares = state.cd_rounds
-        found = structure(
-            _ratio(state.cd_balance, state.cd_pairs),
-            jnp.sqrt(state.cd_noise * squares) / rounds,
-            seen,
-            jnp.where(state.cd_round == 1, 0.0, state.cd_weights),
-        )
-        weights = _weights(found, seen, max_llr)
+        weights, reliability = _judge(state, balance, pairs, max_llr)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
-        info = DecodeInfo(weights, (1 - found.reliability) / 2, margin)
+        info = DecodeInfo(weights, (1 - reliability) / 2, margin)
         return decoded, state._replace(cd_weights=weights), info
 
     return Decoder(init, decode, lambda state: state.cd_weights)
 
 
+def _judge(state, balance, pairs, max_llr):
+    """Weights and reliabilities, from the past and from this round's own counts."""
+    # Decayed counts never vanish; less than one vote is none.
+    seen = jnp.diagonal(state.cd_pairs) >= 1
+    rounds, squares = state.cd_rounds
+    past = structure(
+        _ratio(state.cd_balance, state.cd_pairs),
+        jnp.sqrt(state.cd_noise * squares) / rounds,
+        seen,
+        jnp.where(state.cd_round == 1, 0.0, state.cd_weights),
+        jnp.clip(rounds / 5 - 1, 0.0, 1.0),
+    )
+    weights = _weights(past, seen, max_llr)
+    here = jnp.diagonal(pairs) >= 1
+    nothing = jnp.zeros_like(weights)
+    # One round says nothing of consistency: no experience.
+    error = jnp.sqrt(state.cd_scatter)
+    now = structure(_ratio(balance, pairs), error, here, nothing, 0.0)
+    heed = news(past, now, weights, here)
+
+    def mix(old, new):
+        return (1 - heed) * old + heed * new
+
+    weights = capped_at_median(mix(weights, _weights(now, here, max_llr)), seen)
+    return weights, mix(past.reliability, now.reliability)
+
+
 def _weights(found: Structure, seen, max_llr):
     llr = llr_weights((1 - found.reliability) / 2, max_llr=max_llr)
     typical = jnp.maximum(masked_median(jnp.abs(llr), seen), 1e-9)
-    informed = jnp.clip(llr / typical, -1.0, 1.0) / found.copies
+    informed = jnp.clip(llr / typical, -1.0, 1.0) / found.copies**2
     cautious = 1.0 / found.blatant_copies
     return capped_at_median(found.trust * informed + (1 - found.trust) * cautious, seen)
 
@@ -153,26 +183,51 @@ def _learn(state, balance, pairs, forgetting):
     rounds, squares = state.cd_rounds
     forgetting = jnp.asarray(forgetting, jnp.float32)
     off = ~jnp.eye(balance.shape[0], dtype=bool)
+    correlation = _ratio(balance, pairs)
     # The first round has nothing to be compared with: assume that the signs of
     # coordinates are nearly independent (their variance is 1 / pairs).
     total = jnp.sum(jnp.where(off, pairs, 0.0))
     first = 4.0 * _count(off & (pairs > 0)) / jnp.maximum(total, 1.0)
     known = off & (pairs > 0) & (state.cd_pairs > 0)
-    surprise = _ratio(balance, pairs) - _ratio(state.cd_balance, state.cd_pairs)
-    now = jnp.sum(jnp.where(known, surprise**2, 0.0)) / jnp.maximum(_count(known), 1.0)
-    now = now / (1 + squares / jnp.maximum(rounds, 1e-9) ** 2)
-    noise = jnp.where(
-        state.cd_round == 0,
-        first,
-        jnp.where(state.cd_round == 1, now, 0.9 * state.cd_noise + 0.1 * now),
-    )
+
+    def mean_square(values):
+        total = jnp.sum(jnp.where(known, values**2, 0.0))
+        return total / jnp.maximum(_count(known), 1.0)
+
+    def variance(at_first, now, mean):
+        """One round's variance, given its deviation from a mean of rounds before."""
+        now = now / (1 + squares / jnp.maximum(rounds, 1e-9) ** 2)
+        later = jnp.where(state.cd_round == 1, now, 0.9 * mean + 0.1 * now)
+        return jnp.where(state.cd_round == 0, at_first, later)
+
+    surprise = correlation - _ratio(state.cd_balance, state.cd_pairs)
+    strength = jnp.abs(correlation)
+    deviation = mean_square(strength - state.cd_strength)
+    deviation = deviation * _unfolding(mean_square(state.cd_strength), deviation)
+    new_rounds = forgetting * rounds + 1
+    step = jnp.where(pairs > 0, strength - state.cd_strength, 0.0)
     return state._replace(
         cd_round=state.cd_round + 1,
         cd_balance=forgetting * state.cd_balance + balance,
         cd_pairs=forgetting * state.cd_pairs + pairs,
-        cd_noise=noise,
-        cd_rounds=jnp.stack([forgetting * rounds + 1, forgetting**2 * squares + 1]),
+        cd_noise=variance(first, mean_square(surprise), state.cd_noise),
+        cd_rounds=jnp.stack([new_rounds, forgetting**2 * squares + 1]),
+        cd_strength=state.cd_strength
+        + jnp.where(state.cd_pairs > 0, step / new_rounds, step),
+        cd_scatter=variance(first, deviation, state.cd_scatter),
     )
+
+
+def _unfolding(mean_square, deviation):
+    r"""Variance of a normal variable over that of its absolute value.
+
+    It depends on the ratio of mean and deviation only: the points are those of $|\mu| /
+    \sigma$ = 0, 1, 2 and 3.
+    """
+    ratio = mean_square / jnp.maximum(deviation, 1e-12)
+    points = jnp.array([1.75, 2.12, 4.37, 9.0], jnp.float32)
+    factors = jnp.array([2.75, 1.56, 1.07, 1.0], jnp.float32)
+    return jnp.interp(ratio, points, factors)
 
 
 def _count(mask):

@@ -6,8 +6,9 @@ rank one, and v is known up to one global sign without decoding anything. What b
 that model is found here: copies (pairs more alike than v explains), camps without a
 common sign, and estimates that the noise could explain.
 
-Everything here keeps one symmetry: negating a worker's votes in all rounds negates
-its reliability and changes nothing else, but for the head count of the global sign.
+Everything here keeps one symmetry, as far as that model holds: negating a worker's
+votes in all rounds negates its reliability and changes nothing else, but for the head
+count of the global sign.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["Structure", "capped_at_median", "masked_median", "structure"]
+from signfd_jax.medians import masked_median
+
+__all__ = ["Structure", "news", "structure"]
 
 # Thresholds, found by replaying recorded gradients under the catalogue's attacks
 # (benchmarks/robustness.py measures what came of them). Each pair is where a factor
@@ -34,6 +37,11 @@ _MISLABELLED = (0.05, 0.02)  # expected share of the weight with a wrong sign
 _LEAD = (0.2, 0.6)  # head-count lead of the larger camp, in workers
 _LEAD_PER_IMBALANCE = 4.0  # more lead is asked for where links contradict the labels
 _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
+_CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
+_SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it missing?
+_NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
+_NEWS_PER_TRUST = 6.0  # more change is asked for where the past is trusted
+_LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
 
 
 class Structure(NamedTuple):
@@ -46,12 +54,17 @@ class Structure(NamedTuple):
             that send the same votes.
         blatant_copies: float32 `[M]`, the same, of undoubted copies only.
         trust: float32 scalar in [0, 1], how far the rank-one model can be trusted.
+        error: float32 `[M]`, standard error of `reliability`.
+        labelled: float32 `[M]` in [0, 1], whether a worker's reliability has a sign
+            that the noise does not explain.
     """
 
     reliability: jax.Array
     copies: jax.Array
     blatant_copies: jax.Array
     trust: jax.Array
+    error: jax.Array
+    labelled: jax.Array
 
 
 def structure(
@@ -59,6 +72,7 @@ def structure(
     standard_error: float | Float[Array, ""],
     seen: Bool[Array, " M"],
     previous: Float[Array, " M"],
+    experience: float | Float[Array, ""] = 1.0,
 ) -> Structure:
     r"""Estimate how reliable each worker is, and how far to trust that.
 
@@ -75,12 +89,18 @@ def structure(
        links that the reliabilities predict are there; the labelled workers are a
        majority, copies counted or not; the larger camp leads clearly; little weight is
        likely to carry a wrong sign.
+    6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
+       larger camp as much as it agrees with its own. One that lies on some coordinates
+       only disagrees less: read backwards, its honest votes would be turned into lies,
+       so its reliability goes to 0.
 
     Args:
         correlation: float `[M, M]`, symmetric, in [-1, 1]; its diagonal is ignored.
         standard_error: float scalar, of one entry of `correlation`.
         seen: bool `[M]`, workers that have voted at all; the others count nowhere.
         previous: float `[M]`, last round's weights, for the inertia; zeros at first.
+        experience: float scalar in [0, 1], how well `standard_error` is known; at 0
+            nobody is found inconsistent.
 
     Returns:
         A `Structure`; everything in it is finite. Unseen workers have reliability 0
@@ -99,7 +119,7 @@ def structure(
     num_workers = correlation.shape[0]
     pairs = (seen[:, None] & seen[None, :]) & ~jnp.eye(num_workers, dtype=bool)
     correlation = jnp.where(pairs, correlation, 0.0).astype(jnp.float32)
-    error = jnp.maximum(jnp.asarray(standard_error, jnp.float32), 1e-6)
+    error = jnp.clip(jnp.asarray(standard_error, jnp.float32), 1e-6, 1e6)
     strength = jnp.abs(correlation)
 
     beyond = strength - _SLACK * _predicted(strength, pairs, seen)
@@ -141,13 +161,73 @@ def structure(
         * _ramp(lead - _LEAD_PER_IMBALANCE * (1 - balance), _LEAD)
         * _ramp(wrong / _positive(jnp.sum(influence)), _MISLABELLED)
     )
+    consistent = _consistency(correlation, aligned, labelled * heads, scale, error)
+    aligned = aligned * (1 - experience * (1 - consistent))
     return Structure(
         reliability=jnp.clip(aligned / scale, -1.0, 1.0),
         copies=copies,
         blatant_copies=blatant,
         # Two workers that disagree cannot be told apart.
         trust=jnp.where(jnp.sum(seen) < 3, 0.0, trust),
+        error=aligned_error / scale,
+        labelled=labelled,
     )
+
+
+def news(
+    past: Structure,
+    now: Structure,
+    weights: Float[Array, " M"],
+    seen: Bool[Array, " M"],
+) -> Float[Array, ""]:
+    r"""How far to decode a round by its own correlations instead of the past's.
+
+    Liars who change places each round leave nothing in the mean over many rounds, but
+    each round shows who lies in it. One round is noisy, so it is heeded only where it
+    can be trusted, where some worker's reliability has changed by more than the noise
+    explains (by much more, where the past is trusted), and where its labels do not
+    contradict the past's weights on the whole.
+
+    Args:
+        past: what the mean over rounds says.
+        now: what this round says.
+        weights: float `[M]`, the weights that `past` leads to.
+        seen: bool `[M]`, workers that voted in this round.
+
+    Returns:
+        float32 scalar in [0, 1].
+
+    Examples:
+        >>> before = jnp.array([0.5, 0.5, 0.5, 0.5, 0.5])
+        >>> after = jnp.array([0.5, 0.5, 0.5, -0.5, -0.5])
+        >>> everyone, ones = before > 0, jnp.ones(5)
+        >>> past = structure(jnp.outer(before, before), 0.01, everyone, ones)
+        >>> now = structure(jnp.outer(after, after), 0.01, everyone, ones)
+        >>> print(news(past, past, ones, everyone), news(past, now, ones, everyone))
+        0.0 1.0
+    """
+    change = jnp.abs(now.reliability - past.reliability) / _positive(now.error)
+    change = jnp.max(jnp.where(seen, change, 0.0), initial=0.0)
+    agreement = jnp.sum(jnp.sign(now.reliability) * now.labelled * weights)
+    agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
+    return (
+        now.trust
+        * _ramp(agreement, _LEAD_OF_NEWS)
+        * _ramp(change - _NEWS_PER_TRUST * past.trust, _NEWS)
+    )
+
+
+def _consistency(correlation, aligned, share, scale, error):
+    """Whether each worker of the smaller camp is as wrong as it seems: 1, or less."""
+    camp = jnp.where(aligned > 0, share, 0.0)
+    size = _positive(jnp.sum(camp))
+    across = -(correlation @ camp) / size
+    across_error = error * jnp.sqrt(_positive(jnp.sum(camp**2))) / size
+    typical = jnp.sum(camp * jnp.abs(aligned)) / size
+    due = jnp.abs(aligned) * typical / scale**2
+    shortfall = (_CONSISTENT[1] * due - across) / across_error
+    missing = 1 - _ramp(across / _positive(due), _CONSISTENT)
+    return 1 - jnp.where(aligned < 0, missing * _ramp(shortfall, _SHORTFALL), 0.0)
 
 
 def _count_copies(copied, pairs):
@@ -193,59 +273,6 @@ def _balance(links, links_due, labels, share):
 
     everyone = jnp.ones_like(labels, dtype=bool)
     return jnp.minimum(of(everyone), jnp.minimum(of(labels > 0), of(labels < 0)))
-
-
-def masked_median(values: Float[Array, " M"], seen: Bool[Array, " M"]):
-    """Median over the workers that were seen.
-
-    Args:
-        values: float `[M]`.
-        seen: bool `[M]`.
-
-    Returns:
-        Scalar of the dtype of `values`; 0 where no worker was seen.
-
-    Examples:
-        >>> print(masked_median(jnp.array([3.0, 1.0, 9.0]), jnp.array([1, 1, 0]) > 0))
-        2.0
-    """
-    low, high = _middle_values(values, seen)
-    return (low + high) / 2
-
-
-def _middle_values(values, seen):
-    """The two middle values of those seen; of an odd number, the middle one twice."""
-    count = jnp.sum(seen)
-    ascending = jnp.sort(jnp.where(seen, values, jnp.inf))
-    low = ascending[jnp.maximum((count - 1) // 2, 0)]
-    high = ascending[jnp.minimum(count // 2, values.shape[0] - 1)]
-    nobody = count == 0
-    return jnp.where(nobody, 0.0, low), jnp.where(nobody, 0.0, high)
-
-
-def capped_at_median(
-    weights: Float[Array, " M"], seen: Bool[Array, " M"]
-) -> Float[Array, " M"]:
-    r"""Clip weights to the median |weight|, so that no minority buys influence.
-
-    Afterwards the |weights| of any k workers sum to at most k times the median
-    |weight|. Unseen workers get the median: benefit of the doubt on arrival.
-
-    Args:
-        weights: float `[M]`.
-        seen: bool `[M]`, workers that have voted at all.
-
-    Returns:
-        float `[M]`; all ones where the median is zero.
-
-    Examples:
-        >>> print(capped_at_median(jnp.array([5.0, 1.0, -2.0]), jnp.ones(3, bool)))
-        [ 2.  1. -2.]
-    """
-    # Of an even number, the lower median: clipping then leaves the median there.
-    cap, _ = _middle_values(jnp.abs(weights), seen)
-    capped = jnp.where(seen, jnp.clip(weights, -cap, cap), cap)
-    return jnp.where(cap > 0, capped, 1.0)
 
 
 def _ramp(value, bounds):

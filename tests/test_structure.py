@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signfd_jax import structure as structure_module
-from signfd_jax.structure import capped_at_median, masked_median, structure
+from signfd_jax.structure import news, structure
 
 find = jax.jit(structure)
 THRESHOLDS = {
@@ -40,6 +40,24 @@ def naive_copies(strength, predicted, name, workers):
                 identical = ramp(strength[j][k], "_IDENTICAL")
                 copies[j] += max(ramp(beyond, name), identical)
     return copies
+
+
+def naive_consistency(correlation, aligned, labelled, copies, scale, error):
+    """Reliabilities, nearer to 0 where a liar is less wrong than it seems."""
+    camp = {j: labelled[j] / copies[j] for j in aligned if aligned[j] > 0}
+    size = max(sum(camp.values()), 1e-9)
+    spread = math.sqrt(max(sum(x**2 for x in camp.values()), 1e-9)) / size
+    typical = sum(camp[j] * abs(aligned[j]) for j in camp) / size
+    consistent = dict(aligned)
+    for j in aligned:
+        if aligned[j] < 0:
+            across = -sum(correlation[j][k] * camp[k] for k in camp) / size
+            due = abs(aligned[j]) * typical / scale**2
+            shortfall = THRESHOLDS["_CONSISTENT"][1] * due - across
+            missing = 1 - ramp(across / max(due, 1e-9), "_CONSISTENT")
+            missing *= ramp(shortfall / (error * spread), "_SHORTFALL")
+            consistent[j] *= 1 - missing
+    return consistent
 
 
 def naive_structure(correlation, error, seen, previous):
@@ -147,6 +165,7 @@ def naive_structure(correlation, error, seen, previous):
         * ramp(wrong, "_MISLABELLED")
     )
     scale = math.sqrt(max(mean, 1e-9))
+    aligned = naive_consistency(correlation, aligned, labelled, copies, scale, error)
     every = range(len(seen))
     return (
         [min(max(aligned.get(j, 0.0) / scale, -1.0), 1.0) for j in every],
@@ -306,28 +325,58 @@ def test_everything_is_finite_and_bounded(seed, error):
     assert 0 <= float(found.trust) <= 1
 
 
-@settings(max_examples=40)
-@given(
-    values=st.lists(st.floats(0, 100, width=32), min_size=7, max_size=7),
-    seen=st.lists(st.booleans(), min_size=7, max_size=7),
-)
-def test_masked_median(values, seen):
-    values, seen = np.float32(values), np.array(seen)
-    median = jax.jit(masked_median)(jnp.asarray(values), jnp.asarray(seen))
-    assert float(median) == pytest.approx(naive_median(values[seen]), rel=1e-5)
+def test_liars_on_some_coordinates_are_not_read_backwards():
+    """Seven who oppose the others on a tenth of the coordinates, and agree elsewhere.
+
+    Among each other they correlate far more than their disagreement with the others
+    explains, as the liars on every coordinate do not.
+    """
+    v = np.where(np.arange(15) < 7, -0.3, 0.3)
+    always = np.outer(v, v)
+    sometimes = always.copy()
+    sometimes[:7, 7:] = sometimes[7:, :7] = -0.03
+    arguments = jnp.float32(0.005), v != 0, jnp.zeros(15)
+    found = find(jnp.float32(always), *arguments)
+    np.testing.assert_allclose(found.reliability, v, atol=1e-3)
+    found = find(jnp.float32(sometimes), *arguments)
+    np.testing.assert_array_equal(np.asarray(found.reliability)[:7], 0)
+    assert np.all(np.asarray(found.reliability)[7:] > 0.1)
+    unknown = find(jnp.float32(sometimes), *arguments, jnp.float32(0.0))
+    assert np.all(np.asarray(unknown.reliability)[:7] < -0.1)
 
 
-@settings(max_examples=40)
-@given(
-    weights=st.lists(st.floats(-100, 100, width=32), min_size=6, max_size=6),
-    seen=st.lists(st.booleans(), min_size=6, max_size=6),
+def liars(*workers):
+    v = np.full(15, 0.3)
+    v[list(workers)] = -0.3
+    return v
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error", "expected"),
+    [
+        (liars(0, 1, 2), liars(0, 1, 2), 0.01, 0),  # nothing new
+        (liars(), liars(3, 4, 5), 0.01, 1),  # some turned
+        (liars(0, 1, 2), liars(3, 4, 5), 0.01, 1),  # others lie
+        (liars(), liars(3, 4, 5), 0.1, 0),  # in the noise
+        (liars(), np.zeros(15), 0.01, 0),  # nothing to see in this round
+    ],
 )
-def test_no_minority_outweighs_as_many_median_workers(weights, seen):
-    seen = np.array(seen)
-    capped = np.asarray(
-        jax.jit(capped_at_median)(jnp.float32(np.array(weights)), jnp.asarray(seen))
-    )
-    sizes = np.sort(np.abs(capped[seen]))[::-1]
-    for k in range(1, len(sizes) + 1):
-        assert sizes[:k].sum() <= k * np.median(sizes) * (1 + 1e-6)
-    assert np.all(capped[~seen] == (np.median(sizes) if len(sizes) else 1))
+def test_news_is_what_the_past_does_not_know(before, after, error, expected):
+    everyone = jnp.ones(15, bool)
+    nothing = jnp.zeros(15)
+
+    def look(v, error):
+        return find(jnp.float32(np.outer(v, v)), jnp.float32(error), everyone, nothing)
+
+    past, now = look(before, 0.001), look(after, error)
+    heed = jax.jit(news)(past, now, jnp.sign(past.reliability), everyone)
+    assert float(heed) == expected
+
+
+def test_news_that_contradicts_all_the_past_is_not_heeded():
+    """The signs of all workers turned at once: it is the head count that has failed."""
+    everyone, nothing = jnp.ones(15, bool), jnp.zeros(15)
+    v = liars(*range(7))
+    past = find(jnp.float32(np.outer(v, v)), jnp.float32(0.001), everyone, nothing)
+    turned = past._replace(reliability=-past.reliability)
+    assert float(news(past, turned, jnp.sign(past.reliability), everyone)) == 0
