@@ -5,13 +5,22 @@ a vote agreed with what it is compared with, -1 where it did not, and 0 where ei
 them is 0.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax.tally import fixed_point, leaves_with_weights, sum_over_leaves
 
-__all__ = ["add_outcomes", "check_counter_dtype", "outcomes_against_others"]
+__all__ = [
+    "add_outcomes",
+    "check_counter_dtype",
+    "outcomes_against_others",
+    "tabulated",
+]
+
+_BLOCK = 1024  # values that enter a table at once
 
 
 def outcomes_against_others(votes, weights, *, largest, axis_name: str | None = None):
@@ -103,6 +112,59 @@ def add_outcomes(counters, rounds, outcomes, forgetting):
         outcomes,
     )
     return counters, rounds + 1
+
+
+def tabulated(
+    function: Callable[[jax.Array], jax.Array], counters: jax.Array, bound: jax.Array
+) -> jax.Array:
+    """Evaluate a function of integer counters, on CPUs once for each value they have.
+
+    There, as long as the counters have far fewer values than there are coordinates,
+    the function is looked up in a table, which is ten times as fast as a logarithm.
+
+    Args:
+        function: works number by number, `[...] -> [...]`.
+        counters: `[...]`; of floats the function itself is taken.
+        bound: a bound on |counters|, float32 scalar.
+
+    Returns:
+        `function(counters)`.
+
+    Examples:
+        >>> counters = jnp.array([3, -1, 0], jnp.int16)
+        >>> print(tabulated(lambda c: 2 * c, counters, jnp.float32(3)))
+        [ 6 -2  0]
+    """
+    if not jnp.issubdtype(counters.dtype, jnp.integer):
+        return function(counters)
+    block = min(jnp.iinfo(counters.dtype).max + 1, _BLOCK)
+    # Blocks of values on either side of zero, at most one value for 8 coordinates.
+    sides = min(counters.size // 16, jnp.iinfo(counters.dtype).max + 1) // block
+    if sides == 0:
+        return function(counters)
+
+    def from_table(counters, bound):
+        values = jnp.arange(-sides * block, sides * block).reshape(-1, block)
+        values = values.astype(counters.dtype)
+        # A loop: else XLA fuses the function into the look-up, and takes it everywhere.
+        used = (bound / block).astype(jnp.int32) + 1
+        table = lax.fori_loop(
+            sides - used,
+            sides + used,
+            lambda row, table: table.at[row].set(function(values[row])),
+            jnp.zeros(values.shape, jax.eval_shape(function, values).dtype),
+        )
+        index = counters.astype(jnp.int32) + sides * block
+        return table.reshape(-1).at[index].get(mode="promise_in_bounds")
+
+    def on_cpu(counters, bound):
+        fits = bound < sides * block
+        direct = lambda counters, _: function(counters)  # noqa: E731
+        return lax.cond(fits, from_table, direct, counters, bound)
+
+    return lax.platform_dependent(
+        counters, bound, cpu=on_cpu, default=lambda counters, _: function(counters)
+    )
 
 
 def check_counter_dtype(dtype, never_forgets: bool):

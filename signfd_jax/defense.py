@@ -16,6 +16,7 @@ from signfd_jax.counting import (
     add_outcomes,
     check_counter_dtype,
     outcomes_against_others,
+    tabulated,
 )
 from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
 from signfd_jax.reference import reference_defense
@@ -269,7 +270,15 @@ def _learned(
     def weigher(state):
         """The function that makes a worker's weights `[...]` of its evidence."""
         weigh, crossover = weights_from(state), crossover_from(state)
-        return lambda evidence: weigh(crossover(evidence))
+
+        def weights_of(evidence):
+            return tabulated(
+                lambda counter: weigh(crossover(evidence._replace(counter=counter))),
+                evidence.counter,
+                state.fd_rounds_counted,
+            )
+
+        return weights_of
 
     def weights(state):
         if pooled_only:

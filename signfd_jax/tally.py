@@ -30,8 +30,13 @@ __all__ = [
     "weighted_vote",
 ]
 
+_FOLDS = 16  # slices that are added in int8 before anything is summed in int32
+_FEW = 16  # workers whose visits are written out, where that is asked for
 
-def over_workers(visit: Callable[[Any], tuple[Any, Any]], rows) -> tuple[Any, Any]:
+
+def over_workers(
+    visit: Callable[[Any], tuple[Any, Any]], rows, *, unroll: bool = False
+) -> tuple[Any, Any]:
     """Visit every worker's row: sum some of the results, keep the others.
 
     On a CPU the workers come one after the other, so that everything a visit needs
@@ -42,6 +47,8 @@ def over_workers(visit: Callable[[Any], tuple[Any, Any]], rows) -> tuple[Any, An
         visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
             are int32 of any shape, so that their sum is exact in any order.
         rows: tree of `[M, ...]`.
+        unroll: write out the visits of up to 16 workers instead of a loop, so that the
+            sums stay in registers; for visits of a few operations.
 
     Returns:
         The sum of the terms, and what was kept, stacked: leaves `[M, ...]`.
@@ -67,10 +74,21 @@ def over_workers(visit: Callable[[Any], tuple[Any, Any]], rows) -> tuple[Any, An
         total = jax.tree.map(lambda term: jnp.sum(term, axis=0, dtype=jnp.int32), terms)
         return total, kept
 
+    def written_out(rows):
+        count = jax.tree.leaves(rows)[0].shape[0]
+        visits = [
+            visit(jax.tree.map(lambda leaf, m=m: leaf[m], rows)) for m in range(count)
+        ]
+        terms, kept = zip(*visits, strict=True)
+        total = jax.tree.map(lambda *each: functools.reduce(jnp.add, each), *terms)
+        return total, jax.tree.map(lambda *each: jnp.stack(each), *kept)
+
     axes = [_workers_axis(leaf) for leaf in jax.tree.leaves(rows)]
     if any(axes):
         return all_at_once(_split_alike(rows, next(filter(None, axes))))
-    return lax.platform_dependent(rows, cpu=one_by_one, default=all_at_once)
+    few = jax.tree.leaves(rows)[0].shape[0] <= _FEW
+    on_cpu = written_out if unroll and few else one_by_one
+    return lax.platform_dependent(rows, cpu=on_cpu, default=all_at_once)
 
 
 def _workers_axis(leaf):
@@ -190,7 +208,9 @@ def _vote(votes, weights, largest, weigh):
         terms = (units * vote.astype(jnp.int32), jnp.abs(units))
         return terms, sum_coordinates(weight)
 
-    (tally, total), row_sums = over_workers(visit, (votes, weights))
+    (tally, total), row_sums = over_workers(
+        visit, (votes, weights), unroll=weigh is None and weights.ndim == 1
+    )
     margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
         total.astype(jnp.float32), 1.0
     )
@@ -296,23 +316,38 @@ def agreements(
     """
     votes = votes.reshape(votes.shape[0], -1)
     decoded = decoded.reshape(-1)
-    balance = _row_sums(votes, decoded)
-    counted = _row_sums(jnp.abs(votes), jnp.abs(decoded))
+    balance = _row_sums(lambda v, sign: v * sign[None], votes, decoded)
+    counted = _row_sums(lambda v, sign: jnp.abs(v * sign[None]), votes, decoded)
     # (counted + balance) // 2, which are both odd or both even, without the overflow.
     return (counted >> 1) + (balance >> 1) + (counted & 1), counted
 
 
 def _row_sums(
-    rows: Int8[Array, "M N"], column: Int8[Array, " N"]
+    compare: Callable[..., Int8[Array, "M any"]],
+    rows: Int8[Array, "M N"],
+    column: Int8[Array, " N"],
 ) -> Int32[Array, " M"]:
-    """Exact products of every row with one column."""
-    # Eight equal columns: XLA's CPU backend has a fast int8 matrix product, but
-    # its matrix-vector product and its row sums are ten times slower.
-    columns = jnp.broadcast_to(column, (8, column.shape[0]))
+    """Exact sums over the coordinates of what compares every row with one column.
+
+    The comparison is coordinate by coordinate, and gives int8 in {-1, 0, +1}.
+    """
+    # XLA's CPU backend is slow at row sums, but not at adding a few long slices, nor
+    # at an int8 product of two matrices (eight equal columns: vectors are slow too).
+    width = rows.shape[1] // _FOLDS if rows.shape[1] >= 128 * _FOLDS else 0
+    starts = range(0, width * _FOLDS, width or 1)
+    parts = [slice(start, start + width) for start in starts]
+    rest = slice(width * _FOLDS, None)
+    terms = [compare(rows[:, part], column[part]) for part in (*parts, rest)]
+    folded = [functools.reduce(jnp.add, terms[:-1])] if parts else []
+    return functools.reduce(jnp.add, map(_sum_rows, (*folded, terms[-1])))
+
+
+def _sum_rows(rows: Int8[Array, "M N"]) -> Int32[Array, " M"]:
+    ones = jnp.ones((8, rows.shape[1]), jnp.int8)
     contract_last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(
-        rows, columns, contract_last, preferred_element_type=jnp.int32
-    )[:, 0]
+    return lax.dot_general(rows, ones, contract_last, preferred_element_type=jnp.int32)[
+        :, 0
+    ]
 
 
 def leaves_with_weights(votes, weights) -> list[tuple[jax.Array, Any]]:

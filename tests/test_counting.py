@@ -90,3 +90,33 @@ def test_counters_that_cannot_count_are_refused():
         counting.check_counter_dtype("float16", True)
     with pytest.raises(ValueError, match="cannot hold decayed counts"):
         counting.check_counter_dtype("int32", False)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
+@pytest.mark.parametrize("bound", [0, 1, 100, 1023, 1024, 5000])
+def test_a_look_up_is_the_function(dtype, bound):
+    """At sizes with a table; 5000 rounds are too many for it, and int8 stops at 127."""
+    bound = min(bound, jnp.iinfo(dtype).max)
+    counters = np.random.default_rng(0).integers(-bound, bound + 1, 40_000)
+    counters[:2] = -bound, bound
+    counters = jnp.asarray(counters, dtype)
+    function = lambda c: jnp.log1p(jnp.abs(c.astype(jnp.float32)))  # noqa: E731
+    look_up = jax.jit(lambda c, b: counting.tabulated(function, c, b))
+    found = look_up(counters, jnp.float32(bound))
+    np.testing.assert_array_equal(found, jax.jit(function)(counters))
+
+
+def test_only_the_values_that_occur_are_looked_up():
+    """On a CPU: what the function says elsewhere is never asked."""
+    counters = jnp.zeros(40_000, jnp.int16).at[0].set(3)
+    asked = []
+
+    def function(c):
+        jax.debug.callback(lambda c: asked.append(np.asarray(c)), c)
+        return c.astype(jnp.float32)
+
+    jax.block_until_ready(
+        jax.jit(lambda c: counting.tabulated(function, c, jnp.float32(3)))(counters)
+    )
+    jax.effects_barrier()
+    assert sum(values.size for values in asked) == 2 * 1024

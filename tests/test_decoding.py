@@ -269,6 +269,27 @@ def test_agreements_of_more_coordinates_than_int8_or_int16_hold():
     np.testing.assert_array_equal(counted, [100_003, 100_003])
 
 
+@pytest.mark.parametrize("size", [7, 2047, 2048, 2050, 5003])
+def test_long_rows_are_counted_in_slices(size):
+    rng = np.random.default_rng(size)
+    votes = rng.integers(-1, 2, (3, size)).astype(np.int8)
+    decoded = rng.integers(-1, 2, size).astype(np.int8)
+    votes[0], decoded[:50] = decoded, 0  # nothing but agreements; nothing to agree on
+    agreed, counted = tally.agreements(jnp.asarray(votes), jnp.asarray(decoded))
+    np.testing.assert_array_equal(agreed, np.sum((votes * decoded) == 1, axis=1))
+    np.testing.assert_array_equal(counted, np.sum((votes * decoded) != 0, axis=1))
+
+
+@pytest.mark.parametrize("num_workers", [1, 16, 17])
+def test_visits_can_be_written_out(num_workers):
+    rows = jnp.arange(num_workers * 5, dtype=jnp.int32).reshape(num_workers, 5)
+    visit = lambda row: ((row, row[0]), -row)  # noqa: E731
+    (total, first), kept = tally.over_workers(visit, rows, unroll=True)
+    np.testing.assert_array_equal(total, np.sum(rows, axis=0))
+    assert first == total[0]
+    np.testing.assert_array_equal(kept, -rows)
+
+
 def test_vote_tree_is_the_vote_of_the_concatenated_leaves():
     rng = np.random.default_rng(3)
     shapes = {"w": (5, 4), "b": (), "scale": (3,)}
