@@ -15,6 +15,7 @@ PACKAGE = "signfd_jax"
 # is one module here, whose files may import each other; `package.file` opens one file.
 SIGN_MODULES = {
     "signs",
+    "packed",
     "tally",
     "decoding",
     "counting",
@@ -26,13 +27,14 @@ SIGN_MODULES = {
 }
 ARROWS = {
     "signs": set(),
-    "tally": set(),
+    "packed": {"signs"},
+    "tally": {"packed"},
     "decoding": {"tally"},
     "counting": {"tally"},
     "reference": {"tally", "decoding"},
     "defense": {"tally", "decoding", "counting", "reference"},
     "structure": set(),
-    "correlation": {"tally", "decoding", "structure"},
+    "correlation": {"packed", "tally", "decoding", "structure"},
     "likelihood": {"tally", "decoding"},
     "aggregators": set(),
     "attacks": {"signs"},
