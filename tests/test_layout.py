@@ -45,7 +45,7 @@ ARROWS = {
     "models": {"convolution"},
     "transform": SIGN_MODULES,
     "transform_rules": {"aggregators", "transform"},
-    "simulate": {"signs", "decoding", "attacks"},
+    "simulate": {"signs", "packed", "decoding", "attacks"},
     "distributed": SIGN_MODULES,
     "experiments": SIGN_MODULES
     | {"aggregators", "attacks", "theory", "data", "partition", "models"}
