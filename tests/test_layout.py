@@ -23,6 +23,7 @@ SIGN_MODULES = {
     "defense",
     "structure",
     "correlation",
+    "population",
     "likelihood",
 }
 ARROWS = {
@@ -35,6 +36,8 @@ ARROWS = {
     "defense": {"tally", "decoding", "counting", "reference"},
     "structure": set(),
     "correlation": {"packed", "tally", "decoding", "structure"},
+    "population": {"packed", "tally", "decoding", "counting"}
+    | {"structure", "correlation"},
     "likelihood": {"tally", "decoding"},
     "aggregators": set(),
     "attacks": {"signs"},
