@@ -6,6 +6,7 @@ from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights, majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
 from signfd_jax.likelihood import dawid_skene, oracle
+from signfd_jax.population import population_defense
 from signfd_jax.signs import votes
 from signfd_jax.simulate import (
     Simulation,
@@ -43,6 +44,7 @@ __all__ = [
     "llr_weights",
     "majority_vote",
     "oracle",
+    "population_defense",
     "run",
     "scale_by_sign_decoder",
     "scale_by_sign_fd",

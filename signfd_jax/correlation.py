@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from signfd_jax import packed
 from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
 from signfd_jax.medians import capped_at_median, masked_median
 from signfd_jax.structure import Structure, news, structure
@@ -140,7 +141,7 @@ def correlation_defense(
         info = DecodeInfo(weights, (1 - reliability) / 2, margin)
         return decoded, state._replace(cd_weights=weights), info
 
-    return Decoder(init, decode, lambda state: state.cd_weights)
+    return Decoder(init, decode, lambda state: state.cd_weights, needs_unpacked="")
 
 
 def _judge(state, balance, pairs, max_llr):
@@ -245,7 +246,7 @@ def pair_counts(key, votes, max_coordinates: int | None, axis_name: str | None =
 
     Args:
         key: a JAX key for the sample; it is consumed.
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
         max_coordinates: use a random sample of so many coordinates (int); None: all.
         axis_name: mesh axis that the coordinates are split over, or None.
 
@@ -259,26 +260,12 @@ def pair_counts(key, votes, max_coordinates: int | None, axis_name: str | None =
         >>> print(balance[0], pairs[0])
         [3. 1.] [3. 3.]
     """
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(votes)]
-    if max_coordinates is not None:
-        leaves = _sample(key, leaves, max_coordinates)
-    counts = [(_gram(leaf), _gram(jnp.abs(leaf))) for leaf in leaves]
+    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
+    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
+    rows = map(packed.take_coordinates, leaves, chosen)
+    counts = [(_gram(leaf), _gram(jnp.abs(leaf))) for leaf in rows]
     balance, pairs = sum_over_leaves(counts, axis_name)
     return balance.astype(jnp.float32), pairs.astype(jnp.float32)
-
-
-def _sample(key, leaves, max_coordinates):
-    """Coordinates drawn with replacement, from each leaf by its share of them all."""
-    total = sum(leaf.shape[1] for leaf in leaves)
-    if total <= max_coordinates:
-        return leaves
-    keys = jax.random.split(key, len(leaves))
-    sampled = []
-    for leaf_key, leaf in zip(keys, leaves, strict=True):
-        size = -(-leaf.shape[1] * max_coordinates // total)
-        chosen = jax.random.randint(leaf_key, (size,), 0, leaf.shape[1])
-        sampled.append(leaf[:, chosen])
-    return sampled
 
 
 def _gram(rows):

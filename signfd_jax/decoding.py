@@ -54,6 +54,9 @@ class Decoder(NamedTuple):
         weights: `weights(state)`: the weights that the next `decode` would use, for
             inspection: float32 `[M]` where all coordinates share them, else a tree
             of `[M, ...]`.
+        needs_unpacked: why `decode` must have its votes as int8, in a few words; ""
+            where it takes trees of `packed.PackedVotes` as well, as it does if it reads
+            votes through `tally` and `packed` alone, with weights `[M]`.
 
     Examples:
         >>> decoder = majority_vote()
@@ -67,6 +70,7 @@ class Decoder(NamedTuple):
     init: Callable[..., Any]
     decode: Callable[..., Any]
     weights: Callable[..., Any]
+    needs_unpacked: str = "it does not say that it can read them"
 
 
 @jax.jit
@@ -153,7 +157,7 @@ def majority_vote() -> Decoder:
         crossover = (losses + 1) / (counted.astype(jnp.float32) + 2)
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
-    return Decoder(init, decode, lambda state: state.mv_weights)
+    return Decoder(init, decode, lambda state: state.mv_weights, needs_unpacked="")
 
 
 def check_number(name: str, value, low: int | float, high: int | float) -> None:

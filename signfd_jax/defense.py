@@ -315,7 +315,9 @@ def _learned(
                 votes, weights(state), largest=largest, axis_name=axis_name
             )
         else:
-            outcomes = jax.tree.map(lambda v, sign: v * sign[None], votes, decoded)
+            outcomes = None
+            if not pooled_only:
+                outcomes = jax.tree.map(lambda v, sign: v * sign[None], votes, decoded)
             agreed, counted = count_agreements(votes, decoded, axis_name)
         state = learn(state, outcomes, agreed, counted)
         info = DecodeInfo(mean_weights, mean_crossover(state, axis_name), margin)
@@ -343,7 +345,12 @@ def _learned(
             fd_rounds_counted=rounds,
         )
 
-    return Decoder(init, decode, weights)
+    needs = ""
+    if leave_own_out:
+        needs = "it takes each vote out of the tally that the vote is compared with"
+    if not pooled_only:
+        needs = "it keeps a counter for each worker and coordinate"
+    return Decoder(init, decode, weights, needs)
 
 
 def _crossover(balance):

@@ -92,7 +92,9 @@ def oracle(crossover, max_llr: float | jax.Array = 10.0) -> Decoder:
         crossover = mean_over_coordinates(state.oracle_crossover, axis_name)
         return decoded, state, DecodeInfo(mean_weights, crossover, margin)
 
-    return Decoder(init, decode, weights)
+    shared = isinstance(crossover, jax.Array) and crossover.ndim == 1
+    needs = "" if shared else "its weights differ between the coordinates"
+    return Decoder(init, decode, weights, needs)
 
 
 def _check_crossover(crossover, num_workers, params):
@@ -214,7 +216,8 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
         info = DecodeInfo(weights, crossover_from(balance), margin)
         return decoded, DawidSkeneState(weights), info
 
-    return Decoder(init, decode, lambda state: state.ds_weights)
+    needs = "it multiplies each vote with a posterior mean"
+    return Decoder(init, decode, lambda state: state.ds_weights, needs)
 
 
 def _sum_posteriors(

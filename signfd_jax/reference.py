@@ -132,7 +132,8 @@ def reference_defense(
         margin = margin / jnp.maximum(decided, 1).astype(jnp.float32)
         return decoded, state, DecodeInfo(weight_sums / size, crossover, margin)
 
-    return Decoder(init, decode, weights)
+    needs = "it keeps counters for each worker and coordinate"
+    return Decoder(init, decode, weights, needs)
 
 
 def _tally_in_worker_order(weights, votes):

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Num, UInt8, UInt32
 
 __all__ = [
+    "WIRES",
+    "cast_votes",
+    "check_wire",
     "fill_ties",
     "pack",
     "present_workers",
@@ -19,6 +22,9 @@ __all__ = [
     "unpack",
     "votes",
 ]
+
+WIRES = ("ternary", "one_bit")
+"""The alphabets of the votes: with abstentions, or without."""
 
 _SERVER = 0xFFFFFFFF  # The index under which the server fills its own ties.
 
@@ -81,6 +87,56 @@ def present_workers(gradients) -> Bool[Array, " M"]:
         for leaf in jax.tree.leaves(gradients)
     ]
     return jnp.any(jnp.stack(finite), axis=0)
+
+
+def check_wire(wire: str) -> None:
+    """Refuse a wire that there is not.
+
+    Args:
+        wire: one of `WIRES`.
+
+    Raises:
+        ValueError: it is another.
+
+    Examples:
+        >>> check_wire("ternary")
+    """
+    if wire not in WIRES:
+        raise ValueError(f"wire must be one of {', '.join(WIRES)}, but is {wire!r}")
+
+
+def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0):
+    """What the workers put on the wire: the signs of their gradients.
+
+    Args:
+        gradients: tree of real `[M, ...]`.
+        round: int32 scalar, the round; may be traced.
+        wire: "ternary"; or "one_bit": abstentions are filled as in `to_wire`, and a
+            wholly non-finite worker counts as absent.
+        present: bool `[M]`; the others abstain. None: all are.
+        first_worker: index of the first row, int scalar, when these are a chunk.
+
+    Returns:
+        Tree of int8 `[M, ...]` in {-1, 0, +1}.
+
+    Examples:
+        >>> gradients = jnp.array([[0.3, -2.0], [1.0, jnp.nan]])
+        >>> print(cast_votes(gradients, 0))
+        [[ 1 -1]
+         [ 1  0]]
+    """
+    check_wire(wire)
+    cast = votes(gradients)
+    if wire == "one_bit":
+        finite = present_workers(gradients)
+        present = finite if present is None else finite & present
+        return to_wire(cast, round, present=present, first_worker=first_worker)
+    if present is None:
+        return cast
+    return jax.tree.map(
+        lambda v: v * present.astype(jnp.int8).reshape((-1,) + (1,) * (v.ndim - 1)),
+        cast,
+    )
 
 
 def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):

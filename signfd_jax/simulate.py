@@ -1,9 +1,11 @@
 """Synchronous distributed SGD with M workers on one machine.
 
 Shapes: `M` workers, `B` examples a worker and round, `T` rounds. A batch is a tree of
-`[M, B, ...]`; the workers are a vmapped axis, the rounds a `lax.scan`.
+`[M, B, ...]`; the workers are a vmapped axis, the rounds a `lax.scan`. A population too
+large for one array of gradients goes in chunks of `m` workers.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from signfd_jax import packed, signs
 from signfd_jax.attacks import Attack, AttackContext, no_attack
 from signfd_jax.decoding import DecodeInfo
-from signfd_jax.signs import votes
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
 
@@ -81,6 +83,8 @@ def simulation(
     attack: Attack | None = None,
     wire: str = "ternary",
     membership: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+    lookup: Callable[[Any], Any] | None = None,
+    worker_chunk: int | None = None,
 ) -> Simulation:
     """Build the round function of synchronous distributed SGD under attack.
 
@@ -88,24 +92,39 @@ def simulation(
     transformation, the step. `step` is pure: jit it, scan it (`run`), vmap it over
     seeds.
 
+    With `worker_chunk`, only so many workers have gradients at a time. Their votes are
+    kept packed, and the server decodes them packed: M N / 8 bytes on the one-bit wire,
+    twice that on the ternary one, instead of 4 M N. Votes, decoded signs, weights and
+    parameters are the same as without, bit for bit, as far as the compiler computes a
+    worker's gradient alike; `loss`, and the honest mean gradient behind `sign_error`,
+    are summed in another order.
+
     Args:
         loss_fn: `(params, worker_batch) -> scalar` of one worker, whose batch has
             leaves `[B, ...]`; it never sees the worker axis.
         tx: the server's transformation: leaves `[M, ...]` in, `[...]` out.
         num_workers: number M of workers.
-        attack: what the Byzantine workers do; None: nobody lies.
+        attack: what the Byzantine workers do; None: nobody lies. A row-wise attack
+            is applied to each worker by itself, under a key of the worker's own.
         wire: "ternary", or "one_bit": votes and decoded signs in the alphabet
             {-1, +1}, as `signs.to_wire` fills them.
         membership: `(key, byzantine, round) -> (byzantine, present)`, bool `[M]` each:
             who lies and who takes part this round, given the mask in the state. None:
             always those, and all.
+        lookup: makes the workers' batch of what `step` is given: leaves `[m, ...]` to
+            leaves `[m, B, ...]`, such as indices to examples, so that only a chunk's
+            examples are there at a time. None: it is given the batch.
+        worker_chunk: number m of workers that have gradients at a time; it divides M.
+            None: all. It needs a row-wise attack without memory, and a decoder of
+            packed votes.
 
     Returns:
         `Simulation(init, step)`.
 
     Raises:
-        ValueError: an unknown `wire`, or from `init` and `step` a mask or a batch that
-            does not have `num_workers` rows.
+        ValueError: an unknown `wire`, a `worker_chunk` that does not divide the workers
+            or does not suit the attack or the server, or from `init` and `step` a mask
+            or a batch that does not have `num_workers` rows.
 
     Examples:
         >>> from signfd_jax import attacks, transform
@@ -120,9 +139,11 @@ def simulation(
         >>> print(state.params, info.loss)
         [0.1 0.1 0.1] 1.0
     """
-    if wire not in ("ternary", "one_bit"):
-        raise ValueError(f"wire must be 'ternary' or 'one_bit', but is {wire!r}")
+    signs.check_wire(wire)
     attack = no_attack() if attack is None else attack
+    if worker_chunk is not None:
+        _check_chunk(worker_chunk, num_workers, attack)
+    pack = packed.pack_one_bit if wire == "one_bit" else packed.pack_ternary
     tx = optax.with_extra_args_support(tx)
     worker_gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))
 
@@ -133,10 +154,14 @@ def simulation(
                 f"byzantine must be a mask of {num_workers} workers, but has shape "
                 f"{byzantine.shape}"
             )
+        opt_state = tx.init(params)
+        attack_state = attack.init(num_workers, params)
+        if worker_chunk is not None:
+            _check_chunked_state(opt_state, attack_state)
         return SimulationState(
             params=params,
-            opt_state=tx.init(params),
-            attack_state=attack.init(num_workers, params),
+            opt_state=opt_state,
+            attack_state=attack_state,
             byzantine=byzantine,
             round=jnp.zeros((), jnp.int32),
             key=key,
@@ -151,28 +176,59 @@ def simulation(
             present = here if present is None else here & present
         decoder_state = optax.tree.get(state.opt_state, "decoder_state")
         context = AttackContext(state.round, decoder_state)
+        everyone = _Workers(
+            index=jnp.arange(num_workers, dtype=jnp.int32),
+            batch=batch,
+            byzantine=byzantine,
+            present=jnp.ones_like(byzantine) if present is None else present,
+        )
 
-        def attacked(values):
-            return attack.apply(
-                attack_key, values, byzantine, context, state.attack_state
+        def send(workers):
+            """Losses, the sum of the honest gradients, and the gradients as sent."""
+            attacked = functools.partial(
+                _attacked, attack, attack_key, workers, context, state.attack_state
             )
+            batch = workers.batch if lookup is None else lookup(workers.batch)
+            attack_state = state.attack_state
+            if attack.entry == "data":
+                batch, attack_state = attacked(batch)
+            losses, gradients = worker_gradients(state.params, batch)
+            honest = ~workers.byzantine & workers.present
+            total = jax.tree.map(lambda g: _sum_rows(g, honest), gradients)
+            if attack.entry != "data":
+                gradients, attack_state = attacked(gradients)
+            return losses, total, gradients, attack_state
 
-        attack_state = state.attack_state
-        if attack.entry == "data":
-            batch, attack_state = attacked(batch)
-        losses, gradients = worker_gradients(state.params, batch)
-        honest = ~byzantine if present is None else ~byzantine & present
-        honest_sign = votes(jax.tree.map(lambda g: _sum_rows(g, honest), gradients))
-        if attack.entry != "data":
-            gradients, attack_state = attacked(gradients)
+        def send_chunk(total, workers):
+            losses, more, gradients, _ = send(workers)
+            votes = signs.cast_votes(
+                gradients,
+                state.round,
+                wire=wire,
+                present=workers.present,
+                first_worker=workers.index[0],
+            )
+            return jax.tree.map(jnp.add, total, more), (losses, pack(votes))
+
+        if worker_chunk is None:
+            losses, total, sent, attack_state = send(everyone)
+        else:
+            chunks = jax.tree.map(
+                lambda leaf: leaf.reshape(-1, worker_chunk, *leaf.shape[1:]), everyone
+            )
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            total, (losses, sent) = lax.scan(send_chunk, zeros, chunks)
+            losses, sent = losses.reshape(-1), packed.join_chunks(sent)
+            attack_state = state.attack_state
         updates, opt_state = tx.update(
-            gradients,
+            sent,
             state.opt_state,
             state.params,
             present=present,
             wire=wire,
-            honest_sign=honest_sign,
+            honest_sign=signs.votes(total),
         )
+        honest = ~byzantine & everyone.present
         info = _round_info(opt_state, _honest_mean(losses, honest), num_workers)
         return SimulationState(
             params=optax.apply_updates(state.params, updates),
@@ -184,6 +240,61 @@ def simulation(
         ), info
 
     return Simulation(init, step)
+
+
+class _Workers(NamedTuple):
+    """Some of the workers: their numbers, and their rows."""
+
+    index: jax.Array
+    batch: Any
+    byzantine: jax.Array
+    present: jax.Array
+
+
+def _attacked(attack, key, workers, context, state, values):
+    """The values after the attack, and the attack's state."""
+    if not attack.row_wise or jax.tree.leaves(state):
+        return attack.apply(key, values, workers.byzantine, context, state)
+
+    def one_row(index, values, byzantine):
+        rows, mask = jax.tree.map(lambda leaf: leaf[None], (values, byzantine))
+        own_key = jax.random.fold_in(key, index)
+        rows, _ = attack.apply(own_key, rows, mask, context, state)
+        return jax.tree.map(lambda leaf: leaf[0], rows)
+
+    return jax.vmap(one_row)(workers.index, values, workers.byzantine), state
+
+
+def _check_chunk(worker_chunk, num_workers, attack):
+    if type(worker_chunk) is not int or not 1 <= worker_chunk <= num_workers:
+        raise ValueError(
+            f"worker_chunk must be an int from 1 to the {num_workers} workers, but is "
+            f"{worker_chunk!r}"
+        )
+    if num_workers % worker_chunk:
+        fitting = next(m for m in range(worker_chunk, 0, -1) if num_workers % m == 0)
+        raise ValueError(
+            f"worker_chunk={worker_chunk} does not divide the {num_workers} workers; "
+            f"take {fitting}, the next smaller number that does"
+        )
+    if not attack.row_wise:
+        raise ValueError(
+            "worker_chunk needs a row-wise attack, but this one looks at the rows of "
+            "all workers at once; leave worker_chunk out"
+        )
+
+
+def _check_chunked_state(opt_state, attack_state):
+    if jax.tree.leaves(attack_state):
+        raise ValueError(
+            "worker_chunk needs an attack without memory, but this one has a state; "
+            "leave worker_chunk out"
+        )
+    if optax.tree.get(opt_state, "decoder_state") is None:
+        raise ValueError(
+            "worker_chunk needs a server that decodes votes (scale_by_sign_decoder); a "
+            "rule for real numbers must see all gradients at once"
+        )
 
 
 def run(

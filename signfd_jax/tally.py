@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int8, Int32
 
+from signfd_jax import packed
+
 __all__ = [
     "Vote",
     "agreements",
@@ -133,7 +135,8 @@ def vote_tree(
     """Weighted vote over every leaf of a tree.
 
     Args:
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes` where
+            the weights are `[M]`.
         weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats). With
             `weigh`, a tree that has at each leaf of `votes` what `weigh` reads: arrays
             `[M, ...]`, of which it is given one worker's rows.
@@ -160,14 +163,14 @@ def vote_tree(
         decoded.append(signs)
     row_sums, size, margin, decided = sum_over_leaves(sums, axis_name)
     return Vote(
-        decoded=jax.tree.unflatten(jax.tree.structure(votes), decoded),
+        decoded=jax.tree.unflatten(packed.votes_structure(votes), decoded),
         weights=weights if shared else row_sums / size,
         margin=margin / jnp.maximum(decided, 1.0),
     )
 
 
 def weighted_vote(
-    votes: Int8[Array, "M *leaf"],
+    votes: Int8[Array, "M *leaf"] | packed.PackedVotes,
     weights: Float[Array, "M *leaf_or_shared"],
     *,
     largest: float | Float[Array, ""],
@@ -205,12 +208,13 @@ def _vote(votes, weights, largest, weigh):
         vote, weight = row
         weight = weight if weigh is None else weigh(weight)
         units, _ = fixed_point(weight, largest=largest, num_workers=votes.shape[0])
-        terms = (units * vote.astype(jnp.int32), jnp.abs(units))
+        terms = (units * packed.row_votes(vote).astype(jnp.int32), jnp.abs(units))
         return terms, sum_coordinates(weight)
 
     (tally, total), row_sums = over_workers(
         visit, (votes, weights), unroll=weigh is None and weights.ndim == 1
     )
+    tally = packed.leaf_order(tally, votes)
     margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
         total.astype(jnp.float32), 1.0
     )
@@ -271,7 +275,7 @@ def count_agreements(votes, decoded, axis_name: str | None = None):
     """Count each worker's agreements over every leaf of a tree.
 
     Args:
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
         decoded: tree of int8 `[...]` in {-1, 0, +1}.
         axis_name: mesh axis that the coordinates are split over, or None.
 
@@ -286,7 +290,8 @@ def count_agreements(votes, decoded, axis_name: str | None = None):
         >>> print(agreed, counted)
         [2 1] [2 2]
     """
-    pairs = zip(jax.tree.leaves(votes), jax.tree.leaves(decoded), strict=True)
+    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
+    pairs = zip(leaves, jax.tree.leaves(decoded), strict=True)
     agreed, counted = sum_over_leaves(
         [agreements(leaf, signs) for leaf, signs in pairs], axis_name
     )
@@ -294,14 +299,14 @@ def count_agreements(votes, decoded, axis_name: str | None = None):
 
 
 def agreements(
-    votes: Int8[Array, "M *leaf"], decoded: Int8[Array, "*leaf"]
+    votes: Int8[Array, "M *leaf"] | packed.PackedVotes, decoded: Int8[Array, "*leaf"]
 ) -> tuple[Int32[Array, " M"], Int32[Array, " M"]]:
     """Count the votes of each worker that agree with the decoded signs.
 
     Abstentions and decoded ties are counted neither way.
 
     Args:
-        votes: int8 `[M, ...]` in {-1, 0, +1}.
+        votes: int8 `[M, ...]` in {-1, 0, +1}, or `packed.PackedVotes`.
         decoded: int8 `[...]` in {-1, 0, +1}.
 
     Returns:
@@ -314,6 +319,11 @@ def agreements(
         >>> print(agreed, counted)
         [2 2] [2 3]
     """
+    if isinstance(votes, packed.PackedVotes):
+        bits = jax.tree.map(lambda row: row[0], packed.pack_ternary(decoded[None]))
+        return over_workers(lambda row: ((), packed.row_agreements(row, bits)), votes)[
+            1
+        ]
     votes = votes.reshape(votes.shape[0], -1)
     decoded = decoded.reshape(-1)
     balance = _row_sums(lambda v, sign: v * sign[None], votes, decoded)
@@ -350,7 +360,7 @@ def _sum_rows(rows: Int8[Array, "M N"]) -> Int32[Array, " M"]:
     ]
 
 
-def leaves_with_weights(votes, weights) -> list[tuple[jax.Array, Any]]:
+def leaves_with_weights(votes, weights) -> list[tuple[Any, Any]]:
     """Pair every leaf of the votes with its weights.
 
     Args:
@@ -366,7 +376,7 @@ def leaves_with_weights(votes, weights) -> list[tuple[jax.Array, Any]]:
         >>> [(v.shape, w.shape) for v, w in leaves_with_weights(votes, jnp.ones(2))]
         [((2, 3), (2,)), ((2, 5), (2,))]
     """
-    leaves, treedef = jax.tree.flatten(votes)
+    leaves, treedef = jax.tree.flatten(votes, is_leaf=packed.is_packed)
     if isinstance(weights, jax.Array):
         return [(leaf, weights) for leaf in leaves]
     return list(zip(leaves, treedef.flatten_up_to(weights), strict=True))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import signs
+from signfd_jax import packed, signs
 from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import DecodeInfo, Decoder, majority_vote
 from signfd_jax.defense import federated_defense
@@ -34,8 +34,6 @@ __all__ = [
     "sign_sgd_fd",
     "sign_sgd_mv",
 ]
-
-WIRES = ("ternary", "one_bit")
 
 
 class SignDecoderState(NamedTuple):
@@ -74,6 +72,9 @@ def scale_by_sign_decoder(
       `signs.to_wire`, and a wholly non-finite worker counts as absent.
     - `honest_sign`: tree of int8 `[...]`, a sign to compare with, for `sign_error`.
 
+    Instead of gradients `update` also takes votes already cast (`signs.cast_votes`) and
+    packed (`packed.pack_ternary`, `packed.pack_one_bit`), if the decoder decodes them.
+
     It cannot stand inside `optax.apply_if_finite` or `optax.MultiSteps`, which need
     updates of the parameters' shape: the first raises optax's own TypeError, the second
     the ValueError below. Accumulate inside the worker instead (take the mean over its
@@ -99,7 +100,7 @@ def scale_by_sign_decoder(
     Raises:
         ValueError: `num_workers` is not a positive Python int, or, from `update`, the
             gradients have no worker axis, another number of workers or another tree
-            than the parameters.
+            than the parameters, or the decoder cannot decode packed votes.
 
     Examples:
         >>> tx = optax.chain(
@@ -138,9 +139,16 @@ def scale_by_sign_decoder(
         **extra_args,
     ):
         del extra_args
-        _check_wire(wire)
-        check_worker_gradients(updates, params, num_workers)
-        votes = _cast_votes(updates, present, wire, state.sign_round)
+        signs.check_wire(wire)
+        if any(
+            map(packed.is_packed, jax.tree.leaves(updates, is_leaf=packed.is_packed))
+        ):
+            _check_packed(updates, params, decoder)
+            votes = updates
+        else:
+            check_worker_gradients(updates, params, num_workers)
+            round = state.sign_round
+            votes = signs.cast_votes(updates, round, wire=wire, present=present)
         decoded, decoder_state, info = decoder.decode(state.decoder_state, votes)
         if wire == "one_bit":
             decoded = signs.fill_ties(decoded, state.sign_round)
@@ -154,21 +162,6 @@ def scale_by_sign_decoder(
         return jax.tree.map(lambda d, p: d.astype(p.dtype), decoded, like), new_state
 
     return Aggregator(init_fn, update_fn)
-
-
-def _cast_votes(gradients, present, wire, round):
-    """What the workers put on the wire: int8 `[M, ...]`."""
-    votes = signs.votes(gradients)
-    if wire == "one_bit":
-        finite = signs.present_workers(gradients)
-        present = finite if present is None else finite & present
-        return signs.to_wire(votes, round, present=present)
-    if present is None:
-        return votes
-    return jax.tree.map(
-        lambda v: v * present.astype(jnp.int8).reshape((-1,) + (1,) * (v.ndim - 1)),
-        votes,
-    )
 
 
 def _sign_error(decoded, honest_sign):
@@ -191,9 +184,19 @@ def _check_num_workers(num_workers):
         raise ValueError(f"num_workers must be an int >= 1, but is {num_workers!r}")
 
 
-def _check_wire(wire):
-    if wire not in WIRES:
-        raise ValueError(f"wire must be one of {', '.join(WIRES)}, but is {wire!r}")
+def _check_packed(votes, params, decoder):
+    """Refuse packed votes that the decoder, or the parameters, do not allow."""
+    if decoder.needs_unpacked:
+        raise ValueError(
+            "this decoder cannot decode packed votes (a simulation's worker_chunk): "
+            f"{decoder.needs_unpacked}. Leave worker_chunk out, or take a decoder that "
+            "can, such as population_defense or majority_vote"
+        )
+    if params is None or packed.votes_structure(votes) != jax.tree.structure(params):
+        raise ValueError(
+            "packed votes need the parameters, a tree like theirs, to decode into; "
+            "give update(votes, state, params)"
+        )
 
 
 def check_worker_gradients(gradients, params, num_workers: int) -> None:

@@ -15,6 +15,7 @@ PACKAGE = "signfd_jax"
 # is one module here, whose files may import each other; `package.file` opens one file.
 SIGN_MODULES = {
     "signs",
+    "packed",
     "tally",
     "decoding",
     "counting",
@@ -23,18 +24,22 @@ SIGN_MODULES = {
     "medians",
     "structure",
     "correlation",
+    "population",
     "likelihood",
 }
 ARROWS = {
     "signs": set(),
-    "tally": set(),
+    "packed": {"signs"},
+    "tally": {"packed"},
     "decoding": {"tally"},
     "counting": {"tally"},
     "reference": {"tally", "decoding"},
     "defense": {"tally", "decoding", "counting", "reference"},
     "medians": set(),
     "structure": {"medians"},
-    "correlation": {"tally", "decoding", "medians", "structure"},
+    "correlation": {"packed", "tally", "decoding", "medians", "structure"},
+    "population": {"packed", "tally", "decoding", "counting"}
+    | {"medians", "structure", "correlation"},
     "likelihood": {"tally", "decoding"},
     "aggregators": set(),
     "attacks": {"signs"},
@@ -45,7 +50,7 @@ ARROWS = {
     "models": {"convolution"},
     "transform": SIGN_MODULES,
     "transform_rules": {"aggregators", "transform"},
-    "simulate": {"signs", "decoding", "attacks"},
+    "simulate": {"signs", "packed", "decoding", "attacks"},
     "distributed": SIGN_MODULES,
     "experiments": SIGN_MODULES
     | {"aggregators", "attacks", "theory", "data", "partition", "models"}

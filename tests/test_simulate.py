@@ -356,7 +356,7 @@ def test_the_state_can_be_donated(key):
 
 
 def test_refusals(key):
-    with pytest.raises(ValueError, match="wire must be 'ternary' or 'one_bit'"):
+    with pytest.raises(ValueError, match="wire must be one of ternary, one_bit"):
         quick(wire="morse")
     simulation = quick()
     with pytest.raises(ValueError, match=r"mask of 5 workers.*\(4,\)"):
@@ -367,3 +367,134 @@ def test_refusals(key):
         simulation.step(state, (inputs, outputs[0]))
     with pytest.raises(ValueError, match=r"shape \(\)"):
         simulation.step(state, (inputs, jnp.float32(1)))
+
+
+CHUNKABLE = {
+    "majority": lambda: sfd.majority_vote(),
+    "pooled": lambda: sfd.federated_defense(initial_rounds=None),
+    "correlation": lambda: sfd.correlation_defense(sample_above=2, max_coordinates=6),
+}
+CHUNK_M = 6
+EXAMPLES = jax.random.uniform(jax.random.key(7), (50, D), minval=-2, maxval=2)
+
+
+def lookup(indices):
+    inputs = EXAMPLES[indices]
+    return inputs, inputs @ TARGET + 0.5
+
+
+def trained_by_indices(decoder, key, **options):
+    """Four rounds of six workers whose batches are indices."""
+    simulation = sfd.simulation(
+        loss_fn,
+        sfd.sign_sgd(0.05, CHUNK_M, decoder=decoder),
+        num_workers=CHUNK_M,
+        membership=attacks.drop_out(0.2),
+        lookup=lookup,
+        **options,
+    )
+    state = simulation.init(key, PARAMS, jnp.arange(CHUNK_M) < 2)
+    draw = lambda key: jax.random.randint(key, (CHUNK_M, B), 0, len(EXAMPLES))  # noqa: E731
+    return jax.jit(lambda state: sfd.run(simulation, state, draw, 4))(state)
+
+
+@pytest.mark.parametrize("decoder", CHUNKABLE)
+@pytest.mark.parametrize("wire", signs.WIRES)
+def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key):
+    """Also where the attackers draw at random, and workers are absent."""
+    options = {"attack": ATTACKS["flips"], "wire": wire}
+    whole, infos = trained_by_indices(CHUNKABLE[decoder](), key, **options)
+    state, chunked = trained_by_indices(
+        CHUNKABLE[decoder](), key, worker_chunk=2, **options
+    )
+    # Only the honest mean loss and gradient are summed in another order.
+    error = optax.tree.get(whole.opt_state, "sign_error")
+    opt_state = optax.tree.set(state.opt_state, sign_error=error)
+    assert_same(state._replace(opt_state=opt_state), whole)
+    exact = lambda info: (info.weights, info.crossover, info.margin)  # noqa: E731
+    chex.assert_trees_all_equal(exact(chunked), exact(infos))
+    np.testing.assert_allclose(chunked.loss, infos.loss, rtol=1e-6)
+    np.testing.assert_allclose(chunked.sign_error, infos.sign_error, atol=0.2)
+    assert not np.array_equal(whole.params["w"], PARAMS["w"])
+
+
+ROW_WISE = {
+    "gaussian": attacks.gaussian(),
+    "noise": attacks.additive_noise(2.0),
+    "random vote": attacks.random_vote(),
+    "on and off": attacks.on_off(2, 0.5, attacks.stochastic_sign_flip(0.5)),
+    "zero": attacks.zero(),
+}
+
+
+@pytest.mark.parametrize("name", ROW_WISE)
+def test_every_row_wise_attack_is_the_same_in_chunks(name, key):
+    whole, _ = trained_by_indices(sfd.majority_vote(), key, attack=ROW_WISE[name])
+    chunked, _ = trained_by_indices(
+        sfd.majority_vote(), key, attack=ROW_WISE[name], worker_chunk=3
+    )
+    chex.assert_trees_all_equal(chunked.params, whole.params)
+
+
+def test_a_row_wise_attacker_draws_of_its_own(key):
+    """Two workers of equal gradients send different noise."""
+    simulation = quick(attacks.random_vote(), sfd.sign_sgd_mv(0.05, M))
+    state = simulation.init(key, PARAMS, jnp.ones(M, bool))
+    seen = []
+    tx = sfd.sign_sgd_mv(0.05, M)
+    spy = tx._replace(
+        update=lambda g, *args, **rest: seen.append(g) or tx.update(g, *args, **rest)
+    )
+    simulation = quick(attacks.random_vote(), spy)
+    simulation.step(
+        state, jax.tree.map(lambda x: x[:1].repeat(M, 0), sample_batch(key))
+    )
+    assert len(np.unique(seen[0]["w"], axis=0)) > 1
+
+
+def test_memory_of_chunks_is_that_of_the_bits():
+    """Temporaries of M N / 4 bytes and of one chunk's gradients, not of all of them."""
+    num_workers, size = 512, 1024
+
+    def temporaries(worker_chunk):
+        simulation = sfd.simulation(
+            lambda x, noise: jnp.sum((x - noise) ** 2),
+            sfd.sign_sgd_mv(0.1, num_workers),
+            num_workers=num_workers,
+            worker_chunk=worker_chunk,
+            lookup=lambda seeds: jnp.sin(
+                jnp.outer(seeds.astype(jnp.float32), jnp.arange(1.0, size + 1))
+            ),
+        )
+        mask = jnp.zeros(num_workers, bool)
+        state = simulation.init(jax.random.key(0), jnp.zeros(size), mask)
+        batch = jnp.zeros((num_workers,), jnp.int32)
+        compiled = jax.jit(simulation.step).lower(state, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    packed_bytes = num_workers * size // 4
+    assert temporaries(8) < 3 * packed_bytes + 8 * 8 * 4 * size
+    assert temporaries(None) > 4 * num_workers * size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"worker_chunk": 2}, r"does not divide the 5 workers; take 1"),
+        ({"worker_chunk": 6}, r"int from 1 to the 5 workers"),
+        ({"worker_chunk": True}, r"int from 1 to the 5 workers"),
+        ({"worker_chunk": 5, "attack": attacks.alie()}, "looks at the rows of all"),
+    ],
+)
+def test_chunks_refuse(options, message):
+    with pytest.raises(ValueError, match=message):
+        quick(**options)
+
+
+def test_chunks_refuse_what_has_a_state_or_no_decoder(key):
+    remembering = attacks.sign_inversion()._replace(init=lambda m, p: jnp.zeros(m))
+    with pytest.raises(ValueError, match="attack without memory"):
+        start(quick(remembering, worker_chunk=5), key)
+    tx = optax.stateless(lambda g, _: jax.tree.map(lambda leaf: jnp.mean(leaf, 0), g))
+    with pytest.raises(ValueError, match="rule for real numbers"):
+        start(quick(tx=tx, worker_chunk=5), key)

@@ -20,6 +20,7 @@ from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
 from signfd_jax.likelihood import dawid_skene
+from signfd_jax.population import population_defense
 
 __all__ = [
     "ATTACKS",
@@ -56,6 +57,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "federated_defense": federated_defense,
     "federated_voting": federated_voting,
     "majority_vote": majority_vote,
+    "population_defense": population_defense,
 }
 
 ATTACKS: dict[str, Callable[..., attacks.Attack]] = {

@@ -22,7 +22,7 @@ from signfd_jax.experiments.program import (
     parts,
     program_key,
 )
-from signfd_jax.transform import WIRES
+from signfd_jax.signs import WIRES
 
 __all__ = ["Training", "byzantine_mask", "check", "prepare", "split_examples"]
 
