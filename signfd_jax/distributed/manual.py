@@ -59,7 +59,9 @@ def vary(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return getattr(lax, "pvary")(array, axes)  # noqa: B009  (gone from the newest JAX)
 
 
-def gather(rows: UInt8[Array, " bytes"], axes) -> UInt8[Array, " all_bytes"]:
+def gather(
+    rows: UInt8[Array, " bytes"], axes: str | tuple[str, ...]
+) -> UInt8[Array, " all_bytes"]:
     """Give every device on these axes the bytes of all, one after the other.
 
     Args:
