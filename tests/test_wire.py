@@ -1,4 +1,4 @@
-"""The ledger: one bit of every coordinate up and one down, read off compiled programs."""
+"""One bit of every coordinate up and one down: read off compiled programs."""
 
 import jax
 import jax.numpy as jnp

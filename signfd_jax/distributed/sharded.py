@@ -78,8 +78,10 @@ def scale_by_sign_decoder_sharded(
 
     `init` may be called inside `shard_map`, or outside: there the state is split over
     the mesh of `jax.set_mesh`, or of the parameters, in the type that `update` keeps;
-    without a mesh it is not split. Its shapes depend on the number of workers, not on
-    that of devices, so a run may go on with fewer devices and more workers on each.
+    without a mesh it is not split. Under `jit`, set the mesh, or give
+    `out_shardings=state_sharding(mesh)`. The shapes of the state depend on the number
+    of workers, not on that of devices, so a run may go on with fewer devices and more
+    workers on each.
 
     In a chain, its place in the specs of the whole state is `state_specs`; the rest is
     split as the parameters are, or not at all:
@@ -220,10 +222,14 @@ def scale_by_sign_decoder_sharded(
 
 
 def _mesh_of(params):
-    """The mesh that some parameter is on, or None."""
+    """The mesh that some parameter is on, or None where no type says so."""
     for leaf in jax.tree.leaves(params):
-        # A traced leaf has a sharding in its type, but none of its own.
-        sharding = getattr(leaf, "sharding", None) or jax.typeof(leaf).sharding
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(leaf, jax.core.Tracer):
+            sharding = jax.typeof(leaf).sharding
+            # Of automatic axes a traced program does not know the devices.
+            if sharding.mesh.are_all_axes_auto:
+                continue
         if isinstance(sharding, NamedSharding) and not sharding.mesh.empty:
             return sharding.mesh
     return None
