@@ -65,8 +65,8 @@ def sign_all_reduce(
 
     What is exact: the decoded signs and the state, for every decoder of this library,
     but for `correlation_defense` above its `sample_above` workers, where every device
-    draws a sample from its own slice. In `info`, means over coordinates include the
-    padding, fewer than 8 M coordinates.
+    draws a sample from its own slice. (`oracle` takes one probability a worker here.)
+    In `info`, means over coordinates include the padding, fewer than 8 M coordinates.
 
     Args:
         gradients: tree of real `[...]`, the gradient of this device's worker; with
@@ -214,7 +214,7 @@ def slice_state(
         ...     lambda: slice_state(decoder, jnp.zeros(20), workers_per_device=2),
         ...     mesh=mesh,
         ...     in_specs=(),
-        ...     out_specs=specs_of_state(decoder, ("workers",)),
+        ...     out_specs=specs_of_state(decoder, 2, ("workers",)),
         ... )
         >>> print(init().fd_counters.shape)
         (2, 32)
@@ -229,7 +229,7 @@ def slice_state(
     return jax.tree.map(
         lambda leaf, spec: vary(leaf, layout.axes) if spec else leaf,
         _init(decoder, layout, workers_per_device),
-        specs_of_state(decoder, layout.axes),
+        specs_of_state(decoder, layout.num_devices * workers_per_device, layout.axes),
     )
 
 
@@ -259,13 +259,14 @@ def _init(decoder, layout, workers_per_device):
     return decoder.init(num_workers, flat)
 
 
-def specs_of_state(decoder: Decoder, axes: tuple[str, ...]) -> Any:
+def specs_of_state(decoder: Decoder, num_workers: int, axes: tuple[str, ...]) -> Any:
     """How a decoder's state is split over a mesh.
 
     What is kept per coordinate is split by coordinate; all else is everywhere alike.
 
     Args:
         decoder: the `Decoder`.
+        num_workers: the number M of workers.
         axes: names of the axes that coordinates are split over: those that shard the
             parameters, then the workers' axis.
 
@@ -274,13 +275,13 @@ def specs_of_state(decoder: Decoder, axes: tuple[str, ...]) -> Any:
 
     Examples:
         >>> from signfd_jax.defense import federated_defense
-        >>> specs = specs_of_state(federated_defense(), ("workers",))
+        >>> specs = specs_of_state(federated_defense(), 3, ("workers",))
         >>> print(tuple(specs.fd_counters), tuple(specs.fd_evidence))
         (None, 'workers') ()
     """
     # Dimensions that grow with the number of coordinates are coordinates.
     small, large = (
-        jax.eval_shape(lambda size=size: decoder.init(1, jnp.zeros(size)))
+        jax.eval_shape(lambda size=size: decoder.init(num_workers, jnp.zeros(size)))
         for size in (8, 16)
     )
 

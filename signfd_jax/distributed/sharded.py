@@ -153,7 +153,7 @@ def scale_by_sign_decoder_sharded(
     everywhere: Any = PartitionSpec()
     state_specs = ShardedSignDecoderState(
         sign_round=everywhere,
-        decoder_state=specs_of_state(decoder, axes),
+        decoder_state=specs_of_state(decoder, num_workers, axes),
         info=DecodeInfo(everywhere, everywhere, everywhere),
     )
 
