@@ -382,7 +382,13 @@ def test_state_keeps_its_type(axis_type):
         states += [tx.init(PARAMS), jax.jit(tx.init)(PARAMS)]
     if axis_type == AxisType.Auto:
         states += [jax.jit(tx.init, out_shardings=wanted)(params)]
-    shape = jax.eval_shape(tx.init, PARAMS)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), PARAMS
+    )
+    shape = tx.init(abstract)
+    assert jax.tree.map(jnp.shape, shape) == jax.tree.map(
+        jnp.shape, jax.eval_shape(tx.init, PARAMS)
+    )
     for state in states:
         for leaf, size, sharding in zip(
             *map(jax.tree.leaves, (state, shape, wanted)), strict=True

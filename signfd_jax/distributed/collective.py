@@ -11,27 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from signfd_jax import signs
 from signfd_jax.decoding import DecodeInfo, Decoder
-from signfd_jax.distributed.layout import (
-    Layout,
-    flatten,
-    is_real,
-    make_layout,
-    unflatten,
-)
-from signfd_jax.distributed.manual import gather, varies, vary
+from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
+from signfd_jax.distributed.manual import gather, varies
+from signfd_jax.distributed.states import layout_here, state_of_slice
 from signfd_jax.reference import ReferenceState
 
-__all__ = [
-    "layout_here",
-    "sign_all_reduce",
-    "slice_state",
-    "specs_of_state",
-    "whole_state",
-]
+__all__ = ["sign_all_reduce"]
 
 
 def sign_all_reduce(
@@ -96,6 +84,7 @@ def sign_all_reduce(
     Examples:
         >>> from jax.sharding import PartitionSpec as P
         >>> from signfd_jax.decoding import majority_vote
+        >>> from signfd_jax.distributed import slice_state
         >>> decoder = majority_vote()
         >>> def decode(gradients):
         ...     state = slice_state(decoder, gradients[0], workers_per_device=3)
@@ -181,172 +170,6 @@ def _exchange(sent, here, layout: Layout):
     return votes, present
 
 
-def slice_state(
-    decoder: Decoder,
-    params,
-    axis_name: str = "workers",
-    *,
-    workers_per_device: int = 1,
-    param_specs: Any = None,
-):
-    """A decoder's state before the first round, for this device's slice.
-
-    Args:
-        decoder: the `Decoder`.
-        params: tree of `[...]`, the parameters (or their shards) on this device; only
-            their shapes are read.
-        axis_name: the workers' axis of the mesh.
-        workers_per_device: the number K of workers on each device (Python int).
-        param_specs: as in `sign_all_reduce`.
-
-    Returns:
-        The decoder's own state, of M workers and one leaf of `T / D` coordinates, split
-        over the mesh as `specs_of_state` says. To be called inside `shard_map`.
-
-    Raises:
-        ValueError: as `sign_all_reduce`.
-
-    Examples:
-        >>> from signfd_jax.defense import federated_defense
-        >>> decoder = federated_defense()
-        >>> mesh = jax.make_mesh((1,), ("workers",), devices=jax.devices()[:1])
-        >>> init = jax.shard_map(
-        ...     lambda: slice_state(decoder, jnp.zeros(20), workers_per_device=2),
-        ...     mesh=mesh,
-        ...     in_specs=(),
-        ...     out_specs=specs_of_state(decoder, 2, ("workers",)),
-        ... )
-        >>> print(init().fd_counters.shape)
-        (2, 32)
-    """
-    layout = layout_here(
-        params,
-        axis_name,
-        workers_per_device=workers_per_device,
-        param_specs=param_specs,
-    )
-    # A zero is alike on all devices, but what is counted per coordinate will not be.
-    return jax.tree.map(
-        lambda leaf, spec: vary(leaf, layout.axes) if spec else leaf,
-        _init(decoder, layout, workers_per_device),
-        specs_of_state(decoder, layout.num_devices * workers_per_device, layout.axes),
-    )
-
-
-def whole_state(decoder: Decoder, params, num_workers: int):
-    """The states of all slices as one, where no mesh is known yet.
-
-    Args:
-        decoder: the `Decoder`.
-        params: tree of `[...]`, the parameters, not sharded; their shapes are read.
-        num_workers: the number M of workers.
-
-    Returns:
-        The decoder's own state, of M workers and one leaf of T coordinates.
-
-    Examples:
-        >>> from signfd_jax.defense import federated_defense
-        >>> whole_state(federated_defense(), jnp.zeros(20), 2).fd_counters.shape
-        (2, 32)
-    """
-    layout = make_layout(params, None, num_workers=num_workers)
-    return _init(decoder, layout, num_workers)
-
-
-def _init(decoder, layout, workers_per_device):
-    num_workers = layout.num_devices * workers_per_device
-    flat = jax.ShapeDtypeStruct((layout.slice_size,), jnp.float32)
-    return decoder.init(num_workers, flat)
-
-
-def specs_of_state(decoder: Decoder, num_workers: int, axes: tuple[str, ...]) -> Any:
-    """How a decoder's state is split over a mesh.
-
-    What is kept per coordinate is split by coordinate; all else is everywhere alike.
-
-    Args:
-        decoder: the `Decoder`.
-        num_workers: the number M of workers.
-        axes: names of the axes that coordinates are split over: those that shard the
-            parameters, then the workers' axis.
-
-    Returns:
-        Tree like the state, of `PartitionSpec`, for `shard_map`.
-
-    Examples:
-        >>> from signfd_jax.defense import federated_defense
-        >>> specs = specs_of_state(federated_defense(), 3, ("workers",))
-        >>> print(tuple(specs.fd_counters), tuple(specs.fd_evidence))
-        (None, 'workers') ()
-    """
-    # Dimensions that grow with the number of coordinates are coordinates.
-    small, large = (
-        jax.eval_shape(lambda size=size: decoder.init(num_workers, jnp.zeros(size)))
-        for size in (8, 16)
-    )
-
-    *_, workers_axis = axes
-    split_over = axes if len(axes) > 1 else workers_axis
-
-    def spec(one, other):
-        sizes = zip(one.shape, other.shape, strict=True)
-        split = [split_over if size != grown else None for size, grown in sizes]
-        return PartitionSpec(*split) if any(split) else PartitionSpec()
-
-    return jax.tree.map(spec, small, large)
-
-
-def layout_here(
-    shapes, axis_name: str, *, workers_per_device: int, param_specs: Any = None
-) -> Layout:
-    """The `Layout` of what this device holds, inside `shard_map`.
-
-    Args:
-        shapes: tree whose leaves have a `shape`, that of one worker's gradient (or its
-            shard) on this device.
-        axis_name: the workers' axis of the mesh.
-        workers_per_device: the number K of workers on each device (Python int).
-        param_specs: as in `sign_all_reduce`.
-
-    Returns:
-        A `Layout`.
-
-    Raises:
-        ValueError: not inside `shard_map` over that axis, or not manual over all axes.
-
-    Examples:
-        >>> def padded(_):
-        ...     layout = layout_here(jnp.zeros(20), "workers", workers_per_device=1)
-        ...     return layout.block
-        >>> print(jax.vmap(padded, axis_name="workers", out_axes=None)(jnp.arange(2)))
-        32
-    """
-    try:
-        num_devices = lax.axis_size(axis_name)
-    except NameError:
-        raise ValueError(
-            f"there is no mesh axis {axis_name!r} here: call this inside jax.shard_map "
-            "over a mesh that has it, or say with axis_name what the workers' axis is "
-            "called"
-        ) from None
-    mesh = jax.sharding.get_abstract_mesh()
-    others = [name for name in mesh.axis_names if name not in mesh.manual_axes]
-    if others:
-        raise ValueError(
-            f"this shard_map leaves the mesh axes {', '.join(others)} to XLA, which "
-            "then gathers the float gradients; make it manual over all axes (leave out "
-            "axis_names) and say in param_specs how the parameters are sharded"
-        )
-    return make_layout(
-        shapes,
-        param_specs,
-        num_workers=num_devices * workers_per_device,
-        axis_name=axis_name,
-        num_devices=num_devices,
-        axis_size=lax.axis_size,
-    )
-
-
 def _check_gradients(gradients, axis_name, workers_per_device):
     is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
     if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
@@ -373,7 +196,7 @@ def _check_gradients(gradients, axis_name, workers_per_device):
 
 
 def _check_state(state, decoder, layout, workers_per_device):
-    wanted = jax.eval_shape(lambda: _init(decoder, layout, workers_per_device))
+    wanted = jax.eval_shape(lambda: state_of_slice(decoder, layout, workers_per_device))
     shapes = [
         [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (state, wanted)
     ]

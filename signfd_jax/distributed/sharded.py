@@ -14,13 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import DecodeInfo, Decoder
-from signfd_jax.distributed.collective import (
-    sign_all_reduce,
-    slice_state,
-    specs_of_state,
-    whole_state,
-)
+from signfd_jax.distributed.collective import sign_all_reduce
 from signfd_jax.distributed.layout import axes_of, specs_of_leaves
+from signfd_jax.distributed.states import slice_state, specs_of_state, whole_state
 
 __all__ = [
     "ShardedSignDecoderState",
@@ -225,10 +221,10 @@ def _mesh_of(params):
     """The mesh that some parameter is on, or None where no type says so."""
     for leaf in jax.tree.leaves(params):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(leaf, jax.core.Tracer):
-            sharding = jax.typeof(leaf).sharding
+        if sharding is None:  # traced, or a shape
+            sharding = getattr(jax.typeof(leaf), "sharding", None)
             # Of automatic axes a traced program does not know the devices.
-            if sharding.mesh.are_all_axes_auto:
+            if sharding is None or sharding.mesh.are_all_axes_auto:
                 continue
         if isinstance(sharding, NamedSharding) and not sharding.mesh.empty:
             return sharding.mesh
