@@ -4,9 +4,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
 from signfd_jax import attacks, signs
+from signfd_jax.distributed import scale_by_sign_decoder_sharded
 
 M = 5
 PARAMS = {"w": jnp.zeros((9, 2)), "b": jnp.zeros((), jnp.bfloat16)}
@@ -93,3 +95,33 @@ def test_a_whole_run():
         return after.params, infos
 
     assert_lowers(run, jax.random.key_data(jax.random.key(0)), jnp.zeros(4))
+
+
+@pytest.mark.parametrize("name", ["federated defense", "correlation defense"])
+def test_on_a_mesh(name):
+    """Four devices with a worker each, parameters sharded over two more."""
+    mesh = jax.make_mesh((4, 2), ("workers", "fsdp"))
+    specs = {"w": P(None, "fsdp"), "b": P()}
+    tx = scale_by_sign_decoder_sharded(4, decoder=DECODERS[name], param_specs=specs)
+    gradients = jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(
+            (4, *leaf.shape),
+            leaf.dtype,
+            sharding=jax.NamedSharding(mesh, P("workers", *spec)),
+        ),
+        PARAMS,
+        specs,
+    )
+
+    def update(gradients, state):
+        return tx.update(jax.tree.map(lambda leaf: leaf[0], gradients), state)
+
+    gradient_specs = jax.tree.map(lambda spec: P("workers", *spec), specs)
+    step = jax.shard_map(
+        update,
+        mesh=mesh,
+        in_specs=(gradient_specs, tx.state_specs),
+        out_specs=(specs, tx.state_specs),
+    )
+    with jax.set_mesh(mesh):
+        assert_lowers(step, gradients, jax.eval_shape(tx.init, PARAMS))
