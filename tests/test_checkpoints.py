@@ -17,7 +17,7 @@ import pytest
 
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, registry
-from signfd_jax.experiments.checkpoints import Checkpoint, read, restore, writer
+from signfd_jax.experiments.checkpoints import Checkpoint, examine, restore, writer
 from signfd_jax.experiments.parameters import digest, load_params, save_params
 from signfd_jax.experiments.program import parts
 from signfd_jax.experiments.records import locked, read_lines, run_folder
@@ -230,7 +230,7 @@ def test_full_disk_is_told_and_the_run_goes_on(tmp_path):
     found = restore(tmp_path, state, TINY, report=pytest.fail)
     assert found.rounds == 40
     for path in (tmp_path / "checkpoints").iterdir():
-        read(path, state, TINY)
+        examine(path, state, TINY)
 
 
 # ----------------------------------------------------------------------- schedules

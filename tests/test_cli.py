@@ -205,7 +205,10 @@ def test_control_c_in_mid_run(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "signfd: interrupted; the same command goes on from here"
+    assert (
+        err.splitlines()[-1]
+        == "signfd: interrupted; the same command goes on from here"
+    )
     assert "Traceback" not in err
     (folder,) = tmp_path.iterdir()
     metrics = read_lines(folder / "metrics.jsonl")

@@ -1,12 +1,15 @@
 """Checkpoints: what survives a run that is killed.
 
-`<run>/checkpoints/<rounds>/` is an orbax checkpoint with two items: `state`, the
-`SimulationState` of all seeds with keys as their data, and `about`, the configuration's
-fingerprint and the environment. `files.json` has the SHA-256 of each of their files.
+`<run>/checkpoints/<rounds>/` is an orbax checkpoint of one item, `state`: the
+`SimulationState` of all seeds, with keys as their data. Its `about.json` has the
+configuration's fingerprint, the environment, and the SHA-256 of each file of the state.
 The batches are drawn from the state's key: it is the cursor into the data.
 
 Orbax renames a checkpoint into place when it is whole, and old ones are renamed away
 before they are deleted: a folder with a number for its name is a whole checkpoint.
+
+Where several processes train together, all of them save and restore, into one folder
+that all of them see, and the first of them decides.
 """
 
 import contextlib
@@ -21,12 +24,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from signfd_jax.experiments import records
 from signfd_jax.experiments.config import Experiment, fingerprint
-from signfd_jax.experiments.parameters import is_key, leaves, to_numpy
+from signfd_jax.experiments.parameters import is_key, is_split, leaves, to_numpy
 
-__all__ = ["Checkpoint", "read", "restore", "writer"]
+__all__ = ["Checkpoint", "examine", "read", "restore", "writer"]
 
 # Checkpoints that are on their way in or out.
 _PASSING = ("*.orbax-checkpoint-tmp*", "old-*")
@@ -89,31 +93,35 @@ def writer(
     directory = Path(folder).absolute() / "checkpoints"
     stack = contextlib.ExitStack()
     checkpointer: Any = None
-    pending = None
+    about: dict[str, Any] = {}  # of the checkpoint that is being written
 
     def seal():
         """Orbax calls it in the background, just before the rename."""
-        for path in directory.glob(f"{pending}.orbax-checkpoint-tmp*"):
-            records.write_atomically(path / "files.json", json.dumps(_hashes(path)))
+        for path in directory.glob(f"{about['rounds']}.orbax-checkpoint-tmp*"):
+            if jax.process_index() == 0:
+                whole = about | {"files": _hashes(path)}
+                text = json.dumps(whole | {"seal": _seal(whole)}, indent=1) + "\n"
+                records.write_atomically(path / "about.json", text)
 
     def finish():
-        nonlocal pending
         try:
             checkpointer.wait_until_finished()
         except Exception as error:  # whatever orbax makes of a full disk
             fail(error)
-        pending = None
-        for old in _rounds(directory)[keep:]:
-            path = directory / f"old-{old}"
-            (directory / str(old)).rename(path)
-            shutil.rmtree(path, ignore_errors=True)
+        about.clear()
+        if jax.process_index() == 0:
+            for old in _rounds(directory)[keep:]:
+                path = directory / f"old-{old}"
+                (directory / str(old)).rename(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def fail(error):
-        report(f"no checkpoint of round {pending}, the run goes on: {_reason(error)}")
+        reason = _reason(error)
+        report(f"no checkpoint of round {about['rounds']}, the run goes on: {reason}")
         _clean(directory)
 
     def save(checkpoint):
-        nonlocal checkpointer, pending
+        nonlocal checkpointer
         import orbax.checkpoint as ocp
 
         if checkpointer is None:
@@ -122,32 +130,30 @@ def writer(
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=seal),
             )
             stack.callback(checkpointer.close)
-        elif pending is not None:
+        elif about:
             finish()
         arrays = to_numpy(checkpoint.state)
-        about = {
-            "fingerprint": fingerprint(config),
-            "rounds": checkpoint.rounds,
-            "seconds": checkpoint.seconds,
-            "leaves": leaves(arrays),
-            "environment": records.environment(),
-        }
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
+        about.update(
+            fingerprint=fingerprint(config),
+            rounds=checkpoint.rounds,
+            seconds=checkpoint.seconds,
+            leaves=leaves(arrays),
+            environment=records.environment(),
         )
-        pending = checkpoint.rounds
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays))
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            checkpointer.save(directory / str(pending), items, force=True)
+            path = directory / str(checkpoint.rounds)
+            checkpointer.save(path, items, force=True)
         except Exception as error:
             fail(error)
-            pending = None
+            about.clear()
 
     with _quiet_orbax(), stack:
         try:
             yield save
         finally:
-            if pending is not None:
+            if about:
                 finish()
 
 
@@ -185,32 +191,40 @@ def restore(
         checkpoint 10 refused (set aside as ...): of another configuration, ...
     """
     directory = Path(folder).absolute() / "checkpoints"
-    _clean(directory)
+    rounds = 0
+    if jax.process_index() == 0:
+        _clean(directory)
+        rounds = _choose(directory, template, config, newest, report)
+    if jax.process_count() > 1:
+        rounds = int(multihost_utils.broadcast_one_to_all(np.int32(rounds)))
+    return read(directory / str(rounds), template) if rounds else None
+
+
+def _choose(directory, template, config, newest, report):
+    """Rounds of the newest checkpoint that `examine` passes, or 0."""
     for rounds in _rounds(directory):
         try:
             if newest is not None and rounds > newest:
                 raise ValueError(f"metrics.jsonl has no lines after round {newest}")
-            checkpoint, environment = read(directory / str(rounds), template, config)
-        except Exception as error:  # whatever orbax makes of a damaged file
+            then = examine(directory / str(rounds), template, config)["environment"]
+        except (ValueError, OSError) as error:
             aside = _set_aside(directory / str(rounds))
             report(
                 f"checkpoint {rounds} refused (set aside as {aside.name}): "
                 f"{_reason(error)}"
             )
             continue
-        if changes := records.changes(environment, records.environment()):
+        if changes := records.changes(then, records.environment()):
             report(
                 f"checkpoint {rounds} was written elsewhere ({changes}): what follows "
                 "may differ in the last bits"
             )
-        return checkpoint
-    return None
+        return rounds
+    return 0
 
 
-def read(
-    path: str | Path, template: Any, config: Experiment
-) -> tuple[Checkpoint, dict[str, Any]]:
-    """Read one checkpoint, if it is whole and belongs to the experiment.
+def examine(path: str | Path, template: Any, config: Experiment) -> dict[str, Any]:
+    """See that a checkpoint is whole and belongs to the experiment.
 
     Args:
         path: its folder.
@@ -218,7 +232,7 @@ def read(
         config: the experiment.
 
     Returns:
-        The `Checkpoint`, and the `environment` that it was written in.
+        What its `about.json` says.
 
     Raises:
         ValueError: it is damaged, of another configuration or another kind of state.
@@ -228,48 +242,81 @@ def read(
         >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
         >>> with writer(folder, Experiment()) as save:
         ...     save(Checkpoint(state, rounds=10, seconds=1.5))
-        >>> checkpoint, environment = read(
-        ...     folder / "checkpoints" / "10", state, Experiment()
-        ... )
-        >>> checkpoint.rounds, checkpoint.seconds
-        (10, 1.5)
+        >>> path = folder / "checkpoints" / "10"
+        >>> sorted(examine(path, state, Experiment()))
+        ['environment', 'files', 'fingerprint', 'leaves', 'rounds', 'seconds']
+    """
+    path = Path(path)
+    try:
+        about = json.loads((path / "about.json").read_text())
+        intact = about.pop("seal") == _seal(about)
+    except (ValueError, LookupError, AttributeError, FileNotFoundError):
+        intact = False
+    if not intact:
+        raise ValueError("damaged: its about.json is not the one that was written")
+    if about["files"] != _hashes(path):
+        raise ValueError("damaged: its files are not those that were written")
+    if about["fingerprint"] != fingerprint(config):
+        raise ValueError(
+            f"of another configuration, {about['fingerprint']}, and not "
+            f"{fingerprint(config)}"
+        )
+    wanted, given = leaves(jax.tree.map(_plain, template)), about["leaves"]
+    for name in wanted.keys() | given.keys():
+        if wanted.get(name) != given.get(name):
+            raise ValueError(f"its state is of another kind: {name} differs")
+    return about
+
+
+def read(path: str | Path, template: Any) -> Checkpoint:
+    """Read a checkpoint that `examine` has passed.
+
+    Args:
+        path: its folder.
+        template: a state like the one to read; what it has split over processes comes
+            back split like it.
+
+    Returns:
+        The `Checkpoint`.
+
+    Examples:
+        >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
+        >>> with writer(folder, Experiment()) as save:
+        ...     save(Checkpoint(state, rounds=10, seconds=1.5))
+        >>> read(folder / "checkpoints" / "10", state).seconds
+        1.5
     """
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
-    if json.loads((path / "files.json").read_text()) != _hashes(path):
-        raise ValueError("damaged: its files are not those that were written")
+    about = json.loads((path / "about.json").read_text())
     blank = jax.tree.map(_blank, template)
-    wanted, mine = leaves(blank), fingerprint(config)
     handler = ocp.CompositeCheckpointHandler()
     with _quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
-        items = ocp.args.Composite(about=ocp.args.JsonRestore())
-        about = checkpointer.restore(path, items)["about"]
-        if about["fingerprint"] != mine:
-            raise ValueError(
-                f"of another configuration, {about['fingerprint']} and not {mine}"
-            )
-        given = about["leaves"]
-        for name in wanted.keys() | given.keys():
-            if wanted.get(name) != given.get(name):
-                raise ValueError(f"its state is of another kind: {name} differs")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(blank))
         arrays = checkpointer.restore(path, items)["state"]
     state = jax.tree.map(_from_numpy, arrays, template)
-    return Checkpoint(state, about["rounds"], about["seconds"]), about["environment"]
+    return Checkpoint(state, about["rounds"], about["seconds"])
+
+
+def _plain(leaf):
+    """The shape and dtype that a leaf is written in."""
+    return jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+
+
+def _blank(leaf):
+    if is_split(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return np.zeros(_plain(leaf).shape, _plain(leaf).dtype)
 
 
 def _from_numpy(array, like):
+    if is_split(like):
+        return array
     array = jnp.array(array)
     if is_key(like):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
     return array
-
-
-def _blank(leaf):
-    if is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return np.zeros(leaf.shape, leaf.dtype)
 
 
 def _rounds(directory):
@@ -278,12 +325,15 @@ def _rounds(directory):
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
+def _seal(about):
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 def _hashes(path):
-    """SHA-256 of every file of a checkpoint's items, by its name."""
-    files = [file for item in ("state", "about") for file in (path / item).rglob("*")]
+    """SHA-256 of every file of a checkpoint's state, by its name."""
     return {
         file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(files)
+        for file in sorted((path / "state").rglob("*"))
         if file.is_file()
     }
 

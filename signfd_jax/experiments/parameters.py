@@ -15,7 +15,15 @@ import numpy as np
 
 from signfd_jax.experiments import records
 
-__all__ = ["digest", "is_key", "leaves", "load_params", "save_params", "to_numpy"]
+__all__ = [
+    "digest",
+    "is_key",
+    "is_split",
+    "leaves",
+    "load_params",
+    "save_params",
+    "to_numpy",
+]
 
 
 def save_params(folder: str | Path, params: Any) -> str:
@@ -128,14 +136,37 @@ def to_numpy(tree: Any) -> Any:
         tree: a tree of arrays, which may be consumed afterwards.
 
     Returns:
-        The same tree of NumPy arrays.
+        The same tree of NumPy arrays; but what is split over several processes is
+        copied where it is.
 
     Examples:
         >>> print(to_numpy({"key": jax.random.key(3)})["key"])
         [0 3]
     """
-    plain = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
-    return jax.tree.map(lambda x: np.array(x, copy=True), jax.device_get(plain))
+
+    def copy(leaf):
+        leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
+        return jnp.copy(leaf) if is_split(leaf) else np.array(leaf, copy=True)
+
+    return jax.tree.map(copy, tree)
+
+
+def is_split(leaf: Any) -> bool:
+    """Tell arrays that this process has only a part of.
+
+    Args:
+        leaf: an array of any shape.
+
+    Returns:
+        True for arrays on the devices of several processes that are not alike there.
+
+    Examples:
+        >>> is_split(jnp.zeros(2))
+        False
+    """
+    return isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    )
 
 
 def is_key(leaf: Any) -> bool:
