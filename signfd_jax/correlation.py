@@ -183,7 +183,12 @@ def _ratio(balance, pairs):
     return balance / jnp.maximum(pairs, 1e-9)
 
 
-def pair_counts(key, votes, max_coordinates: int | None, axis_name: str | None = None):
+def pair_counts(
+    key,
+    votes,
+    max_coordinates: int | None,
+    axis_name: str | tuple[str, ...] | None = None,
+):
     r"""Agreements of every pair of workers, minus disagreements, and common votes.
 
     $S_{jk} = \sum_n Y_{j,n} Y_{k,n}$ and $n_{jk} = \sum_n |Y_{j,n}| |Y_{k,n}|$.
@@ -192,7 +197,7 @@ def pair_counts(key, votes, max_coordinates: int | None, axis_name: str | None =
         key: a JAX key for the sample; it is consumed.
         votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
         max_coordinates: use a random sample of so many coordinates (int); None: all.
-        axis_name: mesh axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         float32 `[M, M]` and float32 `[M, M]`, exact integers before the conversion

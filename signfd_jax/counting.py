@@ -14,7 +14,9 @@ from signfd_jax.tally import fixed_point, leaves_with_weights, sum_over_leaves
 __all__ = ["add_outcomes", "check_counter_dtype", "outcomes_against_others"]
 
 
-def outcomes_against_others(votes, weights, *, largest, axis_name: str | None = None):
+def outcomes_against_others(
+    votes, weights, *, largest, axis_name: str | tuple[str, ...] | None = None
+):
     r"""Compare every vote with what the other workers would have decoded without it.
 
     The outcome is $Y_m \operatorname{sign}(S - w_m Y_m)$, S being the weighted tally. A
@@ -27,7 +29,7 @@ def outcomes_against_others(votes, weights, *, largest, axis_name: str | None = 
         votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
         weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats).
         largest: a bound on |weights|, float scalar.
-        axis_name: mesh axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         `(outcomes, agreed, counted)`: tree of int8 `[M, ...]`; float32 `[M]` and int32

@@ -50,7 +50,8 @@ class Decoder(NamedTuple):
             `votes` is a tree of int8 `[M, ...]` in {-1, 0, +1}, `decoded` the tree
             of int8 `[...]`, `info` a `DecodeInfo`. With `axis_name`, the votes hold
             this device's slice of the coordinates, and statistics pooled over
-            coordinates are summed over that mesh axis. Jitted in this library's own.
+            coordinates are summed over that mesh axis, or tuple of axes. Jitted in this
+            library's own.
         weights: `weights(state)`: the weights that the next `decode` would use, for
             inspection: float32 `[M]` where all coordinates share them, else a tree
             of `[M, ...]`.

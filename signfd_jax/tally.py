@@ -110,7 +110,7 @@ def vote_tree(
     *,
     largest: float | Float[Array, ""],
     weigh: Callable[[Any], Float[Array, "*leaf"]] | None = None,
-    axis_name: str | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Vote:
     """Weighted vote over every leaf of a tree.
 
@@ -122,7 +122,7 @@ def vote_tree(
         largest: a bound on |weights|, float scalar (see `weighted_vote`).
         weigh: makes a worker's weights `[...]` (nats), so that they are never all
             there at once; None: they are given.
-        axis_name: mesh axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         A `Vote`.
@@ -247,13 +247,13 @@ def fixed_point(
     return units.astype(jnp.int32), scale
 
 
-def count_agreements(votes, decoded, axis_name: str | None = None):
+def count_agreements(votes, decoded, axis_name: str | tuple[str, ...] | None = None):
     """Count each worker's agreements over every leaf of a tree.
 
     Args:
         votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
         decoded: tree of int8 `[...]` in {-1, 0, +1}.
-        axis_name: mesh axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         int32 `[M]` and int32 `[M]`, as `agreements` counts them, over all leaves and
@@ -337,12 +337,14 @@ def leaves_with_weights(votes, weights) -> list[tuple[jax.Array, Any]]:
     return list(zip(leaves, treedef.flatten_up_to(weights), strict=True))
 
 
-def sum_over_leaves(counts: Sequence[Sequence[jax.Array]], axis_name: str | None):
+def sum_over_leaves(
+    counts: Sequence[Sequence[jax.Array]], axis_name: str | tuple[str, ...] | None
+):
     """Add up what was counted leaf by leaf, and over a mesh axis.
 
     Args:
         counts: for each leaf the same number of arrays, alike in shape.
-        axis_name: name of the axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         List of their sums.
@@ -357,12 +359,12 @@ def sum_over_leaves(counts: Sequence[Sequence[jax.Array]], axis_name: str | None
     return sum_over_axis(totals, axis_name)
 
 
-def sum_over_axis(values, axis_name: str | None):
+def sum_over_axis(values, axis_name: str | tuple[str, ...] | None):
     """Sum over a mesh axis, or nothing to do where there is none.
 
     Args:
         values: tree of arrays of any shape.
-        axis_name: name of the axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         Tree of the same shapes.
@@ -374,12 +376,12 @@ def sum_over_axis(values, axis_name: str | None):
     return values if axis_name is None else lax.psum(values, axis_name)
 
 
-def mean_over_coordinates(values, axis_name: str | None = None):
+def mean_over_coordinates(values, axis_name: str | tuple[str, ...] | None = None):
     """Mean of each worker's values over all coordinates.
 
     Args:
         values: float `[M]`, or a tree of `[M, ...]`.
-        axis_name: mesh axis that the coordinates are split over, or None.
+        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
         float32 `[M]`; of an array `[M]`, itself.

@@ -1,0 +1,392 @@
+"""The collective: one bit of every coordinate up, one bit down.
+
+Shapes: `M` workers, `D` devices on the workers' axis of the mesh, `K = M / D` workers
+on each, `T` coordinates with padding (`layout`). Everything here runs inside
+`jax.shard_map`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from signfd_jax import signs
+from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.distributed.layout import (
+    Layout,
+    flatten,
+    is_real,
+    make_layout,
+    unflatten,
+)
+from signfd_jax.distributed.manual import gather, varies, vary
+from signfd_jax.reference import ReferenceState
+
+__all__ = [
+    "layout_here",
+    "sign_all_reduce",
+    "slice_state",
+    "specs_of_state",
+    "whole_state",
+]
+
+
+def sign_all_reduce(
+    gradients,
+    decoder: Decoder,
+    state,
+    axis_name: str = "workers",
+    *,
+    round,
+    workers_per_device: int = 1,
+    present=None,
+    param_specs: Any = None,
+) -> tuple[Any, Any, DecodeInfo]:
+    r"""Decode one sign per coordinate from the gradients of all devices' workers.
+
+    Each device packs its workers' votes, one bit a coordinate, and cuts them into D
+    slices; an `all_to_all` gives device d slice d of all M workers, which it decodes;
+    the decoded bits are packed and gathered. What is counted over coordinates (a few
+    numbers for each worker) is summed over the devices. The result is, bit for bit,
+    that of `scale_by_sign_decoder` with `wire="one_bit"` on the stacked gradients.
+
+    A worker whose gradient is wholly non-finite, or that `present` leaves out, is
+    marked in a mask of M bits that travels with the votes, and abstains. No value, NaN
+    or infinite, stops the others or reaches them.
+
+    To be called inside `jax.shard_map`, manual over all axes of the mesh (else XLA
+    would gather the float gradients). A gradient must be its own worker's: where
+    `shard_map` checks what varies (`check_vma=True`, the default), `jax.grad` with
+    respect to replicated parameters sums over the devices, so cast these first with
+    `jax.lax.pcast(params, "workers", to="varying")`; a summed gradient is refused.
+
+    What is exact: the decoded signs and the state, for every decoder of this library,
+    but for `correlation_defense` above its `sample_above` workers, where every device
+    draws a sample from its own slice. (`oracle` takes one probability a worker here.)
+    In `info`, means over coordinates include the padding, fewer than 8 M coordinates.
+
+    Args:
+        gradients: tree of real `[...]`, the gradient of this device's worker; with
+            `workers_per_device` K > 1, `[K, ...]`.
+        decoder: the `Decoder`, the same on all devices.
+        state: its state, from `slice_state` or the last call.
+        axis_name: the workers' axis of the mesh.
+        round: int32 scalar, the number of the round, for `signs.to_wire`.
+        workers_per_device: the number K of workers on each device (Python int). The
+            workers of device d are K d to K d + K - 1.
+        present: bool `[M]`, the workers that take part. A device reads only its own
+            workers' entries, so each may know but its own. None: all.
+        param_specs: tree of `PartitionSpec` of the parameters, or a prefix of it, where
+            they are sharded over other axes of the mesh: `gradients` are then this
+            device's shards. None: they are not.
+
+    Returns:
+        `(decoded, state, info)`: tree of int8 `[...]` in {-1, +1}, alike on all devices
+        of the workers' axis; the new state; a `DecodeInfo`.
+
+    Raises:
+        ValueError: not inside `shard_map`, or one that is not manual over all axes; a
+            gradient that was summed over the workers, or has no axis of K workers; a
+            state of other slices; or `federated_defense(reference=True)`, which
+            counts zeros, with padding.
+
+    Examples:
+        >>> from jax.sharding import PartitionSpec as P
+        >>> from signfd_jax.decoding import majority_vote
+        >>> decoder = majority_vote()
+        >>> def decode(gradients):
+        ...     state = slice_state(decoder, gradients[0], workers_per_device=3)
+        ...     return sign_all_reduce(
+        ...         gradients, decoder, state, round=0, workers_per_device=3
+        ...     )[0]
+        >>> mesh = jax.make_mesh((1,), ("workers",), devices=jax.devices()[:1])
+        >>> gradients = jax.device_put(
+        ...     jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]]),
+        ...     jax.sharding.NamedSharding(mesh, P("workers")),
+        ... )
+        >>> decode = jax.shard_map(
+        ...     decode, mesh=mesh, in_specs=P("workers"), out_specs=P()
+        ... )
+        >>> print(jax.jit(decode)(gradients))
+        [ 1 -1]
+
+    References:
+        Bernstein et al., [signSGD with majority vote is communication efficient and
+        fault tolerant](https://arxiv.org/abs/1810.05291), ICLR 2019; the exchange of
+        slices is the reduce-scatter and all-gather of Thakur, Rabenseifner and Gropp,
+        [Optimization of collective communication operations in MPICH](
+        https://doi.org/10.1177/1094342005051521), 2005, with a decoder for the sum.
+    """
+    if workers_per_device == 1:
+        gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
+    _check_gradients(gradients, axis_name, workers_per_device)
+    one_worker = jax.tree.map(lambda leaf: leaf[0], gradients)
+    layout = layout_here(
+        one_worker,
+        axis_name,
+        workers_per_device=workers_per_device,
+        param_specs=param_specs,
+    )
+    _check_state(state, decoder, layout, workers_per_device)
+
+    first: Any = lax.axis_index(axis_name) * workers_per_device
+    here = _present_here(gradients, present, first, layout)
+    sent = signs.to_wire(
+        flatten(layout, signs.votes(gradients)),
+        round,
+        first_worker=first,
+        first_coordinate=layout.block_start(),
+    )
+    votes, present = _exchange(sent, here, layout)
+    heard = present[:, None] & is_real(layout)[None, :]
+    decoded, state, info = decoder.decode(
+        state, votes * heard.astype(jnp.int8), axis_name=layout.axes
+    )
+    decoded = signs.fill_ties(
+        decoded, round, first_coordinate=layout.block_start() + layout.slice_start()
+    )
+    block = signs.unpack(gather(signs.pack(decoded), axis_name), layout.block)
+    return unflatten(layout, block, one_worker), state, info
+
+
+def _present_here(gradients, present, first_worker, layout):
+    """Which of this device's workers take part, bool `[K]`."""
+    here = signs.present_workers(gradients)
+    if layout.shard_axes:  # finite on any shard
+        here = lax.psum(here.astype(jnp.int32), layout.shard_axes) > 0
+    if present is None:
+        return here
+    return here & lax.dynamic_slice_in_dim(present, first_worker, here.shape[0])
+
+
+def _exchange(sent, here, layout: Layout):
+    """From this device's votes `[K, T]` to all votes of its slice, `[M, T / D]`.
+
+    The presence of its workers, bool `[K]` before and `[M]` after, travels behind the
+    votes in the same message.
+    """
+    rows, num_devices, size = sent.shape[0], layout.num_devices, layout.slice_size
+    bits = signs.pack(sent).reshape(rows, num_devices, size // 8)
+    bits = jnp.swapaxes(bits, 0, 1).reshape(num_devices, -1)
+    mask = jnp.packbits(here)
+    masks = jnp.broadcast_to(mask, (num_devices, mask.size))
+    message = jnp.concatenate([bits, masks], axis=1)
+    message = lax.all_to_all(message, layout.axis_name, 0, 0, tiled=True)
+    bits, masks = jnp.split(message, [rows * size // 8], axis=1)
+    votes = signs.unpack(bits.reshape(num_devices * rows, size // 8), size)
+    present = jnp.unpackbits(masks, axis=1, count=rows).reshape(-1).astype(bool)
+    return votes, present
+
+
+def slice_state(
+    decoder: Decoder,
+    params,
+    axis_name: str = "workers",
+    *,
+    workers_per_device: int = 1,
+    param_specs: Any = None,
+):
+    """A decoder's state before the first round, for this device's slice.
+
+    Args:
+        decoder: the `Decoder`.
+        params: tree of `[...]`, the parameters (or their shards) on this device; only
+            their shapes are read.
+        axis_name: the workers' axis of the mesh.
+        workers_per_device: the number K of workers on each device (Python int).
+        param_specs: as in `sign_all_reduce`.
+
+    Returns:
+        The decoder's own state, of M workers and one leaf of `T / D` coordinates, split
+        over the mesh as `specs_of_state` says. To be called inside `shard_map`.
+
+    Raises:
+        ValueError: as `sign_all_reduce`.
+
+    Examples:
+        >>> from signfd_jax.defense import federated_defense
+        >>> decoder = federated_defense()
+        >>> mesh = jax.make_mesh((1,), ("workers",), devices=jax.devices()[:1])
+        >>> init = jax.shard_map(
+        ...     lambda: slice_state(decoder, jnp.zeros(20), workers_per_device=2),
+        ...     mesh=mesh,
+        ...     in_specs=(),
+        ...     out_specs=specs_of_state(decoder, 2, ("workers",)),
+        ... )
+        >>> print(init().fd_counters.shape)
+        (2, 32)
+    """
+    layout = layout_here(
+        params,
+        axis_name,
+        workers_per_device=workers_per_device,
+        param_specs=param_specs,
+    )
+    # A zero is alike on all devices, but what is counted per coordinate will not be.
+    return jax.tree.map(
+        lambda leaf, spec: vary(leaf, layout.axes) if spec else leaf,
+        _init(decoder, layout, workers_per_device),
+        specs_of_state(decoder, layout.num_devices * workers_per_device, layout.axes),
+    )
+
+
+def whole_state(decoder: Decoder, params, num_workers: int):
+    """The states of all slices as one, where no mesh is known yet.
+
+    Args:
+        decoder: the `Decoder`.
+        params: tree of `[...]`, the parameters, not sharded; their shapes are read.
+        num_workers: the number M of workers.
+
+    Returns:
+        The decoder's own state, of M workers and one leaf of T coordinates.
+
+    Examples:
+        >>> from signfd_jax.defense import federated_defense
+        >>> whole_state(federated_defense(), jnp.zeros(20), 2).fd_counters.shape
+        (2, 32)
+    """
+    layout = make_layout(params, None, num_workers=num_workers)
+    return _init(decoder, layout, num_workers)
+
+
+def _init(decoder, layout, workers_per_device):
+    num_workers = layout.num_devices * workers_per_device
+    flat = jax.ShapeDtypeStruct((layout.slice_size,), jnp.float32)
+    return decoder.init(num_workers, flat)
+
+
+def specs_of_state(decoder: Decoder, num_workers: int, axes: tuple[str, ...]) -> Any:
+    """How a decoder's state is split over a mesh.
+
+    What is kept per coordinate is split by coordinate; all else is everywhere alike.
+
+    Args:
+        decoder: the `Decoder`.
+        num_workers: the number M of workers.
+        axes: names of the axes that coordinates are split over: those that shard the
+            parameters, then the workers' axis.
+
+    Returns:
+        Tree like the state, of `PartitionSpec`, for `shard_map`.
+
+    Examples:
+        >>> from signfd_jax.defense import federated_defense
+        >>> specs = specs_of_state(federated_defense(), 3, ("workers",))
+        >>> print(tuple(specs.fd_counters), tuple(specs.fd_evidence))
+        (None, 'workers') ()
+    """
+    # Dimensions that grow with the number of coordinates are coordinates.
+    small, large = (
+        jax.eval_shape(lambda size=size: decoder.init(num_workers, jnp.zeros(size)))
+        for size in (8, 16)
+    )
+
+    *_, workers_axis = axes
+    split_over = axes if len(axes) > 1 else workers_axis
+
+    def spec(one, other):
+        sizes = zip(one.shape, other.shape, strict=True)
+        split = [split_over if size != grown else None for size, grown in sizes]
+        return PartitionSpec(*split) if any(split) else PartitionSpec()
+
+    return jax.tree.map(spec, small, large)
+
+
+def layout_here(
+    shapes, axis_name: str, *, workers_per_device: int, param_specs: Any = None
+) -> Layout:
+    """The `Layout` of what this device holds, inside `shard_map`.
+
+    Args:
+        shapes: tree whose leaves have a `shape`, that of one worker's gradient (or its
+            shard) on this device.
+        axis_name: the workers' axis of the mesh.
+        workers_per_device: the number K of workers on each device (Python int).
+        param_specs: as in `sign_all_reduce`.
+
+    Returns:
+        A `Layout`.
+
+    Raises:
+        ValueError: not inside `shard_map` over that axis, or not manual over all axes.
+
+    Examples:
+        >>> def padded(_):
+        ...     layout = layout_here(jnp.zeros(20), "workers", workers_per_device=1)
+        ...     return layout.block
+        >>> print(jax.vmap(padded, axis_name="workers", out_axes=None)(jnp.arange(2)))
+        32
+    """
+    try:
+        num_devices = lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f"there is no mesh axis {axis_name!r} here: call this inside jax.shard_map "
+            "over a mesh that has it, or say with axis_name what the workers' axis is "
+            "called"
+        ) from None
+    mesh = jax.sharding.get_abstract_mesh()
+    others = [name for name in mesh.axis_names if name not in mesh.manual_axes]
+    if others:
+        raise ValueError(
+            f"this shard_map leaves the mesh axes {', '.join(others)} to XLA, which "
+            "then gathers the float gradients; make it manual over all axes (leave out "
+            "axis_names) and say in param_specs how the parameters are sharded"
+        )
+    return make_layout(
+        shapes,
+        param_specs,
+        num_workers=num_devices * workers_per_device,
+        axis_name=axis_name,
+        num_devices=num_devices,
+        axis_size=lax.axis_size,
+    )
+
+
+def _check_gradients(gradients, axis_name, workers_per_device):
+    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
+        raise ValueError(
+            "the gradients have masked leaves: inside optax.masked or optax.partition "
+            "the other leaves would stay one worker's gradient. Put the sign decoder "
+            "first in the chain, and mask what comes after it"
+        )
+    checked = varies(lax.axis_index(axis_name), axis_name)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path) or "(root)"
+        if jnp.ndim(leaf) < 1 or leaf.shape[0] != workers_per_device:
+            raise ValueError(
+                f"gradient leaf {name} has shape {jnp.shape(leaf)}, but must lead with "
+                f"the {workers_per_device} workers of this device"
+            )
+        if checked and not varies(leaf, axis_name):
+            raise ValueError(
+                f"gradient leaf {name} is the same on all devices of {axis_name!r}: it "
+                "was already summed over the workers. Take it with respect to "
+                f"parameters cast by jax.lax.pcast(params, {axis_name!r}, "
+                "to='varying'), or use shard_map(..., check_vma=False)"
+            )
+
+
+def _check_state(state, decoder, layout, workers_per_device):
+    wanted = jax.eval_shape(lambda: _init(decoder, layout, workers_per_device))
+    shapes = [
+        [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (state, wanted)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the decoder's state has the shapes {shapes[0]} on this device, but "
+            f"{shapes[1]} are wanted: make it by slice_state (or the transformation's "
+            "init), and split it over the mesh by its state_specs"
+        )
+    if isinstance(state, ReferenceState) and layout.padding:
+        raise ValueError(
+            f"federated_defense(reference=True) counts a zero as a vote, and so would "
+            f"count the {layout.padding} coordinates of padding; it needs parameters "
+            f"of a multiple of {8 * layout.num_devices * workers_per_device} "
+            "coordinates"
+        )
