@@ -21,7 +21,8 @@ __all__ = ["Compare", "Run", "main"]
 _EXTRA = ("flax", "matplotlib", "pooch", "sklearn", "tqdm", "tyro")
 
 USAGE = """\
-usage: signfd run [PRESET] [--field value ...]        train once
+usage: signfd run [PRESET] [--field value ...]        train once, or go on
+       signfd run --from RUN [--field value ...]      repeat the run of that folder
        signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
        signfd plot FOLDER [FOLDER ...]                draw runs and grids again
        signfd list                                    presets, and every name there is
@@ -34,10 +35,15 @@ A configuration's JSON file can stand for a PRESET. `signfd run --help` and
 class Run:
     """Train with liars among the workers, and write a folder of records.
 
+    A run that was stopped, by whatever, goes on when the same command is given again.
+    `signfd run --from RUN` repeats the run of that folder, and compares the records.
+
     Attributes:
         experiment: the experiment.
         data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
         output_dir: folder of all runs.
+        checkpoint_every: rounds between checkpoints; none: at most every 30 seconds.
+        keep_checkpoints: number of checkpoints that stay, the newest.
         redraw_byzantine: others lie each round; --membership drawn_each_round.
         force: run again what is finished.
         quiet: no progress bar.
@@ -46,6 +52,8 @@ class Run:
     experiment: Experiment
     data_dir: Path | None = None
     output_dir: Path = Path("runs")
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
     redraw_byzantine: bool = False
     force: bool = False
     quiet: bool = False
@@ -124,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _complain(error)
     except KeyboardInterrupt:
-        return _complain("interrupted; what was done is kept", 130)
+        return _complain("interrupted; the same command goes on from here", 130)
 
 
 def _complain(message, code=2):
@@ -170,12 +178,25 @@ def _preset(arguments) -> tuple[Experiment, list[str]]:
 
 
 def _run(arguments) -> int:
+    from signfd_jax.experiments import records
+
+    earlier = None
+    if arguments and arguments[0] == "--from":
+        if len(arguments) < 2:
+            raise ValueError("give the folder of the run: signfd run --from RUN ...")
+        earlier = Path(arguments[1])
+        records.read_run(earlier)  # or it says that there is none
+        arguments = [str(earlier / "config.json"), *arguments[2:]]
     experiment, rest = _preset(arguments)
-    options = _parse(Run, Run(experiment), rest, "run")
+    default = Run(experiment)
+    if earlier is not None:
+        default = dataclasses.replace(default, output_dir=earlier.parent / "repeats")
+    options = _parse(Run, default, rest, "run")
     experiment = options.experiment
     if options.redraw_byzantine:
         experiment = dataclasses.replace(experiment, membership="drawn_each_round")
     from signfd_jax import plots
+    from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
 
     folder, summary = run_experiment(
@@ -184,6 +205,8 @@ def _run(arguments) -> int:
         data_dir=options.data_dir,
         force=options.force,
         progress=not options.quiet,
+        checkpoint_every=options.checkpoint_every,
+        keep_checkpoints=options.keep_checkpoints,
     )
     if summary["finished_before"]:
         print("finished before; --force runs it again")
@@ -191,6 +214,8 @@ def _run(arguments) -> int:
         plots.draw(folder)
     print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
     print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
+    if earlier is not None:
+        print(repeats.difference(earlier, folder))
     return 0
 
 

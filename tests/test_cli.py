@@ -37,7 +37,9 @@ def test_run_then_again_then_plot(tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == [
         "accuracy.png",
         "config.json",
+        "environment.json",
         "metrics.jsonl",
+        "params.npz",
         "summary.json",
         "weights.png",
     ]
@@ -203,10 +205,16 @@ def test_control_c_in_mid_run(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "signfd: interrupted; what was done is kept"
+    assert (
+        err.splitlines()[-1]
+        == "signfd: interrupted; the same command goes on from here"
+    )
     assert "Traceback" not in err
     (folder,) = tmp_path.iterdir()
     metrics = read_lines(folder / "metrics.jsonl")
     assert [record["round"] for record in metrics[:2]] == [2, 4]
     assert not (folder / "summary.json").exists()
+    # Nothing is lost: the last test has its checkpoint.
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert names == [str(metrics[-1]["round"])]
     assert main(["plot", str(folder)]) == 0

@@ -1,16 +1,20 @@
 """The folder of a run: what is in it, and how it is written so that it is never half.
 
-A run owns `<output_dir>/<name>-<hash>/` with `config.json`, `metrics.jsonl` (a line for
-each test and seed, without timings: the same command writes the same bytes),
-`summary.json` (written last: a run that has one is finished) and its figures.
+A run owns `<output_dir>/<name>-<hash>/` with `config.json`, `environment.json`,
+`metrics.jsonl` (a line for each test and seed, without timings: the same command writes
+the same bytes), its checkpoints, `params.npz`, `summary.json` (written last: a run that
+has one is finished) and its figures.
 """
 
+import contextlib
+import functools
 import json
 import math
 import os
 import platform
+import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,17 @@ import jax
 from signfd_jax import __version__
 from signfd_jax.experiments.config import Experiment, fingerprint
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 __all__ = [
     "append_lines",
+    "changes",
     "drop_cut_line",
     "environment",
+    "locked",
     "make_folder",
     "read_lines",
     "read_run",
@@ -77,12 +88,58 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run's folder to this process; a process that dies frees it.
+
+    Args:
+        folder: the folder; it exists.
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ValueError: another process has it.
+
+    Examples:
+        >>> folder = getfixture("tmp_path")
+        >>> with locked(folder):
+        ...     print([path.name for path in folder.iterdir()])
+        ['.lock']
+        >>> list(folder.iterdir())
+        []
+    """
+    if fcntl is None:  # a system without such locks
+        yield
+        return
+    path = folder / ".lock"
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is at work in {folder}; wait until it ends, or "
+                    "choose another --output-dir"
+                ) from None
+            # Whoever had it may have removed the file before it was free.
+            if not path.exists() or not os.path.samestat(
+                os.fstat(file.fileno()), path.stat()
+            ):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a temporary file beside it, then a rename.
 
     Args:
         path: the file; its folder exists.
-        text: its new content.
+        content: its new content.
 
     Raises:
         OSError: the folder cannot be written.
@@ -95,7 +152,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -215,14 +272,57 @@ def environment() -> dict[str, Any]:
     """What a result depends on beside its configuration.
 
     Returns:
-        Versions of Python and of the libraries, and the device.
+        Versions of Python and of the libraries, the device, and the commit: of the
+        checkout that signfd_jax is in, ending in -dirty if its files were changed;
+        None if it was installed otherwise.
 
     Examples:
         >>> sorted(environment())
-        ['device', 'versions']
+        ['commit', 'device', 'versions']
     """
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
     versions |= {library: metadata.version(library) for library in libraries}
     device = jax.devices()[0]
-    return {"versions": versions, "device": f"{device.platform}: {device.device_kind}"}
+    return {
+        "versions": versions,
+        "device": f"{device.platform}: {device.device_kind}",
+        "commit": _commit(),
+    }
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of an `environment` has changed.
+
+    Args:
+        then: the one.
+        now: the other.
+
+    Returns:
+        Names and values of `then` that differ; the empty text if none does.
+
+    Examples:
+        >>> changes({"versions": {"jax": "0.9"}}, {"versions": {"jax": "0.10"}})
+        'jax 0.9'
+    """
+    one, other = ({**e, **e.get("versions", {})} for e in (then, now))
+    names = [n for n in other if n != "versions" and one.get(n) != other[n]]
+    return ", ".join(f"{name} {one.get(name)}" for name in names)
+
+
+@functools.cache
+def _commit():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # a package in somebody else's checkout
+        return None
+
+    def git(*arguments):
+        command = ["git", "-C", str(root), *arguments]
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
+        return output.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "signfd_jax")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

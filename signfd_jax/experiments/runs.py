@@ -3,16 +3,22 @@
 Shapes: `S` seeds, `M` workers, `N` coordinates.
 """
 
+import contextlib
 import json
+import shutil
 import statistics
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from signfd_jax import data
-from signfd_jax.experiments import records, training
+from signfd_jax.experiments import checkpoints, records, resuming, training
+from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
+from signfd_jax.experiments.parameters import save_params
 
 __all__ = ["bits_per_round", "run_experiment"]
 
@@ -48,61 +54,114 @@ def run_experiment(
     data_dir: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
 ) -> tuple[Path, dict[str, Any]]:
-    """Run an experiment into its folder, unless it has been.
+    """Run an experiment into its folder, unless it has been; go on if it was stopped.
+
+    A run that was stopped at any moment, and started again on the same device, leaves
+    the same metrics and parameters, bit for bit, as one that was not. Ctrl-C and
+    SIGTERM stop it at the next test, where it writes a checkpoint.
 
     Args:
         config: the experiment.
         output_dir: the folder of all runs.
         data_dir: the folder of the data sets; None: see `data.load`.
-        force: run again what is finished.
+        force: run again what is finished, and from the start what was stopped.
         progress: show a progress bar on stderr.
+        checkpoint_every: rounds from one checkpoint to the next, counted at the tests;
+            None: one at the first test after 30 seconds, but no more than a twentieth
+            of the time goes into them.
+        keep_checkpoints: number of checkpoints that stay, the newest.
 
     Returns:
         The run's folder, and its summary. `summary["finished_before"]` is not in the
         file: it tells whether the run had been finished already.
 
     Raises:
-        ValueError: the configuration or the data are not as they should be.
+        ValueError: the configuration or the data are not as they should be, or another
+            process is at work in the folder.
         OSError: the folder cannot be written.
+        KeyboardInterrupt: it was stopped; what was done is kept.
 
     Examples:
         >>> config = Experiment(rounds=2, eval_every=1, batch_size=4)
         >>> folder, summary = run_experiment(
         ...     config, getfixture("tmp_path"), progress=False
         ... )
-        >>> summary["rounds"], sorted(path.name for path in folder.iterdir())
-        (2, ['config.json', 'metrics.jsonl', 'summary.json'])
+        >>> summary["rounds"], sorted(path.suffix for path in folder.iterdir())
+        (2, ['.json', '.json', '.json', '.jsonl', '.npz'])
     """
     training.check(config)
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be >= 1, but is {checkpoint_every}")
+    if keep_checkpoints < 1:
+        raise ValueError(f"keep_checkpoints must be >= 1, but is {keep_checkpoints}")
     folder = records.run_folder(output_dir, config)
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:
         return folder, json.loads(summary_path.read_text()) | {"finished_before": True}
     records.make_folder(output_dir)
     dataset = data.load(config.dataset, data_dir=data_dir)
-    prepared = training.prepare(config, dataset)
+    split = training.split_examples(config, dataset)
     records.make_folder(folder)
-    summary_path.unlink(missing_ok=True)
-    records.write_atomically(folder / "config.json", to_json(config))
-    metrics_path = folder / "metrics.jsonl"
-    records.write_atomically(metrics_path, "")
+    try:
+        with records.locked(folder):
+            prepared = training.prepare(config, dataset, split)
+            _set_up(folder, config, force)
+            start = Checkpoint(prepared.start(), 0, 0.0)
+            begin = resuming.resume(folder, config, start, report=_report)
+            del start
+            writer = checkpoints.writer(
+                folder, config, keep=keep_checkpoints, report=_report
+            )
+            with writer as save, resuming.held_back_signals() as stopped:
+                offer = resuming.schedule(
+                    save, every=checkpoint_every, rounds=begin.rounds
+                )
+                end = _train(folder, config, prepared, begin, offer, stopped, progress)
+            summary = _summary(folder, config, prepared, end)
+            records.write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+    return folder, summary | {"finished_before": False}
 
+
+def _report(line):
+    tqdm.write(f"signfd: {line}", file=sys.stderr)
+
+
+def _set_up(folder, config, force):
+    if force:
+        for name in ("summary.json", "params.npz", "metrics.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    environment = json.dumps(records.environment(), indent=2) + "\n"
+    records.write_atomically(folder / "environment.json", environment)
+    records.write_atomically(folder / "config.json", to_json(config))
+
+
+def _train(folder, config, prepared, begin, offer, stopped, progress):
+    """Train from a checkpoint to the end, which is returned as another one."""
+    state, rounds, seconds = begin
     up, down = bits_per_round(config, prepared.num_coordinates)
-    seconds = []
-    lines: list[dict[str, Any]] = []
-    with tqdm(total=config.rounds, unit="round", disable=not progress) as bar:
+    total = config.rounds
+    with tqdm(total=total, initial=rounds, unit="round", disable=not progress) as bar:
         bar.set_description(folder.name)
-        for rounds, metrics, took in prepared.tests:
+        while rounds < total:
+            begun = time.perf_counter()
+            state, rounds, metrics = prepared.advance(state, rounds)
+            seconds += time.perf_counter() - begun
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
-            records.append_lines(metrics_path, lines)
-            seconds.append(took)
+            records.append_lines(folder / "metrics.jsonl", lines)
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
             bar.set_postfix_str(f"test accuracy {accuracy:.3f}")
             bar.update(rounds - bar.n)
-    summary = _summary(config, prepared, lines, sum(seconds))
-    records.write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
-    return folder, summary | {"finished_before": False}
+            offer(Checkpoint(state, rounds, seconds), bool(stopped))
+            if stopped and rounds < total:
+                raise KeyboardInterrupt
+    return Checkpoint(state, rounds, seconds)
 
 
 def _lines(config, rounds, metrics, bits):
@@ -117,20 +176,24 @@ def _lines(config, rounds, metrics, bits):
     return lines
 
 
-def _summary(config, prepared, lines, seconds):
-    """What `summary.json` holds; `lines` are the records of the last test."""
-    accuracies = [line["test_accuracy"] for line in lines]
+def _summary(folder, config, prepared, end):
+    """What `summary.json` holds, beside the parameters, which are written first."""
+    last = records.read_lines(folder / "metrics.jsonl")[-config.seeds :]
+    nan = float("nan")
+    accuracies = [line["test_accuracy"] for line in last]
+    losses = [nan if line["test_loss"] is None else line["test_loss"] for line in last]
     return {
         "test_accuracy": statistics.fmean(accuracies),
         "test_accuracy_by_seed": accuracies,
-        "test_loss": statistics.fmean(line["test_loss"] for line in lines),
+        "test_loss": statistics.fmean(losses),
         "rounds": config.rounds,
         "compile_seconds": prepared.compile_seconds,
-        "seconds_per_round": seconds / config.rounds,
+        "seconds_per_round": end.seconds / config.rounds,
         "num_coordinates": prepared.num_coordinates,
-        "bits_per_worker_up": lines[-1]["bits_up"],
-        "bits_per_worker_down": lines[-1]["bits_down"],
+        "bits_per_worker_up": last[-1]["bits_up"],
+        "bits_per_worker_down": last[-1]["bits_down"],
         "seed": config.seed,
         "seeds": config.seeds,
+        "params_sha256": save_params(folder, end.state.params),
         **records.environment(),
     }

@@ -1,12 +1,12 @@
-"""Setting up one experiment: checks, the split, who lies, and the iterator of tests.
+"""Setting up one experiment: checks, the split, who lies, and how training goes on.
 
 Shapes: `S` seeds, `M` workers.
 """
 
 import functools
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +31,28 @@ class Training(NamedTuple):
     """A compiled experiment, ready to run; made by `prepare`.
 
     Attributes:
-        tests: iterator of `(rounds done, Metrics, seconds since the last test)`; the
-            rounds are run as it advances.
+        start: `start() -> state`, the `SimulationState` of all seeds before round 1.
+        advance: `advance(state, rounds) -> (state, rounds, Metrics)`, from the state
+            after so many rounds to the next test; the state is consumed.
+        rounds: number of rounds in all.
         num_coordinates: number N of the model's parameters.
         compile_seconds: time that compilation took; near 0 where all was at hand.
     """
 
-    tests: Iterator[tuple[int, Metrics, float]]
+    start: Callable[[], Any]
+    advance: Callable[[Any, int], tuple[Any, int, Metrics]]
+    rounds: int
     num_coordinates: int
     compile_seconds: float
+
+    @property
+    def tests(self) -> Iterator[tuple[int, Metrics, float]]:
+        """Train from the start: `(rounds, Metrics, seconds since the last test)`."""
+        state, rounds = self.start(), 0
+        while rounds < self.rounds:
+            begun = time.perf_counter()
+            state, rounds, metrics = self.advance(state, rounds)
+            yield rounds, metrics, time.perf_counter() - begun
 
 
 def check(config: Experiment) -> None:
@@ -161,28 +174,28 @@ def prepare(
     leaves, structure = jax.tree.flatten(_inputs(config, dataset, split))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     program = functools.partial(compile_program, program_key(config), structure, shapes)
-    whole, rest = divmod(config.rounds, config.eval_every)
-    lengths = [config.eval_every] * whole + [rest] * bool(rest)
+    lengths = {min(config.eval_every, config.rounds), config.rounds % config.eval_every}
     begun = time.perf_counter()
     start = program(None)
-    chunks = {length: program(length) for length in set(lengths)}
+    chunks = {length: program(length) for length in lengths - {0}}
     compile_seconds = time.perf_counter() - begun
 
     seeds = np.arange(config.seed, config.seed + config.seeds, dtype=np.uint32)
     masks = np.stack([byzantine_mask(config, int(seed)) for seed in seeds])
-    state = start(seeds, masks, tuple(leaves))
+    params = jax.tree.leaves(start.out_info.params)
 
-    def tests(state):
-        rounds = 0
-        for length in lengths:
-            begun = time.perf_counter()
-            state, metrics = chunks[length](state, tuple(leaves))
-            metrics = jax.device_get(metrics)
-            rounds += length
-            yield rounds, metrics, time.perf_counter() - begun
+    def advance(state, rounds):
+        length = min(config.eval_every, config.rounds - rounds)
+        state, metrics = chunks[length](state, tuple(leaves))
+        return state, rounds + length, jax.device_get(metrics)
 
-    sizes = [leaf[0].size for leaf in jax.tree.leaves(state.params)]
-    return Training(tests(state), sum(sizes), compile_seconds)
+    return Training(
+        start=lambda: start(seeds, masks, tuple(leaves)),
+        advance=advance,
+        rounds=config.rounds,
+        num_coordinates=sum(leaf.size for leaf in params) // config.seeds,
+        compile_seconds=compile_seconds,
+    )
 
 
 def _inputs(config, dataset, split):
