@@ -3,8 +3,9 @@
 Two runs are left alone; each of the others is killed (SIGKILL) at a moment drawn from
 the whole time that the second one took, start included, and the same command is given
 again. (The first one fills a cache of compiled programs; a run that has ended before
-its moment comes is not counted as killed, and another moment is drawn.) Counted are the final results that equal those of the first run, bit for
-bit (parameters and metrics), and the checkpoints that a kill left unreadable.
+its moment comes is not counted as killed, and another moment is drawn.) Counted are the
+final results that equal those of the first run, bit for bit (parameters and metrics),
+and the checkpoints that a kill left unreadable.
 
     python -m benchmarks.faults --json benchmarks/results/faults.json
 

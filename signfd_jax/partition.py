@@ -24,6 +24,7 @@ from signfd_jax.data import Dataset, standardise
 __all__ = [
     "Partition",
     "dirichlet",
+    "everything",
     "iid",
     "labels_per_worker",
     "one_class_per_worker",
@@ -75,6 +76,32 @@ def iid(
     classes = _members(labels, num_workers, np.random.default_rng(seed))
     everyone = np.arange(num_workers)
     return _deal(classes, [everyone] * len(classes), num_workers)
+
+
+def everything(labels: np.ndarray | jax.Array, num_workers: int) -> Partition:
+    """Give every worker all examples: no split at all.
+
+    This is what the code released with the paper trains on; its workers' batches are
+    drawn from one pool, so that their gradients differ by chance alone.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M.
+
+    Returns:
+        A `Partition` in which every worker has all n examples.
+
+    Raises:
+        ValueError: there are no labels or no workers.
+
+    Examples:
+        >>> print(everything(np.array([0, 1, 1]), 2).indices)
+        [[0 1 2]
+         [0 1 2]]
+    """
+    _members(labels, num_workers, np.random.default_rng(0))
+    indices = np.tile(np.arange(len(labels), dtype=np.int32), (num_workers, 1))
+    return Partition(indices, np.full(num_workers, len(labels), np.int32))
 
 
 def dirichlet(

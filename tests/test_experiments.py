@@ -19,9 +19,10 @@ from signfd_jax.experiments import (
     registry,
     to_json,
 )
+from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.program import compile_program, program_key
 from signfd_jax.experiments.records import read_lines, read_run, run_folder
-from signfd_jax.experiments.runs import bits_per_round, run_experiment
+from signfd_jax.experiments.runs import run_experiment
 from signfd_jax.experiments.training import byzantine_mask, check, prepare
 
 # Small, and the same in most tests, which then share its compiled programs.
@@ -160,9 +161,9 @@ def test_check_refuses(fields, message):
 
 
 def test_every_registered_name_can_be_made():
-    for kind in (registry.DECODERS, registry.ATTACKS, registry.MEMBERSHIPS):
+    for kind in (registry.SERVERS, registry.ATTACKS, registry.MEMBERSHIPS):
         assert kind
-    for decoder in registry.DECODERS:
+    for decoder in registry.SERVERS:
         check(Experiment(decoder=decoder))
     for attack in registry.ATTACKS:
         check(Experiment(attack=attack))

@@ -50,13 +50,19 @@ ARROWS = {
     "models": {"convolution"},
     "transform": SIGN_MODULES,
     "transform_rules": {"aggregators", "transform"},
+    "worker_side": {"aggregators", "decoding", "transform"},
+    "sign_family": {"aggregators", "decoding"}
+    | {"transform", "transform_rules", "worker_side"},
     "simulate": {"signs", "packed", "decoding", "attacks"},
     "distributed": SIGN_MODULES,
     "experiments": SIGN_MODULES
     | {"aggregators", "attacks", "theory", "data", "partition", "models"}
-    | {"transform", "transform_rules", "simulate", "distributed"},
+    | {"transform", "transform_rules", "sign_family", "simulate", "distributed"},
     "plots": {"experiments.records", "experiments.tables"},
-    "cli": {"data", "experiments", "plots"},
+    "paper": SIGN_MODULES
+    | {"attacks", "theory", "data", "partition", "models", "transform", "simulate"}
+    | {"experiments", "plots"},
+    "cli": {"data", "experiments", "paper", "plots"},
 }
 
 # What every module may import from outside (pyproject's dependencies) ...

@@ -8,7 +8,11 @@ To add a rule, write the function and add its line to `RULES` (or to
 `PREAGGREGATIONS`); the conformance tests then cover it.
 """
 
+import inspect
 from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import PRNGKeyArray
 
 from signfd_jax.aggregators.coordinate import (
     coordinate_median,
@@ -59,35 +63,67 @@ __all__ = [
     "trimmed_mean",
 ]
 
-# name -> (f, the number of Byzantine workers assumed, key, **options) -> Rule
+
+def _line(kind: Callable[..., Rule], function: Callable[..., Any]):
+    """A registry line: `(num_byzantine, key, **options) -> Rule`.
+
+    Its signature shows the function's own options, for whoever parses them.
+    """
+    parameters = inspect.signature(function).parameters
+    assumes_f = "num_byzantine" in parameters
+
+    def make(num_byzantine: int, key: PRNGKeyArray, **options) -> Rule:
+        if assumes_f:
+            options["num_byzantine"] = num_byzantine
+        return kind(function, *((key,) if kind is keyed else ()), **options)
+
+    return _show_options(make, parameters.values())
+
+
+def _top_k_multi_krum(num_byzantine, key, *, fraction=0.1, **options):
+    krum_rule = stateless(multi_krum, num_byzantine=num_byzantine, **options)
+    return chain(stateless(top_k, fraction=fraction), krum_rule)
+
+
+def _show_options(make, parameters):
+    """Give a registry line the signature `(num_byzantine, key, *, options)`."""
+    empty, by_name = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+    fixed = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("num_byzantine", "key")
+    ]
+    options = [p.replace(kind=by_name) for p in parameters if p.default is not empty]
+    make.__signature__ = inspect.Signature([*fixed, *options])
+    return make
+
+
+# name -> (the number f of Byzantine workers assumed, key, **options) -> Rule
 RULES: dict[str, Callable[..., Rule]] = {
-    "mean": lambda f, key, **o: stateless(mean, **o),
-    "coordinate_median": lambda f, key, **o: stateless(coordinate_median, **o),
-    "trimmed_mean": lambda f, key, **o: stateless(trimmed_mean, num_byzantine=f, **o),
-    "mean_around_median": lambda f, key, **o: stateless(
-        mean_around_median, num_byzantine=f, **o
+    "mean": _line(stateless, mean),
+    "coordinate_median": _line(stateless, coordinate_median),
+    "trimmed_mean": _line(stateless, trimmed_mean),
+    "mean_around_median": _line(stateless, mean_around_median),
+    "krum": _line(stateless, krum),
+    "multi_krum": _line(stateless, multi_krum),
+    "top_k_multi_krum": _show_options(
+        _top_k_multi_krum,
+        [
+            *inspect.signature(top_k).parameters.values(),
+            *inspect.signature(multi_krum).parameters.values(),
+        ],
     ),
-    "krum": lambda f, key, **o: stateless(krum, num_byzantine=f, **o),
-    "multi_krum": lambda f, key, **o: stateless(multi_krum, num_byzantine=f, **o),
-    "top_k_multi_krum": lambda f, key, fraction=0.1, **o: chain(
-        stateless(top_k, fraction=fraction), stateless(multi_krum, num_byzantine=f, **o)
-    ),
-    "bulyan": lambda f, key, **o: stateless(bulyan, num_byzantine=f, **o),
-    "geometric_median": lambda f, key, **o: stateless(geometric_median, **o),
-    "centered_clipping": lambda f, key, **o: recurrent(centered_clipping, **o),
-    "dnc": lambda f, key, **o: keyed(dnc, key, num_byzantine=f, **o),
-    "signguard": lambda f, key, **o: keyed(signguard, key, **o),
+    "bulyan": _line(stateless, bulyan),
+    "geometric_median": _line(stateless, geometric_median),
+    "centered_clipping": _line(recurrent, centered_clipping),
+    "dnc": _line(keyed, dnc),
+    "signguard": _line(keyed, signguard),
 }
 
 # The same for the rules that map rows to rows.
 PREAGGREGATIONS: dict[str, Callable[..., Rule]] = {
-    "clipping": lambda f, key, **o: stateless(clipping, **o),
-    "adaptive_robust_clipping": lambda f, key, **o: stateless(
-        adaptive_robust_clipping, num_byzantine=f, **o
-    ),
-    "bucketing": lambda f, key, **o: keyed(bucketing, key, **o),
-    "nearest_neighbour_mixing": lambda f, key, **o: stateless(
-        nearest_neighbour_mixing, num_byzantine=f, **o
-    ),
-    "top_k": lambda f, key, **o: stateless(top_k, **o),
+    "clipping": _line(stateless, clipping),
+    "adaptive_robust_clipping": _line(stateless, adaptive_robust_clipping),
+    "bucketing": _line(keyed, bucketing),
+    "nearest_neighbour_mixing": _line(stateless, nearest_neighbour_mixing),
+    "top_k": _line(stateless, top_k),
 }

@@ -8,6 +8,7 @@ nothing but inputs of a program share that program.
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def run_grid(
         One record for each cell, in the order given: `cell` (the experiment's
         `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
         `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
-        over all rounds), and `accuracies` (a row of tests).
+        over all rounds; None where the server decodes no signs), and `accuracies` (a
+        row of tests).
 
     Raises:
         ValueError: a cell is not a valid experiment, or `cells.jsonl` is damaged.
@@ -182,7 +184,8 @@ def _record(key, cell, tests):
 
     def mean(field):
         by_test = np.stack([getattr(m, field) for m in metrics])
-        return np.average(by_test, axis=0, weights=lengths).tolist()
+        means = np.average(by_test, axis=0, weights=lengths).tolist()
+        return [None if math.isnan(value) else value for value in means]
 
     return {
         "cell": key,

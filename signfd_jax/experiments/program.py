@@ -18,6 +18,7 @@ import optax
 from jax import lax
 
 from signfd_jax import data, models, partition
+from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.simulate import run, simulation
@@ -98,11 +99,15 @@ def program_key(config: Experiment) -> Experiment:
     traced = registry.traced_options(registry.ATTACKS, choice)
     options = ",".join(f"{k}={0 if k in traced else v}" for k, v in choice.options)
     default = {f.name: f.default for f in dataclasses.fields(Experiment)}
-    return dataclasses.replace(
+    key = dataclasses.replace(
         config,
         attack=f"{choice.name}:{options}".rstrip(":"),
         **{name: default[name] for name in _INPUTS},
     )
+    server = registry.choose(registry.SERVERS, "decoder", config.decoder)
+    if registry.asks_for(registry.SERVERS, server, "actual_byzantine"):
+        return dataclasses.replace(key, num_byzantine=config.num_byzantine)
+    return key
 
 
 def parts(
@@ -144,18 +149,21 @@ def parts(
         "num_workers": config.num_workers,
         "num_classes": num_classes,
         "flip_probability": flip_probability,
+        "actual_byzantine": config.num_byzantine,
     }
-    choice = choose(registry.DECODERS, "decoder", config.decoder)
-    facts["decoder"] = decoder = make(registry.DECODERS, choice, facts)
+    choice = choose(registry.SERVERS, "decoder", config.decoder)
+    decoder = server = make(registry.SERVERS, choice, facts)
+    if isinstance(decoder, Decoder):
+        server = scale_by_sign_decoder(config.num_workers, decoder)
+    else:  # Attackers who ask take such a server for a majority vote.
+        decoder = majority_vote()
+    facts["decoder"] = decoder
     choice = choose(registry.ATTACKS, "attack", config.attack)
     options = tuple((dict(choice.options) | dict(strengths)).items())
     attack = make(registry.ATTACKS, choice._replace(options=options), facts)
     choice = choose(registry.MEMBERSHIPS, "membership", config.membership)
     membership = make(registry.MEMBERSHIPS, choice, facts)
-    server = optax.chain(
-        scale_by_sign_decoder(config.num_workers, decoder),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    server = optax.chain(server, optax.scale_by_learning_rate(learning_rate))
     return server, attack, membership
 
 

@@ -1,12 +1,16 @@
 """Names: the only place where a decoder, an attack or a model becomes a string.
 
-Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SPLITS`) is a plain dict
-from a name to a factory, so that adding one is one line. A choice is written `name`,
-`name:value` or `name:option=value,option=value`: the options are the factory's own
-arguments, a lone value its first one. Arguments called like a fact of the experiment
-(`num_workers`, `decoder`, ...: see `FACTS`) are no options: they are filled in.
+Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`) is a
+plain dict from a name to a factory, so that adding one is one line. `SERVERS` has all
+that may stand for a decoder: the decoders themselves, the rest of the sign family, and
+the aggregation rules, whose factories give an optax transformation. A choice is written
+`name`, `name:value` or `name:option=value,option=value`: the options are the factory's
+own arguments, a lone value its first one. Arguments called like a fact of the
+experiment (`num_workers`, `decoder`, ...: see `FACTS`) are no options: they are filled
+in.
 """
 
+import contextlib
 import difflib
 import inspect
 import typing
@@ -14,13 +18,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
-from signfd_jax import attacks, models, partition
+from signfd_jax import attacks, models, partition, sign_family
+from signfd_jax.aggregators import RULES, Rule
 from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
 from signfd_jax.likelihood import dawid_skene
 from signfd_jax.population import population_defense
+from signfd_jax.transform_rules import scale_by_aggregator
 
 __all__ = [
     "ATTACKS",
@@ -28,15 +35,24 @@ __all__ = [
     "FACTS",
     "MEMBERSHIPS",
     "MODELS",
+    "SERVERS",
     "SPLITS",
     "Choice",
+    "asks_for",
     "choose",
     "make",
     "traced_options",
 ]
 
 
-FACTS = ("decoder", "labels", "num_classes", "num_workers", "seed")
+FACTS = (
+    "actual_byzantine",
+    "decoder",
+    "labels",
+    "num_classes",
+    "num_workers",
+    "seed",
+)
 """What a factory may ask for by naming an argument so."""
 
 
@@ -58,6 +74,68 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "federated_voting": federated_voting,
     "majority_vote": majority_vote,
     "population_defense": population_defense,
+}
+
+
+def _ef_sign_sgd(
+    num_workers: int, scale: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    # What it sends has the unit of the gradient: `scale` times the learning rate is
+    # the step.
+    return optax.chain(sign_family.scale_by_ef_sign(num_workers), optax.scale(scale))
+
+
+def _stochastic_sign(
+    num_workers: int, bound: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    return sign_family.scale_by_stochastic_sign(num_workers, bound)
+
+
+def _aggregation(line: Callable[..., Rule]) -> Callable[..., Any]:
+    """A server from a line of `RULES`.
+
+    Its options are the rule's own, `num_byzantine` (the number f that the rule assumes;
+    none: as many as there are, or the most that the rule allows with so many workers)
+    and `scale`, which multiplies the learning rate.
+    """
+
+    def make(
+        num_workers: int,
+        actual_byzantine: int,
+        num_byzantine: int | None = None,
+        scale: float = 1.0,
+        **options,
+    ) -> optax.GradientTransformationExtraArgs:
+        def rule_for(f):
+            rule = line(f, jax.random.key(0), **options)
+            rule.init(num_workers, 1)  # its preconditions
+            return rule
+
+        rule = None
+        if num_byzantine is None:
+            for f in range(actual_byzantine, 0, -1):
+                with contextlib.suppress(ValueError):
+                    rule = rule_for(f)
+                    break
+        rule = rule_for(num_byzantine or 0) if rule is None else rule
+        aggregate = scale_by_aggregator(rule, num_workers)
+        return optax.chain(aggregate, optax.scale(scale))
+
+    own = list(inspect.signature(make).parameters.values())[:-1]
+    rule_options = list(inspect.signature(line).parameters.values())[2:]
+    signature = inspect.Signature([*own, *rule_options])
+    make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return make
+
+
+SERVERS: dict[str, Callable[..., Any]] = {
+    **DECODERS,
+    "signum": sign_family.scale_by_signum,
+    "ef_sign_sgd": _ef_sign_sgd,
+    "stochastic_sign": _stochastic_sign,
+    "s3gd_mv": sign_family.scale_by_sparse_sign,
+    "distributed_lion": sign_family.scale_by_distributed_lion,
+    **{name: _aggregation(line) for name, line in RULES.items()},
 }
 
 ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
@@ -110,6 +188,7 @@ MODELS: dict[str, Callable[..., Any]] = {
 SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "iid": partition.iid,
     "dirichlet": partition.dirichlet,
+    "everything": partition.everything,
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
 }
@@ -200,7 +279,7 @@ def make(
         'data'
     """
     factory = registry[choice.name]
-    parameters = inspect.signature(factory).parameters
+    parameters = _parameters(factory)
     asked = {name: value for name, value in facts.items() if name in parameters}
     return factory(**(asked | dict(choice.options)))
 
@@ -231,11 +310,42 @@ def traced_options(
     }
 
 
+def asks_for(
+    registry: Mapping[str, Callable[..., Any]], choice: Choice, fact: str
+) -> bool:
+    """Whether a fact of the experiment changes what a choice makes.
+
+    Args:
+        registry: the dict of factories that the choice was checked against.
+        choice: what `choose` returned.
+        fact: one of `FACTS`.
+
+    Returns:
+        True where the factory has an argument of that name. The actual number of
+        Byzantine workers does not matter to a rule that was told what to assume.
+
+    Examples:
+        >>> choice = choose(SERVERS, "decoder", "krum")
+        >>> asks_for(SERVERS, choice, "actual_byzantine")
+        True
+        >>> choice = choose(SERVERS, "decoder", "krum:num_byzantine=2")
+        >>> asks_for(SERVERS, choice, "actual_byzantine")
+        False
+    """
+    options, parameters = dict(choice.options), _parameters(registry[choice.name])
+    told = options.get("num_byzantine") is not None
+    return fact in parameters and not (fact == "actual_byzantine" and told)
+
+
 def _options(factory):
     """The arguments of a factory that a user may set."""
     flax_own = ("parent", "name")
-    parameters = inspect.signature(factory).parameters
-    return {k: v for k, v in parameters.items() if k not in (*FACTS, *flax_own)}
+    hidden = (*FACTS, *flax_own)
+    return {k: v for k, v in _parameters(factory).items() if k not in hidden}
+
+
+def _parameters(factory):
+    return inspect.signature(factory).parameters
 
 
 def _value(part, text, annotation):

@@ -1,6 +1,6 @@
 """One experiment, run into its folder.
 
-Shapes: `S` seeds, `M` workers, `N` coordinates.
+Shapes: `S` seeds, `M` workers.
 """
 
 import contextlib
@@ -18,33 +18,10 @@ from signfd_jax import data
 from signfd_jax.experiments import checkpoints, records, resuming, training
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
+from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.parameters import save_params
 
-__all__ = ["bits_per_round", "run_experiment"]
-
-
-def bits_per_round(config: Experiment, num_coordinates: int) -> tuple[int, int]:
-    """What one worker sends and receives in one round.
-
-    Ternary votes and decoded signs take two bits a coordinate (two bit planes). On the
-    one-bit wire they take one, and each worker adds its bit of the presence mask.
-
-    Args:
-        config: the experiment.
-        num_coordinates: number N of the model's parameters.
-
-    Returns:
-        Bits up and bits down.
-
-    Examples:
-        >>> bits_per_round(Experiment(wire="ternary"), 100)
-        (200, 200)
-        >>> bits_per_round(Experiment(wire="one_bit"), 100)
-        (101, 100)
-    """
-    if config.wire == "one_bit":
-        return num_coordinates + 1, num_coordinates
-    return 2 * num_coordinates, 2 * num_coordinates
+__all__ = ["run_experiment"]
 
 
 def run_experiment(
