@@ -34,7 +34,8 @@ DECODERS = (DEFAULT, BASELINE, "federated_defense")
 SETTINGS = ("iid/64", "iid/4", "dirichlet:1.0/64", "dirichlet:0.3/64", "one_class/64")
 
 # Every attack of the catalogue by its name in the registry; a membership that is not
-# fixed stands behind an @ and is met with sign inversion.
+# fixed stands behind an @ and is met with sign inversion. The adaptive one optimises
+# against the default decoder, whatever the server runs.
 ATTACKS = (
     "sign_inversion",
     "stochastic_sign_flip",
@@ -57,7 +58,7 @@ ATTACKS = (
     "coordinate_specialist",
     "near_duplicate_collusion",
     "weight_aware",
-    "adaptive",
+    "adaptive:correlation_defense",
     "sign_inversion@drawn_each_round",
     "sign_inversion@rotating",
     "sign_inversion@leaving",

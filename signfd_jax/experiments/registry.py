@@ -138,6 +138,16 @@ SERVERS: dict[str, Callable[..., Any]] = {
     **{name: _aggregation(line) for name, line in RULES.items()},
 }
 
+
+def _adaptive(
+    decoder: Any, against: str = "", trials: int = 3, horizon: int = 4
+) -> attacks.Attack:
+    # `against` names the decoder to defeat, where it is not the server's own.
+    if against:
+        decoder = make(DECODERS, choose(DECODERS, "decoder", against), {})
+    return attacks.adaptive(decoder, trials=trials, horizon=horizon)
+
+
 ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
     "none": attacks.no_attack,
     "sign_inversion": attacks.sign_inversion,
@@ -167,7 +177,7 @@ ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
     "near_duplicate_collusion": attacks.near_duplicate_collusion,
     "weight_aware": attacks.weight_aware,
     "disguised_opposition": attacks.disguised_opposition,
-    "adaptive": attacks.adaptive,
+    "adaptive": _adaptive,
 }
 
 MEMBERSHIPS: dict[str, Callable[..., Any]] = {
