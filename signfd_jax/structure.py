@@ -40,7 +40,7 @@ _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
 _CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
 _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it missing?
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
-_NEWS_PER_TRUST = 6.0  # more change is asked for where the past is trusted
+_NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
 
 
