@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 _FOLDS = 16  # slices that are added in int8 before anything is summed in int32
-_FEW = 16  # workers whose visits are written out, where that is asked for
+_FEW = 16  # workers that XLA's CPU backend adds up in registers
 
 
 def over_workers(
-    visit: Callable[[Any], tuple[Any, Any]], rows, *, unroll: bool = False
+    visit: Callable[[Any], tuple[Any, Any]], rows, *, simple: bool = False
 ) -> tuple[Any, Any]:
     """Visit every worker's row: sum some of the results, keep the others.
 
@@ -49,8 +49,8 @@ def over_workers(
         visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
             are int32 of any shape, so that their sum is exact in any order.
         rows: tree of `[M, ...]`.
-        unroll: write out the visits of up to 16 workers instead of a loop, so that the
-            sums stay in registers; for visits of a few operations.
+        simple: a visit takes a few operations, so that up to 16 workers come all at
+            once on a CPU too: their sums then stay in registers.
 
     Returns:
         The sum of the terms, and what was kept, stacked: leaves `[M, ...]`.
@@ -76,21 +76,23 @@ def over_workers(
         total = jax.tree.map(lambda term: jnp.sum(term, axis=0, dtype=jnp.int32), terms)
         return total, kept
 
-    def written_out(rows):
-        count = jax.tree.leaves(rows)[0].shape[0]
-        visits = [
-            visit(jax.tree.map(lambda leaf, m=m: leaf[m], rows)) for m in range(count)
-        ]
-        terms, kept = zip(*visits, strict=True)
-        total = jax.tree.map(lambda *each: functools.reduce(jnp.add, each), *terms)
-        return total, jax.tree.map(lambda *each: jnp.stack(each), *kept)
+    def few_at_once(rows):
+        return all_at_once(jax.tree.map(_kept_apart, rows))
 
     axes = [_workers_axis(leaf) for leaf in jax.tree.leaves(rows)]
     if any(axes):
         return all_at_once(_split_alike(rows, next(filter(None, axes))))
-    few = jax.tree.leaves(rows)[0].shape[0] <= _FEW
-    on_cpu = written_out if unroll and few else one_by_one
+    few = simple and jax.tree.leaves(rows)[0].shape[0] <= _FEW
+    on_cpu = few_at_once if few else one_by_one
     return lax.platform_dependent(rows, cpu=on_cpu, default=all_at_once)
+
+
+def _kept_apart(leaf):
+    """Keep XLA from computing one integer a worker anew at every coordinate."""
+    if leaf.ndim > 1 or not jnp.issubdtype(leaf.dtype, jnp.integer):
+        return leaf
+    # What goes into a loop is computed in the loop, except for products of matrices.
+    return leaf @ jnp.eye(leaf.shape[0], dtype=leaf.dtype)
 
 
 def _workers_axis(leaf):
@@ -203,17 +205,24 @@ def weighted_vote(
 
 def _vote(votes, weights, largest, weigh):
     """Decoded signs, margins, and the sum of each worker's weights over the leaf."""
+    fixed = functools.partial(fixed_point, largest=largest, num_workers=votes.shape[0])
+
+    def terms(vote, units):
+        return units * packed.row_votes(vote).astype(jnp.int32), jnp.abs(units)
 
     def visit(row):
         vote, weight = row
         weight = weight if weigh is None else weigh(weight)
-        units, _ = fixed_point(weight, largest=largest, num_workers=votes.shape[0])
-        terms = (units * packed.row_votes(vote).astype(jnp.int32), jnp.abs(units))
-        return terms, sum_coordinates(weight)
+        return terms(vote, fixed(weight)[0]), sum_coordinates(weight)
 
-    (tally, total), row_sums = over_workers(
-        visit, (votes, weights), unroll=weigh is None and weights.ndim == 1
-    )
+    if weigh is None and weights.ndim == 1:
+        rows, simple = (votes, fixed(weights)[0]), not packed.is_packed(votes)
+        (tally, total), _ = over_workers(
+            lambda row: (terms(*row), ()), rows, simple=simple
+        )
+        row_sums = weights
+    else:
+        (tally, total), row_sums = over_workers(visit, (votes, weights))
     tally = packed.leaf_order(tally, votes)
     margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
         total.astype(jnp.float32), 1.0
