@@ -21,6 +21,7 @@ import tyro
 
 import signfd_jax as sfd
 from benchmarks import measure
+from signfd_jax import packed
 from signfd_jax.defense import FederatedDefenseState
 
 SIZES = ("15x582026", "15x11000000", "1000x100000", "10000x10000", "100000x7850")
@@ -31,6 +32,7 @@ DECODERS: dict[str, Callable[[], sfd.Decoder]] = {
     "federated_voting": lambda: sfd.federated_voting(initial_rounds=100),
     "dawid_skene": sfd.dawid_skene,
     "correlation_defense": sfd.correlation_defense,
+    "population_defense": sfd.population_defense,
 }
 ROUNDS = 100  # behind the state
 SAMPLE = 16384  # coordinates from which correlations are taken above 64 workers
@@ -171,12 +173,8 @@ def from_gradients(name: str, gradients: jax.Array):
 
 def from_packed(name: str, gradients: jax.Array):
     """The same from packed votes; None where the decoder cannot read them."""
-    if importlib.util.find_spec("signfd_jax.packed") is None:
-        return None
-    from signfd_jax import packed  # pyright: ignore
-
     decoder = DECODERS[name]()
-    if decoder.needs_unpacked:  # pyright: ignore
+    if decoder.needs_unpacked:
         return None
     votes = jax.jit(lambda g: packed.pack_ternary(sfd.votes(g)))(gradients)
     state = aged(decoder.init(gradients.shape[0], gradients[0]))
@@ -247,7 +245,10 @@ def measure_size(options: Options, num_workers: int, size: int) -> dict[str, Any
     memory = options.memory_gib * 2**30
     skipped: dict[str, str] = {}
     compile_s: dict[str, float] = {}
-    competitors: dict[str, Callable[[], Any]] = {"copy": measure.copy_pass(gradients)}
+    competitors: dict[str, Callable[[], Any]] = {
+        "copy": measure.copy_pass(gradients),
+        "copy in place": measure.copy_in_place(gradients),
+    }
     for name in options.decoders:
         for form, make in (("", from_gradients), (", packed", from_packed)):
             copies = 4 if name in ("federated_defense", "federated_voting") else 3

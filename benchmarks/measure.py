@@ -31,6 +31,7 @@ __all__ = [
     "WrongAnswer",
     "check_equal",
     "compiled",
+    "copy_in_place",
     "copy_pass",
     "environment",
     "interleaved",
@@ -160,6 +161,25 @@ def copy_pass(array: jax.Array) -> Callable[[], jax.Array]:
     """
     program, _ = compiled(lambda x: x + jnp.float32(1), array)
     return lambda: program(array)
+
+
+def copy_in_place(array: jax.Array) -> Callable[[], jax.Array]:
+    """The same into the memory that it came from: what no new page has to be asked for.
+
+    Args:
+        array: float32 of any shape; a copy of it is kept.
+
+    Returns:
+        A function without arguments for `interleaved`.
+    """
+    add_one = jax.jit(lambda x: x + jnp.float32(1), donate_argnums=0)
+    kept = [jnp.copy(array)]
+
+    def run():
+        kept[0] = add_one(kept[0])
+        return kept[0]
+
+    return run
 
 
 def matrix_rate(size: int = 2048, *, seconds: float = 2.0) -> float:

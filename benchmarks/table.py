@@ -24,7 +24,7 @@ def table(sections: Mapping[str, Any]) -> str:
         Tables with a line of text above each.
     """
     parts = []
-    for name, rows in (("decode", _decode), ("round", _round)):
+    for name, rows in _SECTIONS.items():
         if name in sections:
             section = sections[name]
             lines = "\n".join(_markdown(rows(section)))
@@ -65,6 +65,12 @@ def _times(result: Mapping[str, Any], key: str) -> str:
     return f"{_short(result[key]['median'])} x" if key in result else ""
 
 
+_COPIES = {
+    "copy": "one read and write of the gradients, to new memory",
+    "copy in place": "one read and write of the gradients, in place",
+}
+
+
 def _decode(section: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     yield (
         "decoding",
@@ -79,7 +85,7 @@ def _decode(section: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         for name, result in size["results"].items():
             share = result.get("share_of_bandwidth")
             yield (
-                "one read and write of the gradients" if name == "copy" else name,
+                _COPIES.get(name) or name,
                 _milliseconds(result),
                 _times(result, "of_copy"),
                 "" if share is None else f"{100 * share:.0f} %",
@@ -103,6 +109,22 @@ def _round(section: Mapping[str, Any]) -> Iterator[Sequence[str]]:
                 f"{100 * result['share_of_matrix_rate']:.0f} %",
                 _times(result, "pytorch_over_this"),
             )
+
+
+def _population(section: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    yield "population, a round", "time", "workers a second", "peak memory"
+    for found in section["rounds"]:
+        size = f"M = {found['num_workers']:,}, N = {found['num_coordinates']:,}"
+        low, high = (_short(quartile) for quartile in found["quartiles_s"])
+        yield (
+            f"{size}, {found['decoder']}",
+            f"{_short(found['median_s'])} s [{low}, {high}]",
+            f"{found['workers_per_s']:,.0f}",
+            f"{found['peak_bytes'] / 2**30:.1f} GiB",
+        )
+
+
+_SECTIONS = {"decode": _decode, "round": _round, "population": _population}
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
 from signfd_jax.reference import reference_defense
 from signfd_jax.tally import (
     count_agreements,
-    over_workers,
-    sum_coordinates,
     sum_over_axis,
     vote_tree,
 )
+from signfd_jax.visits import over_workers, sum_coordinates
 
 __all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
 

@@ -17,10 +17,10 @@ from signfd_jax.tally import (
     agreements,
     fixed_point,
     mean_over_coordinates,
-    over_workers,
     sum_over_axis,
     vote_tree,
 )
+from signfd_jax.visits import over_workers
 
 __all__ = ["DawidSkeneState", "OracleState", "dawid_skene", "oracle"]
 

@@ -285,7 +285,7 @@ def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M 
 
 
 def row_votes(row):
-    """One worker's votes on a leaf, as `tally.over_workers` visits them.
+    """One worker's votes on a leaf, as `visits.over_workers` visits them.
 
     Args:
         row: int8 `[...]`, which stays as it is, or `PackedVotes` of arrays `[bytes]`.

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, Int32
 
 from signfd_jax import packed
+from signfd_jax.visits import over_workers, sum_coordinates
 
 __all__ = [
     "Vote",
@@ -24,8 +25,6 @@ __all__ = [
     "fixed_point",
     "leaves_with_weights",
     "mean_over_coordinates",
-    "over_workers",
-    "sum_coordinates",
     "sum_over_axis",
     "sum_over_leaves",
     "vote_tree",
@@ -33,80 +32,6 @@ __all__ = [
 ]
 
 _FOLDS = 16  # slices that are added in int8 before anything is summed in int32
-_FEW = 16  # workers whose visits are written out, where that is asked for
-
-
-def over_workers(
-    visit: Callable[[Any], tuple[Any, Any]], rows, *, unroll: bool = False
-) -> tuple[Any, Any]:
-    """Visit every worker's row: sum some of the results, keep the others.
-
-    On a CPU the workers come one after the other, so that everything a visit needs
-    stays in the cache, and the inner loops run along the coordinates. Elsewhere all
-    come at once.
-
-    Args:
-        visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
-            are int32 of any shape, so that their sum is exact in any order.
-        rows: tree of `[M, ...]`.
-        unroll: write out the visits of up to 16 workers instead of a loop, so that the
-            sums stay in registers; for visits of a few operations.
-
-    Returns:
-        The sum of the terms, and what was kept, stacked: leaves `[M, ...]`.
-
-    Examples:
-        >>> votes = jnp.array([[1, -1], [1, 1]], jnp.int32)
-        >>> over_workers(lambda row: (row, row[0]), votes)
-        (Array([2, 0], dtype=int32), Array([1, 1], dtype=int32))
-    """
-
-    def one_by_one(rows):
-        def add(total, row):
-            terms, kept = visit(row)
-            return jax.tree.map(jnp.add, total, terms), kept
-
-        # Not jnp.zeros: inside shard_map a carry must vary over the axes of the rows.
-        first, _ = visit(jax.tree.map(lambda leaf: leaf[0], rows))
-        start = jax.tree.map(lambda term: term * jnp.zeros((), term.dtype), first)
-        return lax.scan(add, start, rows)
-
-    def all_at_once(rows):
-        terms, kept = jax.vmap(visit)(rows)
-        total = jax.tree.map(lambda term: jnp.sum(term, axis=0, dtype=jnp.int32), terms)
-        return total, kept
-
-    def written_out(rows):
-        count = jax.tree.leaves(rows)[0].shape[0]
-        visits = [
-            visit(jax.tree.map(lambda leaf, m=m: leaf[m], rows)) for m in range(count)
-        ]
-        terms, kept = zip(*visits, strict=True)
-        total = jax.tree.map(lambda *each: functools.reduce(jnp.add, each), *terms)
-        return total, jax.tree.map(lambda *each: jnp.stack(each), *kept)
-
-    axes = [_workers_axis(leaf) for leaf in jax.tree.leaves(rows)]
-    if any(axes):
-        return all_at_once(_split_alike(rows, next(filter(None, axes))))
-    few = jax.tree.leaves(rows)[0].shape[0] <= _FEW
-    on_cpu = written_out if unroll and few else one_by_one
-    return lax.platform_dependent(rows, cpu=on_cpu, default=all_at_once)
-
-
-def _workers_axis(leaf):
-    """The explicit mesh axis over which the workers are sharded, or None."""
-    spec = jax.typeof(leaf).sharding.spec
-    return spec[0] if len(spec) > 0 else None
-
-
-def _split_alike(rows, axis):
-    """Shard the workers of every leaf over that mesh axis, as `jax.vmap` demands."""
-    return jax.tree.map(
-        lambda leaf: jax.sharding.reshard(
-            leaf, jax.P(axis, *jax.typeof(leaf).sharding.spec[1:])
-        ),
-        rows,
-    )
 
 
 class Vote(NamedTuple):
@@ -203,40 +128,29 @@ def weighted_vote(
 
 def _vote(votes, weights, largest, weigh):
     """Decoded signs, margins, and the sum of each worker's weights over the leaf."""
+    fixed = functools.partial(fixed_point, largest=largest, num_workers=votes.shape[0])
+
+    def terms(vote, units):
+        return units * packed.row_votes(vote).astype(jnp.int32), jnp.abs(units)
 
     def visit(row):
         vote, weight = row
         weight = weight if weigh is None else weigh(weight)
-        units, _ = fixed_point(weight, largest=largest, num_workers=votes.shape[0])
-        terms = (units * packed.row_votes(vote).astype(jnp.int32), jnp.abs(units))
-        return terms, sum_coordinates(weight)
+        return terms(vote, fixed(weight)[0]), sum_coordinates(weight)
 
-    (tally, total), row_sums = over_workers(
-        visit, (votes, weights), unroll=weigh is None and weights.ndim == 1
-    )
+    if weigh is None and weights.ndim == 1:
+        rows, simple = (votes, fixed(weights)[0]), not packed.is_packed(votes)
+        (tally, total), _ = over_workers(
+            lambda row: (terms(*row), ()), rows, simple=simple
+        )
+        row_sums = weights
+    else:
+        (tally, total), row_sums = over_workers(visit, (votes, weights))
     tally = packed.leaf_order(tally, votes)
     margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
         total.astype(jnp.float32), 1.0
     )
     return jnp.sign(tally).astype(jnp.int8), margins, row_sums
-
-
-def sum_coordinates(row: Float[Array, "*leaf"]) -> Float[Array, ""]:
-    """Sum of one worker's values, fast inside `over_workers`.
-
-    Args:
-        row: float `[...]`.
-
-    Returns:
-        Scalar of that dtype.
-
-    Examples:
-        >>> print(sum_coordinates(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
-        10.0
-    """
-    # XLA's CPU backend adds one number at a time, but its products do not.
-    row = row.reshape(-1)
-    return jnp.dot(row, jnp.ones_like(row), precision=lax.Precision.HIGHEST)
 
 
 def fixed_point(

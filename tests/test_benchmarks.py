@@ -62,6 +62,8 @@ def test_sections_of_a_file_are_kept(tmp_path):
 def test_what_the_machine_can_do():
     numbers = jnp.arange(5.0)
     assert measure.copy_pass(numbers)().tolist() == (numbers + 1).tolist()
+    in_place = measure.copy_in_place(numbers)
+    assert [in_place()[0], in_place()[0], numbers[0]] == [1, 2, 0]
     assert measure.matrix_rate(64, seconds=0.01) > 0
     assert measure.peak_memory() > 2**20
 
@@ -85,8 +87,9 @@ def test_decoding_is_measured_and_tabulated(tmp_path, known_rate):
     assert all(result["repeats"] >= 3 for result in results.values())
     lines = table.table({"decode": section}).splitlines()
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    for name in ("one read and write", *decoders):
-        assert sum(line.startswith(f"| {name}") for line in lines) == 1
+    names = ("one read and write of the gradients, in place", *decoders)
+    for name in (*names, "majority_vote, packed"):
+        assert sum(line.startswith(f"| {name} |") for line in lines) == 1
 
 
 def test_what_needs_too_much_memory_is_left_out(known_rate):
@@ -94,7 +97,7 @@ def test_what_needs_too_much_memory_is_left_out(known_rate):
         sizes=("5x3000",), decoders=("majority_vote",), memory_gib=1e-6, peers=False
     )
     size = decode.main(options)["sizes"][0]
-    assert size["results"].keys() == {"copy"}
+    assert size["results"].keys() == {"copy", "copy in place"}
     assert "GiB" in size["left_out"]["majority_vote"]
 
 
@@ -187,4 +190,6 @@ def test_population_benchmark(tmp_path):
     found = population.measure_one(200, 12, "population_defense", rounds=2)
     assert found["num_coordinates"] == 130 and found["packed_bytes"] == 6500
     assert found["workers_told_apart"] > 0.9
+    section = {"environment": measure.environment(), "rounds": [found]}
+    assert "| M = 200, N = 130, pop" in table.table({"population": section})
     assert population.exponent([1, 10, 100], [2.0, 20.0, 200.0]) == pytest.approx(1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import signfd_jax as sfd
-from signfd_jax import tally
+from signfd_jax import tally, visits
 
 jitted_vote = jax.jit(tally.weighted_vote)
 jitted_agreements = jax.jit(tally.agreements)
@@ -281,10 +281,10 @@ def test_long_rows_are_counted_in_slices(size):
 
 
 @pytest.mark.parametrize("num_workers", [1, 16, 17])
-def test_visits_can_be_written_out(num_workers):
+def test_simple_visits_come_all_at_once(num_workers):
     rows = jnp.arange(num_workers * 5, dtype=jnp.int32).reshape(num_workers, 5)
     visit = lambda row: ((row, row[0]), -row)  # noqa: E731
-    (total, first), kept = tally.over_workers(visit, rows, unroll=True)
+    (total, first), kept = visits.over_workers(visit, rows, simple=True)
     np.testing.assert_array_equal(total, np.sum(rows, axis=0))
     assert first == total[0]
     np.testing.assert_array_equal(kept, -rows)

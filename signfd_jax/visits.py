@@ -1,0 +1,110 @@
+"""Visiting the workers one after the other, or all at once, whichever is faster.
+
+Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf. What is summed over
+the workers is int32, so that the order of the visits changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+__all__ = ["over_workers", "sum_coordinates"]
+
+_FEW = 16  # workers that XLA's CPU backend adds up in registers
+
+
+def over_workers(
+    visit: Callable[[Any], tuple[Any, Any]], rows, *, simple: bool = False
+) -> tuple[Any, Any]:
+    """Visit every worker's row: sum some of the results, keep the others.
+
+    On a CPU the workers come one after the other, so that everything a visit needs
+    stays in the cache, and the inner loops run along the coordinates. Elsewhere all
+    come at once.
+
+    Args:
+        visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
+            are int32 of any shape, so that their sum is exact in any order.
+        rows: tree of `[M, ...]`.
+        simple: a visit takes a few operations, so that up to 16 workers come all at
+            once on a CPU too: their sums then stay in registers.
+
+    Returns:
+        The sum of the terms, and what was kept, stacked: leaves `[M, ...]`.
+
+    Examples:
+        >>> votes = jnp.array([[1, -1], [1, 1]], jnp.int32)
+        >>> over_workers(lambda row: (row, row[0]), votes)
+        (Array([2, 0], dtype=int32), Array([1, 1], dtype=int32))
+    """
+
+    def one_by_one(rows):
+        def add(total, row):
+            terms, kept = visit(row)
+            return jax.tree.map(jnp.add, total, terms), kept
+
+        # Not jnp.zeros: inside shard_map a carry must vary over the axes of the rows.
+        first, _ = visit(jax.tree.map(lambda leaf: leaf[0], rows))
+        start = jax.tree.map(lambda term: term * jnp.zeros((), term.dtype), first)
+        return lax.scan(add, start, rows)
+
+    def all_at_once(rows):
+        terms, kept = jax.vmap(visit)(rows)
+        total = jax.tree.map(lambda term: jnp.sum(term, axis=0, dtype=jnp.int32), terms)
+        return total, kept
+
+    def few_at_once(rows):
+        return all_at_once(jax.tree.map(_kept_apart, rows))
+
+    axes = [_workers_axis(leaf) for leaf in jax.tree.leaves(rows)]
+    if any(axes):
+        return all_at_once(_split_alike(rows, next(filter(None, axes))))
+    few = simple and jax.tree.leaves(rows)[0].shape[0] <= _FEW
+    on_cpu = few_at_once if few else one_by_one
+    return lax.platform_dependent(rows, cpu=on_cpu, default=all_at_once)
+
+
+def _kept_apart(leaf):
+    """Keep XLA from computing one integer a worker anew at every coordinate."""
+    if leaf.ndim > 1 or not jnp.issubdtype(leaf.dtype, jnp.integer):
+        return leaf
+    # What goes into a loop is computed in the loop, except for products of matrices.
+    return leaf @ jnp.eye(leaf.shape[0], dtype=leaf.dtype)
+
+
+def _workers_axis(leaf):
+    """The explicit mesh axis over which the workers are sharded, or None."""
+    spec = jax.typeof(leaf).sharding.spec
+    return spec[0] if len(spec) > 0 else None
+
+
+def _split_alike(rows, axis):
+    """Shard the workers of every leaf over that mesh axis, as `jax.vmap` demands."""
+    return jax.tree.map(
+        lambda leaf: jax.sharding.reshard(
+            leaf, jax.P(axis, *jax.typeof(leaf).sharding.spec[1:])
+        ),
+        rows,
+    )
+
+
+def sum_coordinates(row: Float[Array, "*leaf"]) -> Float[Array, ""]:
+    """Sum of one worker's values, fast inside `over_workers`.
+
+    Args:
+        row: float `[...]`.
+
+    Returns:
+        Scalar of that dtype.
+
+    Examples:
+        >>> print(sum_coordinates(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
+        10.0
+    """
+    # XLA's CPU backend adds one number at a time, but its products do not.
+    row = row.reshape(-1)
+    return jnp.dot(row, jnp.ones_like(row), precision=lax.Precision.HIGHEST)
