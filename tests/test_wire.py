@@ -53,7 +53,10 @@ def test_one_bit_up_and_one_down():
         assert rows[name]["share_of_f32"] <= 1 / 30
 
 
-@pytest.mark.parametrize("size", [1, 1_000, 4_097])
+@pytest.mark.parametrize(
+    "size",
+    [4_097, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 1_000))],
+)
 def test_padding_is_less_than_a_byte_for_each_worker(size):
     mesh = jax.make_mesh((4,), ("workers",), devices=jax.devices()[:4])
     shapes = {"w": jax.ShapeDtypeStruct((size,), jnp.float32), "b": jnp.zeros(())}
@@ -63,6 +66,7 @@ def test_padding_is_less_than_a_byte_for_each_worker(size):
     assert moved(found, "all-gather") == padded // 8
 
 
+@pytest.mark.slow
 def test_three_workers_on_a_device_send_three_bits_and_receive_one():
     mesh = jax.make_mesh((4,), ("workers",), devices=jax.devices()[:4])
     found = found_for(mesh, jnp.zeros(9_600), 12, workers_per_device=3)
