@@ -13,10 +13,9 @@ program asks for them, as GPUs and TPUs have them; "compiled" is what it is here
 """
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +26,13 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import measure
 from signfd_jax import signs
 from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import gather
-from signfd_jax.experiments import records
 
 BASELINE = "f32 all-reduce"
 DECODERS = {
@@ -226,12 +225,15 @@ OTHERS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def programs(num_coordinates: int, num_devices: int) -> dict[str, str]:
+def programs(
+    num_coordinates: int, num_devices: int, decoders: Mapping[str, Callable[..., Any]]
+) -> dict[str, str]:
     """The optimised HLO of every way to bring gradients together, by name.
 
     Args:
         num_coordinates: N, one flat leaf.
         num_devices: one worker on each.
+        decoders: factories by name.
 
     Returns:
         Dict of programs; those of this library are called after their decoder.
@@ -250,25 +252,30 @@ def programs(num_coordinates: int, num_devices: int) -> dict[str, str]:
         sharding = NamedSharding(mesh, P("workers"))
         compiled[name] = _compile(step, (gradients,), (sharding,))
     params = jax.ShapeDtypeStruct((num_coordinates,), jnp.float32)
-    for name, decoder in DECODERS.items():
+    for name, decoder in decoders.items():
         tx = scale_by_sign_decoder_sharded(num_devices, decoder=decoder())
         compiled[f"one bit up, one down: {name}"] = compile_update(tx, mesh, params)
     return compiled
 
 
-def ledger(num_coordinates: int, num_devices: int) -> dict[str, dict[str, Any]]:
+def ledger(
+    num_coordinates: int,
+    num_devices: int,
+    decoders: Mapping[str, Callable[..., Any]] = DECODERS,
+) -> dict[str, dict[str, Any]]:
     """Bytes a device sends, and receives, in one step, by the way they are combined.
 
     Args:
         num_coordinates: N.
         num_devices: one worker on each.
+        decoders: factories by name, of those that are decoded on the devices.
 
     Returns:
         For each way `sent`, `received`, `sent_as_compiled`, the share of the float32
         all-reduce, and the collectives one by one.
     """
     rows = {}
-    for name, program in programs(num_coordinates, num_devices).items():
+    for name, program in programs(num_coordinates, num_devices, decoders).items():
         found = collectives(program)
         sent = sum(each.sent for each in found)
         rows[name] = {
@@ -298,14 +305,11 @@ def main() -> None:
         )
     if options.json is not None:
         result = {
-            "about": (__doc__ or "").split("\n\n")[1],
             "num_coordinates": options.coordinates,
             "num_devices": options.devices,
             "ledger": rows,
-            "environment": records.environment(),
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomically(options.json, json.dumps(result, indent=1) + "\n")
+        measure.write_section(options.json, "wire", result)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from signfd_jax.distributed import (
     sign_all_reduce,
     slice_state,
 )
+from signfd_jax.experiments import registry
 
 M, ROUNDS = 8, 50
 PARAMS = {
@@ -28,22 +29,16 @@ PARAMS = {
     "c": jnp.zeros((2, 3, 2), jnp.bfloat16),
 }  # 28 coordinates, 36 of padding
 DECODERS = {
-    "federated defense": sfd.federated_defense(initial_rounds=10),
-    "correlation defense": sfd.correlation_defense(),
-    "majority vote": sfd.majority_vote(),
-    "pooled": sfd.federated_defense(initial_rounds=None),
+    **{name: make() for name, make in registry.DECODERS.items()},
+    "each coordinate's own": sfd.federated_defense(initial_rounds=10),
     "int8 counters": sfd.federated_defense(initial_rounds=5, counter_dtype="int8"),
     "forgetting": sfd.federated_defense(initial_rounds=10, forgetting=0.9),
     "leave own out": sfd.federated_defense(10, leave_own_out=True, anchor=True),
-    "federated voting": sfd.federated_voting(initial_rounds=10),
-    "Dawid-Skene": sfd.dawid_skene(),
+    "voting, then weights": sfd.federated_voting(initial_rounds=10),
     "oracle": sfd.oracle(jnp.linspace(0.1, 0.9, M)),
 }
-IN_DEFAULT_SET = ("federated defense", "correlation defense")
-SLOW = [
-    pytest.param(name, marks=() if name in IN_DEFAULT_SET else pytest.mark.slow)
-    for name in DECODERS
-]
+IN_DEFAULT_SET = ("majority_vote", "each coordinate's own")
+slow = pytest.mark.slow
 
 
 def mesh_of(num_devices, **options):
@@ -116,10 +111,7 @@ def simulated(decoder, attack, data):
 
 
 def distributed(decoder, attack, data, mesh):
-    """The same, every device with its own workers' batches and gradients.
-
-    The attackers, who know all gradients, gather them; nobody else does.
-    """
+    """The same, every device with its own workers' batches, gradients and lies."""
     per_device = M // mesh.shape["workers"]
     aggregate = scale_by_sign_decoder_sharded(
         M, decoder=decoder, workers_per_device=per_device
@@ -131,13 +123,16 @@ def distributed(decoder, attack, data, mesh):
         key, attack_key, _ = jax.random.split(key, 3)  # as in the simulation
         own = jax.tree.map(lambda p: lax.pcast(p, "workers", to="varying"), params)
         gradients = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(own, batch)
-        gradients = lax.all_gather(gradients, "workers", tiled=True)
+        workers = lax.axis_index("workers") * per_device + jnp.arange(per_device)
         context = attacks.AttackContext(opt_state[0].sign_round, None)
-        gradients, _ = attack.apply(attack_key, gradients, liars, context, ())
-        first = lax.axis_index("workers") * per_device
-        gradients = jax.tree.map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, first, per_device), gradients
-        )
+
+        def send(worker, gradient):
+            row, liar = jax.tree.map(lambda leaf: leaf[None], gradient), liars[worker]
+            own_key = jax.random.fold_in(attack_key, worker)
+            row, _ = attack.apply(own_key, row, liar[None], context, ())
+            return jax.tree.map(lambda leaf: leaf[0], row)
+
+        gradients = jax.vmap(send)(workers, gradients)
         if per_device == 1:
             gradients = jax.tree.map(lambda leaf: leaf[0], gradients)
         updates, opt_state = tx.update(gradients, opt_state, params)
@@ -164,7 +159,13 @@ def distributed(decoder, attack, data, mesh):
     return lambda liars: all_rounds(params, on(mesh, liars, P()), key, data)
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in IN_DEFAULT_SET else slow)
+        for name in DECODERS
+    ],
+)
 def test_fifty_rounds_equal_the_simulation(name):
     """Parameters of every round, so every decoded sign; attacked, and nobody lying."""
     data, attack = batches(), attacks.stochastic_sign_flip(0.8)
@@ -254,9 +255,8 @@ DEFENSE = sfd.federated_defense(initial_rounds=2)
 MAJORITY = sfd.majority_vote()
 
 
-@pytest.mark.parametrize(
-    "num_devices", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
-)
+@slow
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
 def test_any_number_of_workers_on_a_device(num_devices):
     """Even the state is the same array, so a run may go on with fewer devices."""
     per_device = M // num_devices
@@ -276,7 +276,7 @@ def test_any_number_of_workers_on_a_device(num_devices):
 
 
 @pytest.mark.parametrize(
-    "size", [1, 65, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 64))]
+    "size", [65, *(pytest.param(size, marks=slow) for size in (1, 63, 64))]
 )
 def test_any_number_of_coordinates(size):
     params = jnp.zeros(size)
@@ -368,7 +368,9 @@ def test_sharded_parameters_equal_the_simulation_of_their_shards():
 # Types -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize(
+    "axis_type", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=slow)]
+)
 def test_state_keeps_its_type(axis_type):
     """However it was made: eagerly, jitted, or inside `shard_map`, checked or not."""
     decoder = sfd.federated_defense()
@@ -396,12 +398,12 @@ def test_state_keeps_its_type(axis_type):
             assert (leaf.shape, leaf.dtype) == (size.shape, size.dtype)
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     types = jax.tree.map(jax.typeof, states[0])
-    for check_vma in (True, False):
-        step, state = update_on(mesh, tx, check_vma=check_vma)
-        _, state = step(random_gradients(1)[0], state)
-        assert jax.tree.map(jax.typeof, state) == types
+    step, state = update_on(mesh, tx, check_vma=axis_type == AxisType.Explicit)
+    _, state = step(random_gradients(1)[0], state)
+    assert jax.tree.map(jax.typeof, state) == types
 
 
+@slow
 def test_in_a_chain_with_momentum_decay_and_a_schedule():
     """Everything after the aggregation is optax's own, and sees no worker axis."""
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) + 1, PARAMS)
@@ -512,6 +514,11 @@ def test_the_reference_decoder_would_count_padding():
     decoder = sfd.federated_defense(3, reference=True)
     with pytest.raises(ValueError, match="coordinates of padding"):
         trace(lambda g: reduce_signs(g, decoder), jnp.ones(65), check_vma=False)
+
+
+@slow
+def test_the_reference_decoder_without_padding():
+    decoder = sfd.federated_defense(3, reference=True)
     tx = scale_by_sign_decoder_sharded(M, decoder=decoder)
     params = jnp.zeros(64)
     step, state = update_on(mesh_of(8), tx, params)

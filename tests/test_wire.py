@@ -37,14 +37,22 @@ def found_for(mesh, params, num_workers, **options):
     return wire.collectives(wire.compile_update(tx, mesh, params, **options))
 
 
-def test_one_bit_up_and_one_down():
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("federated_defense",),
+        pytest.param(tuple(wire.DECODERS), marks=pytest.mark.slow),
+    ],
+    ids=["one", "all"],
+)
+def test_one_bit_up_and_one_down(names):
     """Beside the bits there are M bits of presence, and a few numbers a worker."""
-    rows = wire.ledger(N, DEVICES)
+    rows = wire.ledger(N, DEVICES, {name: wire.DECODERS[name] for name in names})
     assert rows["f32 all-reduce"]["sent"] == 2 * 7 / 8 * 4 * N
     assert rows["bf16 all-reduce"]["sent"] == 2 * 7 / 8 * 2 * N
     assert rows["all-gathered packed votes"]["sent"] == 7 * N / 8
     ours = [name for name in rows if name.startswith("one bit up")]
-    assert len(ours) == len(wire.DECODERS)
+    assert len(ours) == len(names)
     for name in ours:
         found = [wire.Collective(**each) for each in rows[name]["collectives"]]
         assert moved(found, "all-to-all") == N // 8 + DEVICES
@@ -53,7 +61,10 @@ def test_one_bit_up_and_one_down():
         assert rows[name]["share_of_f32"] <= 1 / 30
 
 
-@pytest.mark.parametrize("size", [1, 1_000, 4_097])
+@pytest.mark.parametrize(
+    "size",
+    [4_097, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 1_000))],
+)
 def test_padding_is_less_than_a_byte_for_each_worker(size):
     mesh = jax.make_mesh((4,), ("workers",), devices=jax.devices()[:4])
     shapes = {"w": jax.ShapeDtypeStruct((size,), jnp.float32), "b": jnp.zeros(())}
@@ -63,6 +74,7 @@ def test_padding_is_less_than_a_byte_for_each_worker(size):
     assert moved(found, "all-gather") == padded // 8
 
 
+@pytest.mark.slow
 def test_three_workers_on_a_device_send_three_bits_and_receive_one():
     mesh = jax.make_mesh((4,), ("workers",), devices=jax.devices()[:4])
     found = found_for(mesh, jnp.zeros(9_600), 12, workers_per_device=3)
