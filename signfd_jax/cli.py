@@ -44,6 +44,12 @@ class Run:
         output_dir: folder of all runs.
         checkpoint_every: rounds between checkpoints; none: at most every 30 seconds.
         keep_checkpoints: number of checkpoints that stay, the newest.
+        processes: start so many processes on this machine, and watch them.
+        distributed: join the processes that another launcher has started.
+        coordinator: HOST:PORT of the first of them; none: as the launcher says.
+        num_processes: how many they are; none: likewise.
+        process_id: which one this is, from 0; none: likewise.
+        heartbeat: seconds of silence after which a process counts as dead.
         redraw_byzantine: others lie each round; --membership drawn_each_round.
         force: run again what is finished.
         quiet: no progress bar.
@@ -54,6 +60,12 @@ class Run:
     output_dir: Path = Path("runs")
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
+    processes: int = 1
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    heartbeat: int = 30
     redraw_byzantine: bool = False
     force: bool = False
     quiet: bool = False
@@ -180,7 +192,7 @@ def _preset(arguments) -> tuple[Experiment, list[str]]:
 def _run(arguments) -> int:
     from signfd_jax.experiments import records
 
-    earlier = None
+    earlier, given = None, arguments
     if arguments and arguments[0] == "--from":
         if len(arguments) < 2:
             raise ValueError("give the folder of the run: signfd run --from RUN ...")
@@ -195,6 +207,24 @@ def _run(arguments) -> int:
     experiment = options.experiment
     if options.redraw_byzantine:
         experiment = dataclasses.replace(experiment, membership="drawn_each_round")
+    from signfd_jax.experiments import launch
+
+    if options.processes != 1 and not options.distributed:
+        return launch.launch(given, options.processes)
+    if options.distributed:
+        launch.join(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            heartbeat=options.heartbeat,
+        )
+        return launch.guarded(lambda: _run_here(options, experiment, earlier))
+    return _run_here(options, experiment, earlier)
+
+
+def _run_here(options, experiment, earlier) -> int:
+    import jax
+
     from signfd_jax import plots
     from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
@@ -207,7 +237,10 @@ def _run(arguments) -> int:
         progress=not options.quiet,
         checkpoint_every=options.checkpoint_every,
         keep_checkpoints=options.keep_checkpoints,
+        distributed=options.distributed,
     )
+    if jax.process_index() > 0:
+        return 0
     if summary["finished_before"]:
         print("finished before; --force runs it again")
     else:

@@ -284,7 +284,12 @@ def _padded(workers, examples, num_workers):
 
 
 def worker_batches(
-    dataset: Dataset, partition: Partition, batch_size: int, *, augment: bool = False
+    dataset: Dataset,
+    partition: Partition,
+    batch_size: int,
+    *,
+    augment: bool = False,
+    first_worker: int | jax.Array = 0,
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
     """Build the function that draws one batch for every worker.
 
@@ -298,6 +303,9 @@ def worker_batches(
         batch_size: B, examples a worker draws.
         augment: crop each image at random after padding it by 4 zero pixels on each
             side, and flip every other one from left to right (for CIFAR).
+        first_worker: where `partition.indices` has only the rows of some workers, as on
+            one of many devices, the first of them (int32 scalar); `sizes` has all M.
+            The batches are those that these workers would draw among all.
 
     Returns:
         `sample_batch(key) -> (inputs, labels)`, float32 `[M, B, ...]`, standardised,
@@ -332,22 +340,31 @@ def worker_batches(
         test_labels=dataset.test_labels[:0],
     )
     draw = functools.partial(_draw, batch_size, augment)
-    return jax.tree_util.Partial(draw, *jax.tree.map(jnp.asarray, (dataset, partition)))
+    facts = jax.tree.map(jnp.asarray, (dataset, partition, first_worker))
+    return jax.tree_util.Partial(draw, *facts)
 
 
-def _draw(batch_size, augment, dataset, partition, key):
+def _draw(batch_size, augment, dataset, partition, first_worker, key):
+    num_workers, rows = partition.sizes.shape[0], partition.indices.shape[0]
+
+    def here(of_all):
+        """What was drawn for the workers that there are examples of."""
+        if rows == num_workers:
+            return of_all
+        return lax.dynamic_slice_in_dim(of_all, first_worker, rows)
+
     key, augment_key = jax.random.split(key)
     sizes = jnp.expand_dims(partition.sizes, 1)
-    places = jax.random.randint(key, (sizes.shape[0], batch_size), 0, sizes)
+    places = here(jax.random.randint(key, (num_workers, batch_size), 0, sizes))
     examples = jnp.take_along_axis(partition.indices, places, axis=1)
     inputs = dataset.train_inputs[examples]
     if augment:
-        inputs = _augmented(augment_key, inputs)
+        inputs = _augmented(augment_key, inputs, num_workers, here)
     return standardise(inputs, dataset), dataset.train_labels[examples]
 
 
-def _augmented(key, images):
-    """Random crop and flip of images `[M, B, height, width, channels]`."""
+def _augmented(key, images, num_workers, here):
+    """Random crop and flip of images `[rows, B, height, width, channels]`."""
 
     def crop_and_flip(image, corner, flip):
         padded = jnp.pad(image, ((_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0)))
@@ -355,7 +372,7 @@ def _augmented(key, images):
         return jnp.where(flip, image[:, ::-1], image)
 
     corner_key, flip_key = jax.random.split(key)
-    shape = images.shape[:2]
-    corners = jax.random.randint(corner_key, (*shape, 2), 0, 2 * _PADDING + 1)
-    flips = jax.random.bernoulli(flip_key, shape=shape)
+    shape = (num_workers, images.shape[1])
+    corners = here(jax.random.randint(corner_key, (*shape, 2), 0, 2 * _PADDING + 1))
+    flips = here(jax.random.bernoulli(flip_key, shape=shape))
     return jax.vmap(jax.vmap(crop_and_flip))(images, corners, flips)

@@ -313,10 +313,14 @@ def _blank(leaf):
 def _from_numpy(array, like):
     if is_split(like):
         return array
-    array = jnp.array(array)
+    sharding = getattr(like, "sharding", None)
+    if sharding is not None:
+        array = jax.make_array_from_callback(
+            array.shape, sharding, lambda index: np.array(array[index], copy=True)
+        )
     if is_key(like):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    return array
+    return jnp.asarray(array)
 
 
 def _rounds(directory):

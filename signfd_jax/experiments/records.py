@@ -272,13 +272,14 @@ def environment() -> dict[str, Any]:
     """What a result depends on beside its configuration.
 
     Returns:
-        Versions of Python and of the libraries, the device, and the commit: of the
+        Versions of Python and of the libraries, the device and their number, and the
+        commit: of the
         checkout that signfd_jax is in, ending in -dirty if its files were changed;
         None if it was installed otherwise.
 
     Examples:
         >>> sorted(environment())
-        ['commit', 'device', 'versions']
+        ['commit', 'device', 'devices', 'versions']
     """
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
@@ -287,6 +288,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.device_count(),
         "commit": _commit(),
     }
 

@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from signfd_jax.experiments import checkpoints, records
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment
 
-__all__ = ["held_back_signals", "resume", "schedule"]
+__all__ = ["agreed", "held_back_signals", "resume", "schedule"]
 
 _SECONDS = 30.0  # before the first checkpoint, so that a short run has none
 _SHARE = 20  # checkpoints take at most the twentieth part of the time
@@ -48,6 +52,9 @@ def resume(
         ''
     """
     path = folder / "metrics.jsonl"
+    if jax.process_index() > 0:  # the first process knows which one
+        found = checkpoints.restore(folder, start.state, config)
+        return start if found is None else found
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     tests = [*range(config.eval_every, config.rounds, config.eval_every), config.rounds]
     heads = [(t, config.seed + s) for t in tests for s in range(config.seeds)]
@@ -76,8 +83,30 @@ def _head(line):
         return None
 
 
+def agreed(flag: bool) -> bool:
+    """Whether any process says so: all of them save, and stop, at the same test.
+
+    Args:
+        flag: what this process says.
+
+    Returns:
+        True if any process said True.
+
+    Examples:
+        >>> agreed(True), agreed(False)
+        (True, False)
+    """
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
 def schedule(
-    save: Callable[[Checkpoint], None], *, every: int | None, rounds: int
+    save: Callable[[Checkpoint], None],
+    *,
+    every: int | None,
+    rounds: int,
+    agree: Callable[[bool], bool] = bool,
 ) -> Callable[[Checkpoint, bool], None]:
     """Decide at each test whether it is time for a checkpoint.
 
@@ -86,6 +115,7 @@ def schedule(
         every: rounds from one to the next; None: at the first test after 30 seconds,
             or after 20 times what the last one took, whichever is later.
         rounds: rounds of the checkpoint that there is, 0 without one.
+        agree: see `agreed`.
 
     Returns:
         `offer(checkpoint, now)`, which saves the checkpoint if it is time, and in any
@@ -107,7 +137,7 @@ def schedule(
             now = now or begun - last_time >= pause
         else:
             now = now or checkpoint.rounds // every > rounds // every
-        if now and checkpoint.rounds > rounds:
+        if agree(now) and checkpoint.rounds > rounds:
             save(checkpoint)
             rounds, last_time = checkpoint.rounds, time.monotonic()
             pause = max(_SECONDS, _SHARE * (last_time - begun))

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm.auto import tqdm
 
 from signfd_jax import data
-from signfd_jax.experiments import checkpoints, records, resuming, training
+from signfd_jax.experiments import checkpoints, records, resuming, sharded, training
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.ledger import bits_per_round
@@ -33,6 +34,7 @@ def run_experiment(
     progress: bool = True,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 2,
+    distributed: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Run an experiment into its folder, unless it has been; go on if it was stopped.
 
@@ -50,6 +52,8 @@ def run_experiment(
             None: one at the first test after 30 seconds, but no more than a twentieth
             of the time goes into them.
         keep_checkpoints: number of checkpoints that stay, the newest.
+        distributed: share the workers out to all devices of all processes that have
+            joined (`launch.join`), which must see the same `output_dir`.
 
     Returns:
         The run's folder, and its summary. `summary["finished_before"]` is not in the
@@ -78,14 +82,19 @@ def run_experiment(
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:
         return folder, json.loads(summary_path.read_text()) | {"finished_before": True}
+    if distributed:
+        sharded.check_sharded(config, jax.device_count())
+    first = jax.process_index() == 0
     records.make_folder(output_dir)
     dataset = data.load(config.dataset, data_dir=data_dir)
     split = training.split_examples(config, dataset)
+    prepare = sharded.prepare_sharded if distributed else training.prepare
     records.make_folder(folder)
     try:
-        with records.locked(folder):
-            prepared = training.prepare(config, dataset, split)
-            _set_up(folder, config, force)
+        with records.locked(folder) if first else contextlib.nullcontext():
+            prepared = prepare(config, dataset, split)
+            if first:
+                _set_up(folder, config, force)
             start = Checkpoint(prepared.start(), 0, 0.0)
             begin = resuming.resume(folder, config, start, report=_report)
             del start
@@ -94,15 +103,22 @@ def run_experiment(
             )
             with writer as save, resuming.held_back_signals() as stopped:
                 offer = resuming.schedule(
-                    save, every=checkpoint_every, rounds=begin.rounds
+                    save,
+                    every=checkpoint_every,
+                    rounds=begin.rounds,
+                    agree=resuming.agreed,
                 )
                 end = _train(folder, config, prepared, begin, offer, stopped, progress)
-            summary = _summary(folder, config, prepared, end)
-            records.write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
+            if first:
+                summary = _summary(folder, config, prepared, end)
+                text = json.dumps(summary, indent=2) + "\n"
+                records.write_atomically(summary_path, text)
+            resuming.agreed(True)  # nobody reads it before it is written
     finally:
-        with contextlib.suppress(OSError):  # it holds something
-            folder.rmdir()
-    return folder, summary | {"finished_before": False}
+        if first:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+    return folder, json.loads(summary_path.read_text()) | {"finished_before": False}
 
 
 def _report(line):
@@ -123,20 +139,23 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
     """Train from a checkpoint to the end, which is returned as another one."""
     state, rounds, seconds = begin
     up, down = bits_per_round(config, prepared.num_coordinates)
-    total = config.rounds
-    with tqdm(total=total, initial=rounds, unit="round", disable=not progress) as bar:
+    total, first = config.rounds, jax.process_index() == 0
+    quiet = not (progress and first)
+    with tqdm(total=total, initial=rounds, unit="round", disable=quiet) as bar:
         bar.set_description(folder.name)
         while rounds < total:
             begun = time.perf_counter()
             state, rounds, metrics = prepared.advance(state, rounds)
             seconds += time.perf_counter() - begun
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
-            records.append_lines(folder / "metrics.jsonl", lines)
+            if first:
+                records.append_lines(folder / "metrics.jsonl", lines)
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
             bar.set_postfix_str(f"test accuracy {accuracy:.3f}")
             bar.update(rounds - bar.n)
-            offer(Checkpoint(state, rounds, seconds), bool(stopped))
-            if stopped and rounds < total:
+            stop = resuming.agreed(bool(stopped))
+            offer(Checkpoint(state, rounds, seconds), stop)
+            if stop and rounds < total:
                 raise KeyboardInterrupt
     return Checkpoint(state, rounds, seconds)
 
