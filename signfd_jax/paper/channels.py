@@ -79,11 +79,11 @@ def _estimation(scale: Scale, lab: Lab) -> Outcome:
         ylabel="decoding error",
         remarks="In training, the truth U is the sign of the gradient over the whole "
         "training set. The theory's P_E, from one p a worker, is below what is "
-        f"measured in {below} of {len(measured)} tests, and the measured error is above "
-        f"the bound in {beyond}: p differs between coordinates, P_E is convex in p below "
-        "½, and so its mean over coordinates is more than the P_E of their mean p. "
-        "Towards the end the gradient is so small that most p are near ½, whatever the "
-        "decoder.",
+        f"measured in {below} of {len(measured)} tests, and the measured error is "
+        f"above the bound in {beyond}: p differs between coordinates, P_E is convex in "
+        "p below ½, and so its mean over coordinates is more than the P_E of their "
+        "mean p. Towards the end the gradient is so small that most p are near ½, "
+        "whatever the decoder.",
     )
 
 
