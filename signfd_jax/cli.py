@@ -1,4 +1,4 @@
-"""The command `signfd`: run, compare, plot, list.
+"""The command `signfd`: run, compare, paper, plot, list.
 
 Light to import: each command imports what it needs, so that the message about a missing
 extra, and the help, come at once.
@@ -16,7 +16,7 @@ from typing import Any
 
 from signfd_jax.experiments import PRESETS, Experiment, fingerprint, from_json, to_json
 
-__all__ = ["Compare", "Run", "main"]
+__all__ = ["Compare", "Paper", "Run", "main"]
 
 _EXTRA = ("flax", "matplotlib", "pooch", "sklearn", "tqdm", "tyro")
 
@@ -24,11 +24,14 @@ USAGE = """\
 usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd run --from RUN [--field value ...]      repeat the run of that folder
        signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
+       signfd paper FIGURE [--option value ...]       the paper's findings, and a report
        signfd plot FOLDER [FOLDER ...]                draw runs and grids again
        signfd list                                    presets, and every name there is
 
-A configuration's JSON file can stand for a PRESET. `signfd run --help` and
-`signfd compare --help` list the options."""
+A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
+compare --help` and `signfd paper --help` list the options. FIGURE is one of inversion,
+flip-probability, initial-phase, estimation, gaussian, batch-sizes, invariance, quirks,
+or all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,26 @@ class Compare:
     quiet: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Run findings of the paper, and write a report with a verdict for each.
+
+    Attributes:
+        scale: small (digits, minutes on two CPU cores) or full (the paper's own
+            setting, for a GPU).
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    scale: str = "small"
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    force: bool = False
+    quiet: bool = False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -134,7 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    commands = {"run": _run, "compare": _compare, "plot": _plot, "list": _list}
+    commands = {
+        "run": _run,
+        "compare": _compare,
+        "paper": _paper,
+        "plot": _plot,
+        "list": _list,
+    }
     try:
         if arguments[0] not in commands:
             raise ValueError(
@@ -164,7 +193,7 @@ def _parse(kind, default: Any, arguments, command):
                 kind,
                 default=default,
                 args=arguments,
-                prog=f"signfd {command} [PRESET]",
+                prog=f"signfd {command} " + ("FIGURE" if kind is Paper else "[PRESET]"),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:
@@ -298,6 +327,29 @@ def _compare(arguments) -> int:
     return 0
 
 
+def _paper(arguments) -> int:
+    figures = arguments[
+        : next((i for i, a in enumerate(arguments) if a[:1] == "-"), None)
+    ]
+    options = _parse(Paper, Paper(), arguments[len(figures) :], "paper")
+    if not figures:
+        raise ValueError("give a figure, or all: signfd paper all --scale small")
+    from signfd_jax.paper import reproduce
+
+    report, verdicts = reproduce(
+        figures,
+        options.scale,
+        options.output_dir,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+    )
+    for figure, verdict in verdicts.items():
+        print(f"{figure:18}{verdict}")
+    print(report)
+    return 0
+
+
 def _plot(arguments) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise ValueError("give the folders of one or several runs: signfd plot RUN ...")
@@ -328,7 +380,7 @@ def _list(arguments) -> int:
         "datasets": data.DATASETS,
         "models": registry.MODELS,
         "splits": registry.SPLITS,
-        "decoders": registry.DECODERS,
+        "decoders": registry.SERVERS,
         "attacks": registry.ATTACKS,
         "memberships": registry.MEMBERSHIPS,
     }

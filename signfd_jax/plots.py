@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 from signfd_jax.experiments.records import read_lines, read_run
 from signfd_jax.experiments.tables import pivot
 
-__all__ = ["accuracy_figure", "draw", "grid_figure", "weights_figure"]
+__all__ = [
+    "accuracy_figure",
+    "draw",
+    "grid_figure",
+    "panels_figure",
+    "weights_figure",
+]
 
 
 def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -55,6 +61,63 @@ def _finish(axes, legend):
     axes.grid(alpha=0.3)
     if legend:
         axes.legend(fontsize="small", loc="best")
+
+
+def panels_figure(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[int | float], Sequence[Any]]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+) -> Figure:
+    """Curves side by side, under one legend, with one meaning of each colour.
+
+    Args:
+        panels: title of a panel to its curves, each a label with the x values and, for
+            every x, one number or one number a seed.
+        xlabel: what the x axes show.
+        ylabel: what the y axes show; the panels share it.
+        log_x: whether the x axes are logarithmic.
+
+    Returns:
+        A figure: a line for the mean over seeds, a band from the lowest to the highest.
+
+    Examples:
+        >>> curves = {
+        ...     "a": ([1, 2], [0.5, 0.7]),
+        ...     "b": ([1, 2], [[0.1, 0.2], [0.3, 0.4]]),
+        ... }
+        >>> figure = panels_figure({"left": curves}, xlabel="round", ylabel="error")
+        >>> figure.axes[0].get_title(), len(figure.axes[0].lines)
+        ('left', 2)
+    """
+    labels = list(
+        dict.fromkeys(label for curves in panels.values() for label in curves)
+    )
+    figure = Figure(figsize=(1.2 + 3.2 * len(panels), 3.6), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    lines = {}
+    for axes, (title, curves) in zip(row, panels.items(), strict=True):
+        for label, (x, values) in curves.items():
+            seeds = [v if isinstance(v, Sequence) else [v] for v in values]
+            position = labels.index(label)
+            style = {
+                "color": f"C{position % 10}",
+                "linestyle": "-" if position < 10 else "--",
+            }
+            (line,) = axes.plot(x, [statistics.fmean(v) for v in seeds], **style)
+            low, high = map(min, seeds), map(max, seeds)
+            axes.fill_between(
+                x, list(low), list(high), color=line.get_color(), alpha=0.15
+            )
+            lines[label] = line
+        axes.set(title=title, xlabel=xlabel, xscale="log" if log_x else "linear")
+        axes.grid(alpha=0.3)
+    row[0].set_ylabel(ylabel)
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=7
+    )
+    return figure
 
 
 def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm.auto import tqdm
 
-from signfd_jax import data
+from signfd_jax import data, theory
 from signfd_jax.experiments import checkpoints, records, resuming, sharded, training
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
@@ -168,6 +169,9 @@ def _lines(config, rounds, metrics, bits):
         seed = config.seed + s
         lies = training.byzantine_mask(config, seed).nonzero()[0].tolist()
         head = {"round": rounds, "seed": seed, "byzantine": lies}
+        # What the theory makes of the estimates, to hold beside `sign_error`.
+        crossover = jnp.clip(metrics.crossover[s], 0, 1)
+        values["error_bound"] = float(theory.bhattacharyya_bounds(crossover)[1])
         lines.append(head | values | {"bits_up": bits[0], "bits_down": bits[1]})
     return lines
 

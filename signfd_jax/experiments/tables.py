@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Pivot", "accuracy_table", "mean_and_error", "pivot"]
+__all__ = ["Pivot", "accuracy_table", "markdown", "mean_and_error", "pivot"]
 
 
 class Pivot(NamedTuple):
@@ -133,7 +133,7 @@ def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
         worst = [table.worst(setting, decoder)[0] for decoder in table.decoders]
         cells = ["" if math.isnan(mean) else f"{mean:.3f}" for mean in worst]
         rows.append([setting, "worst case", *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _cell(values):
@@ -143,7 +143,21 @@ def _cell(values):
     return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 
-def _markdown(rows):
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table.
+
+    Args:
+        rows: the rows of cells, the head first.
+
+    Returns:
+        The table, its columns padded to equal widths.
+
+    Examples:
+        >>> print(markdown([["a", "b"], ["1", "23"]]))
+        | a | b  |
+        |---|----|
+        | 1 | 23 |
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"

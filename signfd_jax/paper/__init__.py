@@ -1,0 +1,20 @@
+"""The paper's findings as presets: one command each, one report, one verdict each.
+
+`FINDINGS` are what can be run, `SCALES` at which size.
+"""
+
+from signfd_jax.paper.findings import FINDINGS
+from signfd_jax.paper.outcome import Claim, Finding, Outcome, verdict
+from signfd_jax.paper.report import reproduce
+from signfd_jax.paper.scales import SCALES, Scale
+
+__all__ = [
+    "FINDINGS",
+    "SCALES",
+    "Claim",
+    "Finding",
+    "Outcome",
+    "Scale",
+    "reproduce",
+    "verdict",
+]
