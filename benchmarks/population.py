@@ -114,10 +114,12 @@ def measure_one(num_workers: int, features: int, decoder: str, rounds: int):
     program, compile_seconds = measure.compiled(step, state)
     state, _ = jax.block_until_ready(program(state))
     seconds = []
+    processor_seconds = time.process_time()
     for _ in range(rounds):
         start = time.perf_counter()
         state, info = jax.block_until_ready(program(state))
         seconds.append(time.perf_counter() - start)
+    processor_seconds = time.process_time() - processor_seconds
     coordinates = CLASSES * (features + 1)
     found_out = (info.weights[0] < 0) == state.byzantine
     return {
@@ -126,6 +128,7 @@ def measure_one(num_workers: int, features: int, decoder: str, rounds: int):
         "decoder": decoder,
         "compile_s": compile_seconds,
         **measure.Timing(tuple(seconds)).summary(),
+        "processor_s": processor_seconds / rounds,
         "workers_per_s": num_workers / statistics.median(seconds),
         "peak_bytes": measure.peak_memory(),
         "temporary_bytes": program.memory_analysis().temp_size_in_bytes,

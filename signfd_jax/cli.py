@@ -233,7 +233,10 @@ def _run(arguments) -> int:
     if earlier is not None:
         default = dataclasses.replace(default, output_dir=earlier.parent / "repeats")
     options = _parse(Run, default, rest, "run")
+    preset = PRESETS.get(experiment.name)
     experiment = options.experiment
+    if preset and preset.fallback and experiment.dataset == preset.experiment.dataset:
+        experiment = _with_data(experiment, preset.fallback, options.data_dir)
     if options.redraw_byzantine:
         experiment = dataclasses.replace(experiment, membership="drawn_each_round")
     from signfd_jax.experiments import launch
@@ -279,6 +282,18 @@ def _run_here(options, experiment, earlier) -> int:
     if earlier is not None:
         print(repeats.difference(earlier, folder))
     return 0
+
+
+def _with_data(experiment, fallback, data_dir):
+    """The experiment, with another data set where its own cannot be had."""
+    from signfd_jax import data
+
+    try:
+        data.load(experiment.dataset, data_dir=data_dir)
+    except data.DataError as error:
+        print(f"signfd: {error}; {fallback} instead", file=sys.stderr)
+        return dataclasses.replace(experiment, dataset=fallback)
+    return experiment
 
 
 def _compare(arguments) -> int:

@@ -25,10 +25,12 @@ __all__ = [
     "Partition",
     "dirichlet",
     "everything",
+    "examples",
     "iid",
     "labels_per_worker",
     "one_class_per_worker",
     "worker_batches",
+    "worker_indices",
 ]
 
 _PADDING = 4  # of the random crop, in pixels
@@ -344,6 +346,70 @@ def worker_batches(
     return jax.tree_util.Partial(draw, *facts)
 
 
+def worker_indices(
+    partition: Partition, batch_size: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Build the function that draws which examples make every worker's batch.
+
+    They are those of `worker_batches` under the same key: with `examples`, a large
+    population looks them up a chunk of workers at a time.
+
+    Args:
+        partition: which examples each worker holds; may be traced.
+        batch_size: B, examples a worker draws.
+
+    Returns:
+        `sample_indices(key) -> int32 [M, B]`, positions in the training set; the key is
+        consumed. It is a pytree, a `jax.tree_util.Partial`.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+
+    Examples:
+        >>> split = iid(np.array([0, 0, 1, 1]), num_workers=6)
+        >>> sample_indices = worker_indices(split, batch_size=3)
+        >>> sample_indices(jax.random.key(0)).shape
+        (6, 3)
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    draw = functools.partial(_draw_indices, batch_size)
+    return jax.tree_util.Partial(draw, jax.tree.map(jnp.asarray, partition))
+
+
+def examples(
+    dataset: Dataset,
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Build the function that looks training examples up.
+
+    Args:
+        dataset: its training examples; may be traced.
+
+    Returns:
+        `lookup(indices) -> (inputs, labels)`: of int32 `[...]`, float32
+        `[..., height, width, channels]`, standardised, and int32 `[...]`.
+
+    Examples:
+        >>> from signfd_jax.data import load
+        >>> inputs, labels = examples(load("digits"))(jnp.array([[0, 1], [2, 3]]))
+        >>> inputs.shape, labels.shape
+        ((2, 2, 8, 8, 1), (2, 2))
+    """
+    images, labels = map(jnp.asarray, (dataset.train_inputs, dataset.train_labels))
+
+    def lookup(indices):
+        return standardise(images[indices], dataset), labels[indices]
+
+    return lookup
+
+
+def _draw_indices(batch_size, partition, key, here=lambda of_all: of_all):
+    key, _ = jax.random.split(key)  # the other half augments
+    sizes = jnp.expand_dims(partition.sizes, 1)
+    places = here(jax.random.randint(key, (sizes.shape[0], batch_size), 0, sizes))
+    return jnp.take_along_axis(partition.indices, places, axis=1)
+
+
 def _draw(batch_size, augment, dataset, partition, first_worker, key):
     num_workers, rows = partition.sizes.shape[0], partition.indices.shape[0]
 
@@ -353,10 +419,8 @@ def _draw(batch_size, augment, dataset, partition, first_worker, key):
             return of_all
         return lax.dynamic_slice_in_dim(of_all, first_worker, rows)
 
-    key, augment_key = jax.random.split(key)
-    sizes = jnp.expand_dims(partition.sizes, 1)
-    places = here(jax.random.randint(key, (num_workers, batch_size), 0, sizes))
-    examples = jnp.take_along_axis(partition.indices, places, axis=1)
+    _, augment_key = jax.random.split(key)
+    examples = _draw_indices(batch_size, partition, key, here)
     inputs = dataset.train_inputs[examples]
     if augment:
         inputs = _augmented(augment_key, inputs, num_workers, here)

@@ -238,8 +238,8 @@ def draw(folder: str | Path) -> list[Path]:
     r"""Draw what a run or a grid wrote, finished or not, into its own folder.
 
     Args:
-        folder: the folder of a run (`accuracy.png` and `weights.png` are drawn) or of a
-            grid (`comparison.png`).
+        folder: the folder of a run (`accuracy.png` and, where each worker's weight was
+            recorded, `weights.png` are drawn) or of a grid (`comparison.png`).
 
     Returns:
         The files written.
@@ -264,10 +264,9 @@ def draw(folder: str | Path) -> list[Path]:
         _, metrics = read_run(folder)
         if not metrics:
             raise ValueError(f"{folder} has no metrics yet: nothing to draw")
-        figures = {
-            "accuracy.png": accuracy_figure({folder.name: metrics}),
-            "weights.png": weights_figure(metrics),
-        }
+        figures = {"accuracy.png": accuracy_figure({folder.name: metrics})}
+        if "weights" in metrics[0]:
+            figures["weights.png"] = weights_figure(metrics)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
     return [folder / name for name in figures]

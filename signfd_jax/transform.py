@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from signfd_jax import packed, signs
-from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import DecodeInfo, Decoder, majority_vote
 from signfd_jax.defense import federated_defense
+from signfd_jax.population import default_decoder
 
 # Optax marks this type as experimental; it adds no behaviour, only the promise that
 # updates carry a leading worker axis.
@@ -89,7 +89,7 @@ def scale_by_sign_decoder(
     Args:
         num_workers: number M of workers (Python int, at least 1). Under
             `optax.inject_hyperparams` name it in `static_args`.
-        decoder: the `Decoder`; None means `correlation_defense()`.
+        decoder: the `Decoder`; None: `population.default_decoder(num_workers)`.
 
     Returns:
         An optax transformation (`optax.experimental.aggregating.Aggregator` where
@@ -114,7 +114,7 @@ def scale_by_sign_decoder(
         [-0.1  0.1]
     """
     _check_num_workers(num_workers)
-    decoder = correlation_defense() if decoder is None else decoder
+    decoder = default_decoder(num_workers) if decoder is None else decoder
 
     def init_fn(params):
         # Every leaf is an array of its own, so that the state can be donated.
@@ -307,7 +307,7 @@ def sign_sgd(
     Args:
         learning_rate: step $\delta$, a scalar or an optax schedule of the round.
         num_workers: number M of workers (Python int, at least 1).
-        decoder: the `Decoder`; None means `correlation_defense()`.
+        decoder: the `Decoder`; None: `population.default_decoder(num_workers)`.
 
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.

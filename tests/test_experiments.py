@@ -352,3 +352,39 @@ def test_ledger():
     assert bits_per_round(ternary, 1000) == (2000, 2000)
     # One more bit says that the worker is there.
     assert bits_per_round(one_bit, 1000) == (1001, 1000)
+
+
+def test_chunks_of_workers_train_as_the_whole(digits):
+    """Same batches, attack and votes: the same tests of the same parameters."""
+    base = Experiment(
+        model="softmax_regression",
+        decoder="majority_vote",
+        attack="stochastic_sign_flip",
+        num_workers=6,
+        num_byzantine=2,
+        rounds=4,
+        eval_every=4,
+    )
+    whole, chunked = (
+        metrics_of(vary(base, worker_chunk=chunk), digits)[-1] for chunk in (0, 3)
+    )
+    np.testing.assert_array_equal(chunked.test_accuracy, whole.test_accuracy)
+    np.testing.assert_array_equal(chunked.crossover, whole.crossover)
+    with pytest.raises(ValueError, match="does not divide the 6 workers; take 3"):
+        prepare(vary(base, worker_chunk=4), digits)
+    for fields in ({"worker_chunk": 7}, {"worker_chunk": 3, "augment": True}):
+        with pytest.raises(ValueError, match="worker_chunk"):
+            vary(base, **fields)
+
+
+def test_records_of_large_populations_are_short(tmp_path, monkeypatch):
+    monkeypatch.setattr("signfd_jax.experiments.runs._LISTED", 10)
+    config = Experiment(
+        decoder="majority_vote", batch_size=2, num_byzantine=5, rounds=1, eval_every=1
+    )
+    folder, _ = run_experiment(config, tmp_path, progress=False)
+    (record,) = read_lines(folder / "metrics.jsonl")
+    assert not {"weights", "crossover", "byzantine"} & record.keys()
+    assert record["weights_quantiles_honest"] == [1.0] * 7
+    low, *_, high = record["crossover_quantiles_byzantine"]
+    assert 0 <= low < high <= 1

@@ -324,3 +324,15 @@ def test_refuses_batches_that_make_no_sense():
     other = partition.iid(np.zeros(30, int), 2)
     with pytest.raises(ValueError, match="holds example 29, but numbered has 20"):
         partition.worker_batches(dataset, other, 4)
+
+
+def test_indices_looked_up_are_the_batches(key):
+    dataset = data.load("digits")
+    split = partition.iid(dataset.train_labels, 7)
+    inputs, labels = partition.worker_batches(dataset, split, 3)(key)
+    indices = partition.worker_indices(split, 3)(key)
+    found_inputs, found_labels = partition.examples(dataset)(indices)
+    np.testing.assert_array_equal(found_labels, labels)
+    np.testing.assert_array_equal(found_inputs, inputs)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        partition.worker_indices(split, 0)

@@ -398,8 +398,17 @@ def trained_by_indices(decoder, key, **options):
     return jax.jit(lambda state: sfd.run(simulation, state, draw, 4))(state)
 
 
-@pytest.mark.parametrize("decoder", CHUNKABLE)
-@pytest.mark.parametrize("wire", signs.WIRES)
+@pytest.mark.parametrize(
+    ("decoder", "wire"),
+    [
+        ("majority", "one_bit"),
+        ("correlation", "ternary"),
+        pytest.param("majority", "ternary", marks=pytest.mark.slow),
+        pytest.param("pooled", "ternary", marks=pytest.mark.slow),
+        pytest.param("pooled", "one_bit", marks=pytest.mark.slow),
+        pytest.param("correlation", "one_bit", marks=pytest.mark.slow),
+    ],
+)
 def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key):
     """Also where the attackers draw at random, and workers are absent."""
     options = {"attack": ATTACKS["flips"], "wire": wire}
@@ -427,6 +436,7 @@ ROW_WISE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROW_WISE)
 def test_every_row_wise_attack_is_the_same_in_chunks(name, key):
     whole, _ = trained_by_indices(sfd.majority_vote(), key, attack=ROW_WISE[name])

@@ -32,6 +32,8 @@ class Experiment:
         byzantine_ids: the Byzantine workers by name, 0 to M - 1, instead of a number.
         wire: ternary (a zero gradient abstains) or one_bit (every vote is +1 or -1).
         batch_size: examples of each worker in each round.
+        worker_chunk: workers that have gradients at a time, of a large population; it
+            divides num_workers. 0: all.
         learning_rate: step along the decoded sign.
         rounds: number of rounds.
         eval_every: rounds from one test to the next.
@@ -54,6 +56,7 @@ class Experiment:
     byzantine_ids: tuple[int, ...] = ()
     wire: str = "ternary"
     batch_size: int = 16
+    worker_chunk: int = 0
     learning_rate: float = 2e-3
     rounds: int = 300
     eval_every: int = 10
@@ -74,6 +77,15 @@ class Experiment:
                 raise ValueError(
                     f"{name} must lie in [0, 2**31), but is {getattr(self, name)}"
                 )
+        if not 0 <= self.worker_chunk <= self.num_workers:
+            raise ValueError(
+                f"worker_chunk must lie in [0, {self.num_workers}], the number of "
+                f"workers, but is {self.worker_chunk}"
+            )
+        if self.worker_chunk and self.augment:
+            raise ValueError(
+                "augment=True needs worker_chunk=0: it draws for all at once"
+            )
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(
                 f"flip_probability must lie in [0, 1], but is {self.flip_probability}"

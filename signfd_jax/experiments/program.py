@@ -216,6 +216,8 @@ def compile_program(
             attack=attack,
             wire=key.wire,
             membership=membership,
+            lookup=partition.examples(inputs.dataset) if key.worker_chunk else None,
+            worker_chunk=key.worker_chunk or None,
         )
         return inputs, model, simulated
 
@@ -229,9 +231,12 @@ def compile_program(
         assert num_rounds is not None
         inputs, model, simulated = build(leaves)
         dataset = inputs.dataset
-        sample_batch = partition.worker_batches(
-            dataset, inputs.partition, key.batch_size, augment=key.augment
-        )
+        if key.worker_chunk:
+            sample_batch = partition.worker_indices(inputs.partition, key.batch_size)
+        else:
+            sample_batch = partition.worker_batches(
+                dataset, inputs.partition, key.batch_size, augment=key.augment
+            )
         state, infos = run(simulated, state, sample_batch, num_rounds)
         test = models.evaluate(
             model,

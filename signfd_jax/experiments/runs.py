@@ -4,7 +4,9 @@ Shapes: `S` seeds, `M` workers.
 """
 
 import contextlib
+import importlib.util
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data, theory
@@ -24,6 +27,9 @@ from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.parameters import save_params
 
 __all__ = ["run_experiment"]
+
+_LISTED = 1000  # workers: of more, records hold quantiles instead of lists
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def run_experiment(
@@ -147,12 +153,17 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
         while rounds < total:
             begun = time.perf_counter()
             state, rounds, metrics = prepared.advance(state, rounds)
-            seconds += time.perf_counter() - begun
+            took = time.perf_counter() - begun
+            seconds += took
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
             if first:
                 records.append_lines(folder / "metrics.jsonl", lines)
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
-            bar.set_postfix_str(f"test accuracy {accuracy:.3f}")
+            done = (rounds - bar.n) * config.num_workers * config.seeds
+            bar.set_postfix_str(
+                f"test accuracy {accuracy:.3f}, {done / took:,.0f} workers/s, "
+                f"{_peak_memory() / 2**30:.1f} GiB"
+            )
             bar.update(rounds - bar.n)
             stop = resuming.agreed(bool(stopped))
             offer(Checkpoint(state, rounds, seconds), stop)
@@ -165,15 +176,42 @@ def _lines(config, rounds, metrics, bits):
     """One record a seed."""
     lines = []
     for s in range(config.seeds):
-        values = {name: array[s].tolist() for name, array in metrics._asdict().items()}
+        values = {name: array[s] for name, array in metrics._asdict().items()}
         seed = config.seed + s
-        lies = training.byzantine_mask(config, seed).nonzero()[0].tolist()
-        head = {"round": rounds, "seed": seed, "byzantine": lies}
+        mask = training.byzantine_mask(config, seed)
+        head: dict[str, Any] = {"round": rounds, "seed": seed}
         # What the theory makes of the estimates, to hold beside `sign_error`.
         crossover = jnp.clip(metrics.crossover[s], 0, 1)
-        values["error_bound"] = float(theory.bhattacharyya_bounds(crossover)[1])
+        error_bound = float(theory.bhattacharyya_bounds(crossover)[1])
+        if config.num_workers <= _LISTED:
+            head["byzantine"] = mask.nonzero()[0].tolist()
+        else:
+            for name in ("weights", "crossover"):
+                head |= _quantiles(name, values.pop(name), mask)
+        values = {name: array.tolist() for name, array in values.items()}
+        values["error_bound"] = error_bound
         lines.append(head | values | {"bits_up": bits[0], "bits_down": bits[1]})
     return lines
+
+
+def _quantiles(name, values, byzantine):
+    """Of the honest and of the Byzantine workers, instead of a number for each."""
+    groups = {"honest": values[~byzantine], "byzantine": values[byzantine]}
+    return {
+        f"{name}_quantiles_{group}": np.quantile(some, _QUANTILES).tolist()
+        for group, some in groups.items()
+        if some.size
+    }
+
+
+def _peak_memory():
+    """Most memory that this process has held so far (bytes)."""
+    if importlib.util.find_spec("resource") is None:  # on Windows
+        return math.nan
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _summary(folder, config, prepared, end):
