@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import tyro
 
-from signfd_jax import data, models, partition, signs
+from signfd_jax import batches, data, models, partition, signs
 from signfd_jax.experiments import records, registry
 from signfd_jax.experiments.presets import PRESETS
 
@@ -53,7 +53,7 @@ def lockstep(options: Options) -> jax.Array:
     config = PRESETS["mnist-mlp"].experiment
     dataset = jax.tree.map(jnp.asarray, data.load("mnist", data_dir=options.data_dir))
     split = partition.iid(np.asarray(dataset.train_labels), config.num_workers)
-    draw = partition.worker_batches(
+    draw = batches.worker_batches(
         dataset, jax.tree.map(jnp.asarray, split), config.batch_size
     )
     model = registry.make(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from signfd_jax import packed
 from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
@@ -18,7 +19,12 @@ from signfd_jax.medians import capped_at_median, masked_median
 from signfd_jax.structure import Structure, news, structure
 from signfd_jax.tally import sum_over_leaves, vote_tree
 
-__all__ = ["CorrelationDefenseState", "correlation_defense", "pair_counts"]
+__all__ = [
+    "CorrelationDefenseState",
+    "correlation_defense",
+    "pair_counts",
+    "past_structure",
+]
 
 
 class CorrelationDefenseState(NamedTuple):
@@ -144,18 +150,43 @@ def correlation_defense(
     return Decoder(init, decode, lambda state: state.cd_weights, needs_unpacked="")
 
 
-def _judge(state, balance, pairs, max_llr):
-    """Weights and reliabilities, from the past and from this round's own counts."""
-    # Decayed counts never vanish; less than one vote is none.
-    seen = jnp.diagonal(state.cd_pairs) >= 1
+def past_structure(
+    state: CorrelationDefenseState, previous: Float[Array, " M"]
+) -> tuple[Float[Array, "M M"], Structure]:
+    """What the votes of all rounds so far say about the workers.
+
+    Args:
+        state: the decoder's state, these rounds counted.
+        previous: float `[M]`, weights of the round before the last.
+
+    Returns:
+        float32 `[M, M]`, the mean correlations, and the `Structure` found in them.
+
+    Examples:
+        >>> decoder = correlation_defense()
+        >>> votes = jnp.array([[1, 1, -1], [1, 1, 1], [1, -1, -1]], jnp.int8)
+        >>> state = decoder.init(3, jnp.zeros(3))
+        >>> _, after, _ = decoder.decode(state, votes)
+        >>> print(past_structure(after, state.cd_weights)[0][0] * 3)
+        [3. 1. 1.]
+    """
     rounds, squares = state.cd_rounds
-    past = structure(
-        _ratio(state.cd_balance, state.cd_pairs),
+    correlation = _ratio(state.cd_balance, state.cd_pairs)
+    return correlation, structure(
+        correlation,
         jnp.sqrt(state.cd_noise * squares) / rounds,
-        seen,
-        jnp.where(state.cd_round == 1, 0.0, state.cd_weights),
+        # Decayed counts never vanish; less than one vote is none.
+        jnp.diagonal(state.cd_pairs) >= 1,
+        jnp.where(state.cd_round == 1, 0.0, previous),
+        # How far a round scatters is known after some rounds only.
         jnp.clip(rounds / 5 - 1, 0.0, 1.0),
     )
+
+
+def _judge(state, balance, pairs, max_llr):
+    """Weights and reliabilities, from the past and from this round's own counts."""
+    seen = jnp.diagonal(state.cd_pairs) >= 1
+    _, past = past_structure(state, state.cd_weights)
     weights = _weights(past, seen, max_llr)
     here = jnp.diagonal(pairs) >= 1
     nothing = jnp.zeros_like(weights)

@@ -13,11 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax import packed
-from signfd_jax.correlation import CorrelationDefenseState, correlation_defense
+from signfd_jax.correlation import (
+    CorrelationDefenseState,
+    correlation_defense,
+    past_structure,
+)
 from signfd_jax.counting import outcomes_against_others
 from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
 from signfd_jax.medians import capped_at_median, masked_median
-from signfd_jax.structure import structure
 from signfd_jax.tally import count_agreements, sum_over_leaves, vote_tree
 
 __all__ = ["PopulationDefenseState", "default_decoder", "population_defense"]
@@ -172,7 +175,7 @@ def population_defense(
         key = jax.random.fold_in(jax.random.key(seed), before.cd_round)
         theirs = packed.take_workers(votes, state.pd_committee)
         consensus, after, _ = inner.decode(before, theirs, axis_name)
-        correlation, found = _structure_of(after, before)
+        correlation, found = past_structure(after, before.cd_weights)
 
         agreed, counted = count_agreements(votes, consensus, axis_name)
         # A member's own vote is in the consensus, and must not speak for itself.
@@ -207,18 +210,6 @@ def population_defense(
         return state.pd_weights
 
     return Decoder(init, decode, weights, needs_unpacked="")
-
-
-def _structure_of(committee: CorrelationDefenseState, before: CorrelationDefenseState):
-    """The committee's correlations, and what the structure of them says."""
-    correlation = committee.cd_balance / jnp.maximum(committee.cd_pairs, 1e-9)
-    rounds, squares = committee.cd_rounds
-    return correlation, structure(
-        correlation,
-        jnp.sqrt(committee.cd_noise * squares) / rounds,
-        jnp.diagonal(committee.cd_pairs) >= 1,
-        jnp.where(before.cd_round == 0, 0.0, before.cd_weights),
-    )
 
 
 def _typical(correlation):

@@ -1,7 +1,8 @@
 """Votes: the sign that a worker sends for each coordinate, and its one-bit wire.
 
 Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf, `N`
-coordinates in all. A vote is an int8 in {-1, 0, +1}; 0 is an abstention.
+coordinates in all. A vote is an int8 in {-1, 0, +1}; 0 is an abstention. `WIRES` are
+the alphabets: "ternary" with abstentions, "one_bit" without.
 """
 
 import itertools

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from signfd_jax import data, partition
+from signfd_jax import batches, data, partition
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments.parameters import digest
@@ -83,8 +83,8 @@ def test_devices_train_as_one_process_does(fields, digits):
 def test_rows_of_some_workers_draw_what_they_would_among_all(augment, digits):
     split = partition.dirichlet(digits.train_labels, 6, 0.3)
     rows = split._replace(indices=split.indices[2:5])
-    everyone = partition.worker_batches(digits, split, 4, augment=augment)
-    some = partition.worker_batches(digits, rows, 4, augment=augment, first_worker=2)
+    everyone = batches.worker_batches(digits, split, 4, augment=augment)
+    some = batches.worker_batches(digits, rows, 4, augment=augment, first_worker=2)
     key = jax.random.key(0)
     for ours, theirs in zip(some(key), everyone(key), strict=True):
         np.testing.assert_array_equal(ours, theirs[2:5])

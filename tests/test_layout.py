@@ -47,7 +47,8 @@ ARROWS = {
     "attacks": {"signs"},
     "theory": set(),
     "data": set(),
-    "partition": {"data"},
+    "partition": set(),
+    "batches": {"data", "partition"},
     "convolution": set(),
     "models": {"convolution"},
     "transform": SIGN_MODULES,
@@ -58,11 +59,13 @@ ARROWS = {
     "simulate": {"signs", "packed", "decoding", "attacks"},
     "distributed": SIGN_MODULES,
     "experiments": SIGN_MODULES
-    | {"aggregators", "attacks", "theory", "data", "partition", "models"}
+    | {"aggregators", "attacks", "theory"}
+    | {"data", "partition", "batches", "models"}
     | {"transform", "transform_rules", "sign_family", "simulate", "distributed"},
     "plots": {"experiments.records", "experiments.tables"},
     "paper": SIGN_MODULES
-    | {"attacks", "theory", "data", "partition", "models", "transform", "simulate"}
+    | {"attacks", "theory", "data", "partition", "batches", "models"}
+    | {"transform", "simulate"}
     | {"experiments", "plots"},
     "cli": {"data", "experiments", "paper", "plots"},
 }

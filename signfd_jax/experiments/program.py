@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from signfd_jax import data, models, partition
+from signfd_jax import batches, data, models, partition
 from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
@@ -216,7 +216,7 @@ def compile_program(
             attack=attack,
             wire=key.wire,
             membership=membership,
-            lookup=partition.examples(inputs.dataset) if key.worker_chunk else None,
+            lookup=batches.examples(inputs.dataset) if key.worker_chunk else None,
             worker_chunk=key.worker_chunk or None,
         )
         return inputs, model, simulated
@@ -232,9 +232,9 @@ def compile_program(
         inputs, model, simulated = build(leaves)
         dataset = inputs.dataset
         if key.worker_chunk:
-            sample_batch = partition.worker_indices(inputs.partition, key.batch_size)
+            sample_batch = batches.worker_indices(inputs.partition, key.batch_size)
         else:
-            sample_batch = partition.worker_batches(
+            sample_batch = batches.worker_batches(
                 dataset, inputs.partition, key.batch_size, augment=key.augment
             )
         state, infos = run(simulated, state, sample_batch, num_rounds)

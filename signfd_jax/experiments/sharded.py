@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from signfd_jax import data, models, partition
+from signfd_jax import batches, data, models, partition
 from signfd_jax.attacks import AttackContext
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import vary
@@ -285,7 +285,7 @@ def _programs(config, num_devices, structure):
             facts, train_inputs=shards.inputs[0], train_labels=shards.labels[0]
         )
         first = lax.axis_index(_AXIS) * rows
-        sample_batch = partition.worker_batches(
+        sample_batch = batches.worker_batches(
             dataset,
             partition.Partition(shards.indices, shards.sizes),
             config.batch_size,

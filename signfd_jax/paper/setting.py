@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax import data, models, partition
+from signfd_jax import batches, data, models
 from signfd_jax.experiments import Experiment, registry, training
 
 __all__ = ["Setting", "make_setting", "num_coordinates", "tests", "wrong_share"]
@@ -25,7 +25,7 @@ class Setting(NamedTuple):
         whole_loss: `params -> scalar`, over the whole training set: the sign of its
             gradient is the U of the theory.
         logits: `(params, inputs [B, ...]) -> [B, C]`.
-        batches: `batch_size -> sample_batch`, see `partition.worker_batches`.
+        batches: `batch_size -> sample_batch`, see `batches.worker_batches`.
         accuracy: `params -> scalar`, over the test set.
     """
 
@@ -75,7 +75,7 @@ def make_setting(base: Experiment, data_dir: Any = None) -> Setting:
         loss=models.loss_fn(model),
         whole_loss=_whole_loss(models.loss_fn(model), dataset),
         logits=model.apply,
-        batches=lambda size: partition.worker_batches(dataset, split, size),
+        batches=lambda size: batches.worker_batches(dataset, split, size),
         accuracy=accuracy,
     )
 
