@@ -50,6 +50,7 @@ def scale_by_signum(
         ValueError: an argument is out of range.
 
     Examples:
+        >>> import jax.numpy as jnp
         >>> tx = scale_by_signum(num_workers=1)
         >>> state = tx.init(jnp.zeros(1))
         >>> for gradient in (5.0, -1.0):
@@ -87,6 +88,7 @@ def scale_by_ef_sign(
         ValueError: an argument is out of range.
 
     Examples:
+        >>> import jax.numpy as jnp
         >>> tx = scale_by_ef_sign(num_workers=2)
         >>> gradients = jnp.array([[3.0, -1.0], [1.0, 1.0]])
         >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
@@ -126,6 +128,7 @@ def scale_by_stochastic_sign(
         ValueError: an argument is out of range.
 
     Examples:
+        >>> import jax.numpy as jnp
         >>> tx = scale_by_stochastic_sign(num_workers=3, bound=0.5)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
         >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
@@ -169,6 +172,7 @@ def scale_by_sparse_sign(
         ValueError: an argument is out of range.
 
     Examples:
+        >>> import jax.numpy as jnp
         >>> tx = scale_by_sparse_sign(num_workers=3, fraction=0.5)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -0.1], [-1.0, 9.0]])
         >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
@@ -214,6 +218,7 @@ def scale_by_distributed_lion(
         ValueError: an argument is out of range.
 
     Examples:
+        >>> import jax.numpy as jnp
         >>> tx = scale_by_distributed_lion(num_workers=3)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
         >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))

@@ -10,6 +10,8 @@ import pytest
 
 import signfd_jax as sfd
 
+pytestmark = pytest.mark.slow
+
 measure = pytest.importorskip("benchmarks.measure", reason="not a checkout")
 decode, round, table = (
     importlib.import_module(f"benchmarks.{name}")

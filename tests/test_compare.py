@@ -137,6 +137,7 @@ def test_standard_error_matches_numpy():
     assert error == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
 
 
+@pytest.mark.slow
 def test_the_claim_on_digits(tmp_path):
     # Seven of fifteen invert every sign; each of the three seeds of the quickstart.
     digits = PRESETS["digits"].experiment

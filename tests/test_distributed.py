@@ -317,6 +317,7 @@ def test_absent_and_non_finite_workers_abstain():
         assert np.all(np.isfinite(as_numpy(leaf)))
 
 
+@pytest.mark.slow
 def test_sharded_parameters_equal_the_simulation_of_their_shards():
     """Parameters sharded over another axis, and leaves that are whole over it.
 
@@ -368,9 +369,8 @@ def test_sharded_parameters_equal_the_simulation_of_their_shards():
 # Types -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "axis_type", [AxisType.Explicit, pytest.param(AxisType.Auto, marks=slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 def test_state_keeps_its_type(axis_type):
     """However it was made: eagerly, jitted, or inside `shard_map`, checked or not."""
     decoder = sfd.federated_defense()

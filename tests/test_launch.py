@@ -49,6 +49,7 @@ def trained(prepared):
     return state, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -123,6 +123,7 @@ def test_initial_values(model, shape, _, key):
             assert abs(leaf.std() - wanted) < error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "theirs", "shape", "names"),
     [

@@ -110,7 +110,13 @@ DECODERS = {
 }
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "correlation" in name else name
+        for name in DECODERS
+    ],
+)
 @pytest.mark.parametrize(("make", "pack"), ALPHABETS)
 def test_decoders_decode_packed_votes_alike(name, make, pack):
     decoder = DECODERS[name]

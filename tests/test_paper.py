@@ -14,6 +14,8 @@ from signfd_jax.experiments import Experiment
 from signfd_jax.paper import channel_error, outcome, report, side_by_side
 from signfd_jax.paper.setting import make_setting, wrong_share
 
+pytestmark = pytest.mark.slow
+
 TINY = Experiment(rounds=4, batch_size=4, num_workers=5, seeds=2, eval_every=2)
 
 
@@ -154,7 +156,6 @@ def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flip-probability", "gaussian", "batch-sizes"])
 def test_finding_runs_and_is_kept(name, tmp_path):
     small = paper.SCALES["small"]

@@ -55,6 +55,7 @@ def test_colluders_share_one_vote():
     assert error < 0.05
 
 
+@pytest.mark.slow
 def test_abstainers_and_silent_rounds():
     error, weights, _ = play(lambda votes, rng: 0 * votes)
     assert error < 0.02 and (weights[~LIARS] > 0).all()
@@ -65,6 +66,7 @@ def test_abstainers_and_silent_rounds():
     chex.assert_tree_all_finite((state, info))
 
 
+@pytest.mark.slow
 def test_packed_votes_are_decoded_alike():
     decoder = sfd.population_defense(committee=K, max_coordinates=200)
     state = other = decoder.init(M, jnp.zeros(SIZE))

@@ -402,7 +402,7 @@ def trained_by_indices(decoder, key, **options):
     ("decoder", "wire"),
     [
         ("majority", "one_bit"),
-        ("correlation", "ternary"),
+        pytest.param("correlation", "ternary", marks=pytest.mark.slow),
         pytest.param("majority", "ternary", marks=pytest.mark.slow),
         pytest.param("pooled", "ternary", marks=pytest.mark.slow),
         pytest.param("pooled", "one_bit", marks=pytest.mark.slow),
