@@ -197,6 +197,35 @@ def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[st
     }
 
 
+def summary(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> str:
+    """The worst attack of each decoder, as a Markdown table with a row a setting.
+
+    Args:
+        table: accuracies of the seeds by (setting, decoder, attack, attackers).
+
+    Returns:
+        The table; cells that have not been run are not in it.
+    """
+    decoders = list(dict.fromkeys(decoder for _, decoder, _, _ in table))
+    lines = [
+        "| data / batch | attack-free | " + " | ".join(decoders) + " |",
+        "|---" * (2 + len(decoders)) + "|",
+    ]
+    for setting in dict.fromkeys(setting for setting, *_ in table):
+        free = table.get((setting, BASELINE, "none", 0))
+        row = [setting, f"{statistics.fmean(free):.3f}" if free else ""]
+        for decoder in decoders:
+            cells = [
+                (statistics.fmean(accuracies), f"{attack}, L = {num}")
+                for (s, d, attack, num), accuracies in table.items()
+                if (s, d) == (setting, decoder) and num
+            ]
+            low, attack = min(cells, default=(math.nan, "not run"))
+            row.append(f"{low:.3f} ({attack}; {len(cells)} cells)")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
 def collect(options: Options) -> list[dict[str, Any]]:
     """Read the cells that are there, one record each."""
     found = []
@@ -245,6 +274,7 @@ def report(options: Options) -> dict[str, Any]:
                 if any(row):
                     cells = [_entry(values) for values in row]
                     print(f"  {attack:34s}{num}  " + "  ".join(cells))
+    print(f"\nThe worst attack on each:\n\n{summary(table)}\n")
     verdict = judge(table)
     print(json.dumps(verdict, indent=1))
     result = {
