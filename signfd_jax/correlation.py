@@ -73,8 +73,9 @@ def correlation_defense(
     $w_m \propto \alpha \frac{\mathrm{LLR}(v_m) / \operatorname{median} |\mathrm{LLR}|}
     {\text{copies}_m^2} + (1 - \alpha) \frac{1}{\text{blatant copies}_m}$,
 
-    clipped to the median |weight|. (Honest workers are nobody's copies: together, k
-    copies weigh less than one of them would alone.) A round whose own correlations
+    clipped to the median |weight|. (Together, k copies weigh 1/k of one worker:
+    with like data honest workers are nobody's copies. With very unlike data those that
+    hold the same classes look like it, and lose weight.) A round whose own correlations
     contradict the mean, beyond their noise and on firm ground, is decoded by its own
     (`signfd_jax.structure.news`): liars who change places each round show only there.
     Where the workers' votes do not fit the model (very unlike data, or honest workers
