@@ -71,16 +71,18 @@ def correlation_defense(
     the reliabilities $v_m = 1 - 2 p_m$, copies, and a trust $\alpha$; the weights are
 
     $w_m \propto \alpha \frac{\mathrm{LLR}(v_m) / \operatorname{median} |\mathrm{LLR}|}
-    {\text{copies}_m^2} + (1 - \alpha) \frac{1}{\text{blatant copies}_m}$,
+    {\max(\text{copies}_m - 1, 1)^2}
+    + (1 - \alpha) \frac{1}{\max(\text{blatant copies}_m - 1, 1)}$,
 
-    clipped to the median |weight|. (Together, k copies weigh 1/k of one worker:
-    with like data honest workers are nobody's copies. With very unlike data those that
-    hold the same classes look like it, and lose weight.) A round whose own correlations
-    contradict the mean, beyond their noise and on firm ground, is decoded by its own
-    (`signfd_jax.structure.news`): liars who change places each round show only there.
+    clipped to the median |weight|. (Together, k copies weigh about 1/k of one worker,
+    but a pair is excused: with like data honest workers are nobody's copies; with very
+    unlike data those that hold the same classes look like it.) A round whose own
+    correlations contradict the mean, beyond their noise and on firm ground, is decoded
+    by its own (`signfd_jax.structure.news`): liars who change places each round show
+    only there.
     Where the workers' votes do not fit the model (very unlike data, or honest workers
     that no longer can be told from colluders), this falls back, gradually, to a
-    majority vote in which undoubted copies share one vote.
+    majority vote in which three and more undoubted copies share about one vote.
 
     Args:
         max_llr: largest |log-likelihood ratio| (nats, positive scalar).
@@ -194,7 +196,7 @@ def _judge(state, balance, pairs, max_llr):
     # One round says nothing of consistency: no experience.
     error = jnp.sqrt(state.cd_scatter)
     now = structure(_ratio(balance, pairs), error, here, nothing, 0.0)
-    heed = news(past, now, weights, here)
+    heed = news(past, now, state.cd_strength, weights, here)
 
     def mix(old, new):
         return (1 - heed) * old + heed * new
@@ -206,9 +208,14 @@ def _judge(state, balance, pairs, max_llr):
 def _weights(found: Structure, seen, max_llr):
     llr = llr_weights((1 - found.reliability) / 2, max_llr=max_llr)
     typical = jnp.maximum(masked_median(jnp.abs(llr), seen), 1e-9)
-    informed = jnp.clip(llr / typical, -1.0, 1.0) / found.copies**2
-    cautious = 1.0 / found.blatant_copies
+    informed = jnp.clip(llr / typical, -1.0, 1.0) / _many(found.copies) ** 2
+    cautious = 1.0 / _many(found.blatant_copies)
     return capped_at_median(found.trust * informed + (1 - found.trust) * cautious, seen)
+
+
+def _many(copies):
+    """Copies but for one: two workers with like data are no conspiracy."""
+    return jnp.maximum(copies - 1.0, 1.0)
 
 
 def _learn(state, balance, pairs, forgetting):

@@ -34,7 +34,7 @@ _SLACK = 1.3  # by how much honest pairs may exceed the rank-one prediction
 _BALANCE = (0.70, 0.85)  # share of links that the labels explain
 _MAJORITY = (0.47, 0.53)  # share of the workers that are labelled
 _MISLABELLED = (0.05, 0.02)  # expected share of the weight with a wrong sign
-_LEAD = (0.2, 0.6)  # head-count lead of the larger camp, in workers
+_LEAD = (0.2, 0.6)  # head-count lead of the larger camp over all others, in workers
 _LEAD_PER_IMBALANCE = 4.0  # more lead is asked for where links contradict the labels
 _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
 _CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
@@ -42,6 +42,7 @@ _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it miss
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
+_UNALIKE = (0.8, 0.95)  # heads a worker, where copies share one, for a round to be news
 
 
 class Structure(NamedTuple):
@@ -78,7 +79,7 @@ def structure(
 
     1. Copies. With $t_j$ the correlation that worker j exceeds with half of the
        others, $t_j t_k / \operatorname{median}(t)$ predicts honest pairs; a pair well
-       above it is a copy, and n copies share one vote.
+       above it is a copy, and n copies count as one head.
     2. Camps. The leading eigenvector of the links (correlations in standard errors,
        clipped, so that a large one buys no influence) labels the workers.
     3. Reliability. $c_j$, the mean signed correlation with the others of the camps,
@@ -87,8 +88,8 @@ def structure(
        with some inertia towards the labels of last round.
     5. Trust: the labels explain the links (within either camp, and over all), and the
        links that the reliabilities predict are there; the labelled workers are a
-       majority, copies counted or not; the larger camp leads clearly; little weight is
-       likely to carry a wrong sign.
+       majority, copies counted or not; the larger camp leads clearly, with experience
+       over the unlabelled too; little weight is likely to carry a wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
@@ -100,7 +101,7 @@ def structure(
         seen: bool `[M]`, workers that have voted at all; the others count nowhere.
         previous: float `[M]`, last round's weights, for the inertia; zeros at first.
         experience: float scalar in [0, 1], how well `standard_error` is known; at 0
-            nobody is found inconsistent.
+            nobody is found inconsistent, and unlabelled workers are left out.
 
     Returns:
         A `Structure`; everything in it is finite. Unseen workers have reliability 0
@@ -116,16 +117,12 @@ def structure(
         Parisi, Strino, Nadler and Kluger, [Ranking and combining multiple predictors
         without labeled data](https://arxiv.org/abs/1303.3257), PNAS 2014.
     """
-    num_workers = correlation.shape[0]
-    pairs = (seen[:, None] & seen[None, :]) & ~jnp.eye(num_workers, dtype=bool)
+    pairs = _pairs(seen)
     correlation = jnp.where(pairs, correlation, 0.0).astype(jnp.float32)
     error = jnp.clip(jnp.asarray(standard_error, jnp.float32), 1e-6, 1e6)
     strength = jnp.abs(correlation)
 
-    beyond = strength - _SLACK * _predicted(strength, pairs, seen)
-    identical = _ramp(strength, _IDENTICAL)
-    copies = _count_copies(jnp.maximum(_ramp(beyond, _COPY), identical), pairs)
-    blatant = _count_copies(jnp.maximum(_ramp(beyond, _BLATANT_COPY), identical), pairs)
+    copies, blatant = _count_copies(strength, pairs, seen)
     present = seen.astype(jnp.float32)
     heads = present / copies
 
@@ -138,7 +135,9 @@ def structure(
     memory = jnp.sign(aligned) * labelled * heads * previous
     kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
     sign = jnp.where(lead + _INERTIA * kept >= 0, 1.0, -1.0)
-    aligned, lead = sign * aligned, sign * lead
+    aligned = sign * aligned
+    # Whom even many rounds have not labelled may be of the other camp.
+    lead = sign * lead - experience * jnp.sum((1 - labelled) * heads)
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
@@ -177,6 +176,7 @@ def structure(
 def news(
     past: Structure,
     now: Structure,
+    strength: Float[Array, "M M"],
     weights: Float[Array, " M"],
     seen: Bool[Array, " M"],
 ) -> Float[Array, ""]:
@@ -185,12 +185,14 @@ def news(
     Liars who change places each round leave nothing in the mean over many rounds, but
     each round shows who lies in it. One round is noisy, so it is heeded only where it
     can be trusted, where some worker's reliability has changed by more than the noise
-    explains (by much more, where the past is trusted), and where its labels do not
-    contradict the past's weights on the whole.
+    explains (by much more, where the past is trusted), where its labels do not
+    contradict the past's weights on the whole, and where hardly any workers seem to be
+    copies: with very unlike data reliabilities change by themselves.
 
     Args:
         past: what the mean over rounds says.
         now: what this round says.
+        strength: float `[M, M]`, mean over rounds of one round's |correlation|.
         weights: float `[M]`, the weights that `past` leads to.
         seen: bool `[M]`, workers that voted in this round.
 
@@ -203,15 +205,22 @@ def news(
         >>> everyone, ones = before > 0, jnp.ones(5)
         >>> past = structure(jnp.outer(before, before), 0.01, everyone, ones)
         >>> now = structure(jnp.outer(after, after), 0.01, everyone, ones)
-        >>> print(news(past, past, ones, everyone), news(past, now, ones, everyone))
-        0.0 1.0
+        >>> strength = jnp.full((5, 5), 0.25)
+        >>> print(news(past, past, strength, ones, everyone))
+        0.0
+        >>> print(news(past, now, strength, ones, everyone))
+        1.0
     """
     change = jnp.abs(now.reliability - past.reliability) / _positive(now.error)
     change = jnp.max(jnp.where(seen, change, 0.0), initial=0.0)
     agreement = jnp.sum(jnp.sign(now.reliability) * now.labelled * weights)
     agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
+    present = seen.astype(jnp.float32)
+    copies, _ = _count_copies(jnp.where(_pairs(seen), strength, 0.0), _pairs(seen), seen)
+    heads = jnp.sum(present / copies) / _positive(jnp.sum(present))
     return (
         now.trust
+        * _ramp(heads, _UNALIKE)
         * _ramp(agreement, _LEAD_OF_NEWS)
         * _ramp(change - _NEWS_PER_TRUST * past.trust, _NEWS)
     )
@@ -230,9 +239,21 @@ def _consistency(correlation, aligned, share, scale, error):
     return 1 - jnp.where(aligned < 0, missing * _ramp(shortfall, _SHORTFALL), 0.0)
 
 
-def _count_copies(copied, pairs):
-    """Each worker and its likely copies."""
-    return 1.0 + jnp.sum(jnp.where(pairs, copied, 0.0), axis=1)
+def _count_copies(strength, pairs, seen):
+    """Each worker and its likely copies; the same, of undoubted copies only."""
+    beyond = strength - _SLACK * _predicted(strength, pairs, seen)
+    identical = _ramp(strength, _IDENTICAL)
+
+    def count(bounds):
+        copied = jnp.maximum(_ramp(beyond, bounds), identical)
+        return 1.0 + jnp.sum(jnp.where(pairs, copied, 0.0), axis=1)
+
+    return count(_COPY), count(_BLATANT_COPY)
+
+
+def _pairs(seen):
+    """Pairs of different workers that both have voted."""
+    return (seen[:, None] & seen[None, :]) & ~jnp.eye(seen.shape[0], dtype=bool)
 
 
 def _predicted(strength, pairs, seen):

@@ -158,6 +158,7 @@ def naive_structure(correlation, error, seen, previous):
                 for j in workers)  # fmt: skip
     wrong /= max(sum(influence.values()), 1e-9)
     lead_wanted = THRESHOLDS["_LEAD_PER_IMBALANCE"] * (1 - fit)
+    lead_wanted += heads - labelled_heads
     trust = (
         ramp(fit, "_BALANCE")
         * ramp(majority, "_MAJORITY")
@@ -361,7 +362,8 @@ def liars(*workers):
         (liars(), np.zeros(15), 0.01, 0),  # nothing to see in this round
     ],
 )
-def test_news_is_what_the_past_does_not_know(before, after, error, expected):
+@pytest.mark.parametrize("twins", [0, 5])
+def test_news_is_what_the_past_does_not_know(before, after, error, expected, twins):
     everyone = jnp.ones(15, bool)
     nothing = jnp.zeros(15)
 
@@ -369,8 +371,12 @@ def test_news_is_what_the_past_does_not_know(before, after, error, expected):
         return find(jnp.float32(np.outer(v, v)), jnp.float32(error), everyone, nothing)
 
     past, now = look(before, 0.001), look(after, error)
-    heed = jax.jit(news)(past, now, jnp.sign(past.reliability), everyone)
-    assert float(heed) == expected
+    strength = np.outer(np.abs(before), np.abs(before))
+    for j in range(twins):  # With data so unlike, reliabilities change by themselves.
+        strength[2 * j, 2 * j + 1] = strength[2 * j + 1, 2 * j] = 0.9
+    weights = jnp.sign(past.reliability)
+    heed = jax.jit(news)(past, now, jnp.float32(strength), weights, everyone)
+    assert float(heed) == (0 if twins else expected)
 
 
 def test_news_that_contradicts_all_the_past_is_not_heeded():
@@ -379,4 +385,17 @@ def test_news_that_contradicts_all_the_past_is_not_heeded():
     v = liars(*range(7))
     past = find(jnp.float32(np.outer(v, v)), jnp.float32(0.001), everyone, nothing)
     turned = past._replace(reliability=-past.reliability)
-    assert float(news(past, turned, jnp.sign(past.reliability), everyone)) == 0
+    strength = jnp.float32(np.outer(v, v))
+    weights = jnp.sign(past.reliability)
+    assert float(news(past, turned, strength, weights, everyone)) == 0
+
+
+def test_the_larger_camp_leads_over_those_whom_experience_has_not_labelled():
+    """Seven alike, and eight whose agreement is lost in the noise: who is right?"""
+    v = np.where(np.arange(15) < 7, 0.3, 0.0)
+    arguments = jnp.float32(0.01), jnp.ones(15, bool), jnp.zeros(15)
+    found = find(jnp.float32(np.outer(v, v)), *arguments)
+    assert float(found.trust) == 0
+    v[7:10] = 0.3
+    found = find(jnp.float32(np.outer(v, v)), *arguments)
+    assert float(found.trust) == 1
