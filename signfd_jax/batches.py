@@ -6,7 +6,8 @@ device, anew in every round, as indices into one copy of the data set.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,11 @@ _PADDING = 4  # of the random crop, in pixels
 def worker_batches(
     dataset: Dataset,
     partition: Partition,
-    batch_size: int,
+    batch_size: int | Sequence[int],
     *,
     augment: bool = False,
     first_worker: int | jax.Array = 0,
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
     """Build the function that draws one batch for every worker.
 
     Each worker draws uniformly, with replacement, from its own share. Everything
@@ -38,7 +39,9 @@ def worker_batches(
     Args:
         dataset: its training examples; may be traced.
         partition: which of them each worker holds; may be traced.
-        batch_size: B, examples a worker draws.
+        batch_size: B, examples a worker draws; or as many numbers as there are workers,
+            where some draw more than others. B is then the largest, and a third leaf
+            says which examples count, as `models.loss_fn` reads it.
         augment: crop each image at random after padding it by 4 zero pixels on each
             side, and flip every other one from left to right (for CIFAR).
         first_worker: where `partition.indices` has only the rows of some workers, as on
@@ -47,13 +50,14 @@ def worker_batches(
 
     Returns:
         `sample_batch(key) -> (inputs, labels)`, float32 `[M, B, ...]`, standardised,
-        and int32 `[M, B]`; the key is consumed. It is a pytree, a
+        and int32 `[M, B]`; with unlike batches also float32 `[M, B]`, 1 where an
+        example counts and 0 where it does not. The key is consumed. It is a pytree, a
         `jax.tree_util.Partial`: pass it to a jitted function as an argument, and the
         data are not compiled into the program.
 
     Raises:
-        ValueError: `batch_size` is below 1, or the partition is that of another data
-            set.
+        ValueError: `batch_size` is below 1 or has not one number for each worker, or
+            the partition is that of another data set.
 
     Examples:
         >>> from signfd_jax.data import load
@@ -64,9 +68,12 @@ def worker_batches(
         >>> inputs, labels = jax.jit(sample_batch)(jax.random.key(0))
         >>> inputs.shape, labels.shape
         ((15, 4, 8, 8, 1), (15, 4))
+        >>> sample_batch = worker_batches(digits, split, batch_size=[4] * 14 + [90])
+        >>> inputs, labels, counted = sample_batch(jax.random.key(0))
+        >>> print(inputs.shape[:2], counted.sum(axis=1)[-2:])
+        (15, 90) [ 4. 90.]
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    largest, counted = _sizes(batch_size, partition.sizes.shape[0])
     num = dataset.train_labels.shape[0]
     if isinstance(partition.indices, np.ndarray) and partition.indices.max() >= num:
         raise ValueError(
@@ -78,14 +85,14 @@ def worker_batches(
         test_inputs=dataset.test_inputs[:0],
         test_labels=dataset.test_labels[:0],
     )
-    draw = functools.partial(_draw, batch_size, augment)
-    facts = jax.tree.map(jnp.asarray, (dataset, partition, first_worker))
+    draw = functools.partial(_draw, largest, augment)
+    facts = jax.tree.map(jnp.asarray, (dataset, partition, first_worker, counted))
     return jax.tree_util.Partial(draw, *facts)
 
 
 def worker_indices(
-    partition: Partition, batch_size: int
-) -> Callable[[jax.Array], jax.Array]:
+    partition: Partition, batch_size: int | Sequence[int]
+) -> Callable[[jax.Array], Any]:
     """Build the function that draws which examples make every worker's batch.
 
     They are those of `worker_batches` under the same key: with `examples`, a large
@@ -93,14 +100,15 @@ def worker_indices(
 
     Args:
         partition: which examples each worker holds; may be traced.
-        batch_size: B, examples a worker draws.
+        batch_size: B, examples a worker draws; or one number for each worker.
 
     Returns:
-        `sample_indices(key) -> int32 [M, B]`, positions in the training set; the key is
-        consumed. It is a pytree, a `jax.tree_util.Partial`.
+        `sample_indices(key) -> int32 [M, B]`, positions in the training set; with
+        unlike batches `(indices, counted)`, see `worker_batches`. The key is consumed.
+        It is a pytree, a `jax.tree_util.Partial`.
 
     Raises:
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` is below 1 or has not one number for each worker.
 
     Examples:
         >>> from signfd_jax.partition import iid
@@ -109,15 +117,18 @@ def worker_indices(
         >>> sample_indices(jax.random.key(0)).shape
         (6, 3)
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
-    draw = functools.partial(_draw_indices, batch_size)
-    return jax.tree_util.Partial(draw, jax.tree.map(jnp.asarray, partition))
+    largest, counted = _sizes(batch_size, partition.sizes.shape[0])
+
+    def draw(partition, counted, key):
+        indices = _draw_indices(largest, partition, key)
+        return indices if counted is None else (indices, counted)
+
+    return jax.tree_util.Partial(draw, *jax.tree.map(jnp.asarray, (partition, counted)))
 
 
 def examples(
     dataset: Dataset,
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Any], tuple[jax.Array, ...]]:
     """Build the function that looks training examples up.
 
     Args:
@@ -125,7 +136,8 @@ def examples(
 
     Returns:
         `lookup(indices) -> (inputs, labels)`: of int32 `[...]`, float32
-        `[..., height, width, channels]`, standardised, and int32 `[...]`.
+        `[..., height, width, channels]`, standardised, and int32 `[...]`. Of
+        `(indices, counted)` it makes `(inputs, labels, counted)`.
 
     Examples:
         >>> from signfd_jax.data import load
@@ -135,10 +147,27 @@ def examples(
     """
     images, labels = map(jnp.asarray, (dataset.train_inputs, dataset.train_labels))
 
-    def lookup(indices):
-        return standardise(images[indices], dataset), labels[indices]
+    def lookup(batch):
+        indices, *counted = batch if isinstance(batch, tuple) else (batch,)
+        return standardise(images[indices], dataset), labels[indices], *counted
 
     return lookup
+
+
+def _sizes(batch_size, num_workers):
+    """The largest batch, and which examples of each count; None: all do."""
+    sizes = np.atleast_1d(batch_size)
+    if sizes.min(initial=1) < 1:
+        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    if not isinstance(batch_size, Sequence):
+        return batch_size, None
+    if len(sizes) != num_workers:
+        raise ValueError(
+            f"batch_size has {len(sizes)} numbers, but there are {num_workers} "
+            "workers; give one number, or one for each"
+        )
+    largest = int(sizes.max())
+    return largest, np.float32(np.arange(largest) < sizes[:, None])
 
 
 def _draw_indices(batch_size, partition, key, here=lambda of_all: of_all):
@@ -148,7 +177,7 @@ def _draw_indices(batch_size, partition, key, here=lambda of_all: of_all):
     return jnp.take_along_axis(partition.indices, places, axis=1)
 
 
-def _draw(batch_size, augment, dataset, partition, first_worker, key):
+def _draw(batch_size, augment, dataset, partition, first_worker, counted, key):
     num_workers, rows = partition.sizes.shape[0], partition.indices.shape[0]
 
     def here(of_all):
@@ -162,7 +191,8 @@ def _draw(batch_size, augment, dataset, partition, first_worker, key):
     inputs = dataset.train_inputs[examples]
     if augment:
         inputs = _augmented(augment_key, inputs, num_workers, here)
-    return standardise(inputs, dataset), dataset.train_labels[examples]
+    batch = standardise(inputs, dataset), dataset.train_labels[examples]
+    return batch if counted is None else (*batch, here(counted))
 
 
 def _augmented(key, images, num_workers, here):

@@ -243,7 +243,7 @@ class BatchNorm(nn.Module):
 
 def loss_fn(
     model: nn.Module,
-) -> Callable[[Any, tuple[jax.Array, jax.Array]], jax.Array]:
+) -> Callable[[Any, tuple[jax.Array, ...]], jax.Array]:
     """Build the loss of one worker: the mean cross-entropy of its batch, in nats.
 
     Args:
@@ -251,7 +251,8 @@ def loss_fn(
 
     Returns:
         `loss(params, (inputs, labels)) -> float32 scalar`, with inputs `[N, ...]` and
-        labels int32 `[N]`.
+        labels int32 `[N]`; `(inputs, labels, counted)`, with float32 `[N]`, is the mean
+        weighted so.
 
     Examples:
         >>> model = SoftmaxRegression()
@@ -262,9 +263,12 @@ def loss_fn(
     """
 
     def loss(params, batch):
-        inputs, labels = batch
+        inputs, labels, *counted = batch
         logits: Any = model.apply(params, inputs)
-        return _cross_entropy(logits, labels).mean()
+        losses = _cross_entropy(logits, labels)
+        if not counted:
+            return losses.mean()
+        return jnp.sum(losses * counted[0]) / jnp.sum(counted[0])
 
     return loss
 

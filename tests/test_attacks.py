@@ -789,12 +789,26 @@ def test_drop_out_has_its_rate(key):
     assert abs(float(present.mean()) - 0.7) < 0.027
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.52, 1.0])
+def test_sampled_takes_as_many_workers_every_round(share, key):
+    mask = jnp.arange(25) < 5
+    membership = jax.vmap(attacks.sampled(share), (0, None, None))
+    keys = jax.random.split(key, 200)
+    byzantine, present = membership(keys, mask, jnp.int32(0))
+    np.testing.assert_array_equal(byzantine, np.tile(mask, (200, 1)))
+    np.testing.assert_array_equal(present.sum(1), round(share * 25))
+    # Each worker equally often: the largest of 25 deviations, five standard errors.
+    error = np.sqrt(share * (1 - share) / 200)
+    np.testing.assert_allclose(present.mean(0), round(share * 25) / 25, atol=5 * error)
+
+
 MEMBERSHIPS = {
     "fixed": None,
     "drawn": attacks.drawn_each_round(),
     "rotating": attacks.rotating(3),
     "leaving": attacks.leaving(4, 2),
     "drop_out": attacks.drop_out(),
+    "sampled": attacks.sampled(0.4),
 }
 
 
@@ -845,6 +859,7 @@ def test_attacks_run_in_a_simulation(name, membership, key):
         (lambda: attacks.rotating(0), "at least 1"),
         (lambda: attacks.leaving(5, -1), "at least 0"),
         (lambda: attacks.drop_out(1.5), "lie in"),
+        (lambda: attacks.sampled(-0.1), "share must lie in"),
     ],
 )
 def test_errors_teach(make, message):

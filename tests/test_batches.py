@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from signfd_jax import batches, data, partition
+from signfd_jax import batches, data, models, partition
 
 
 def shares(split):
@@ -153,6 +153,10 @@ def test_refuses_batches_that_make_no_sense():
     split = partition.iid(dataset.train_labels, 2)
     with pytest.raises(ValueError, match="batch_size must be at least 1, but is 0"):
         batches.worker_batches(dataset, split, 0)
+    with pytest.raises(ValueError, match="has 3 numbers, but there are 2 workers"):
+        batches.worker_batches(dataset, split, [4, 5, 6])
+    with pytest.raises(ValueError, match="at least 1"):
+        batches.worker_indices(split, [4, 0])
     other = partition.iid(np.zeros(30, int), 2)
     with pytest.raises(ValueError, match="holds example 29, but numbered has 20"):
         batches.worker_batches(dataset, other, 4)
@@ -168,3 +172,20 @@ def test_indices_looked_up_are_the_batches(key):
     np.testing.assert_array_equal(found_inputs, inputs)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         batches.worker_indices(split, 0)
+
+
+def test_unlike_batches_have_the_gradients_of_batches_of_their_sizes(key):
+    dataset = data.load("digits")
+    split = partition.iid(dataset.train_labels, 3)
+    sizes = [2, 7, 5]
+    batch = jax.jit(batches.worker_batches(dataset, split, sizes))(key)
+    model = models.SoftmaxRegression()
+    params = model.init(key, batch[0][0])
+    gradient = jax.grad(models.loss_fn(model))
+    together = jax.vmap(gradient, (None, 0))(params, batch)
+    for worker, size in enumerate(sizes):
+        alone = gradient(params, tuple(leaf[worker, :size] for leaf in batch[:2]))
+        row = jax.tree.map(lambda leaf, worker=worker: leaf[worker], together)
+        chex.assert_trees_all_close(row, alone, rtol=1e-5, atol=1e-7)
+    looked_up = batches.examples(dataset)(batches.worker_indices(split, sizes)(key))
+    chex.assert_trees_all_equal(looked_up, batch)

@@ -120,6 +120,31 @@ def test_vmap_over_seeds_is_every_seed_alone():
     assert not np.allclose(alone[0][0].params["w"], alone[1][0].params["w"])
 
 
+def test_vmap_over_learning_rates_and_strengths_is_each_alone(key):
+    """What a program reads as a number may be an axis; so may the number of liars."""
+
+    def train(learning_rate, flip_probability, num_byzantine):
+        tx = sfd.sign_sgd_fd(learning_rate, M, initial_rounds=None)
+        simulation = quick(attacks.stochastic_sign_flip(flip_probability), tx)
+        state = simulation.init(key, PARAMS, jnp.arange(M) < num_byzantine)
+        return sfd.run(simulation, state, sample_batch, 8)[0].params
+
+    rates, strengths = jnp.array([0.01, 0.05]), jnp.array([0.0, 0.5, 1.0])
+    over_liars = jax.vmap(train, (None, None, 0))
+    over_strengths = jax.vmap(over_liars, (None, 0, None))
+    grid = jax.vmap(over_strengths, (0, None, None))
+    together = jax.jit(grid)(rates, strengths, jnp.array([1, 2]))
+    assert together["w"].shape == (2, 3, 2, D)
+    alone = jax.jit(train)
+    for i, j, k in np.ndindex(2, 3, 2):
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf, at=(i, j, k): leaf[at], together),
+            alone(rates[i], strengths[j], k + 1),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
 def test_it_learns_under_attack(key):
     """One of five inverts; the noise leaves a mean loss of 1/3."""
     simulation, liar = quick(ATTACKS["inversion"]), jnp.arange(M) == 3

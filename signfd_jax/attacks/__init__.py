@@ -48,6 +48,7 @@ from signfd_jax.attacks.membership import (
     drop_out,
     leaving,
     rotating,
+    sampled,
 )
 from signfd_jax.attacks.omniscient import alie, fang, ipm, sign_alie
 from signfd_jax.attacks.patient import (
@@ -91,6 +92,7 @@ __all__ = [
     "random_vote",
     "replace_rows",
     "rotating",
+    "sampled",
     "scaling",
     "sign_alie",
     "sign_inversion",

@@ -17,6 +17,7 @@ __all__ = [
     "drop_out",
     "leaving",
     "rotating",
+    "sampled",
 ]
 
 Membership = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -132,6 +133,38 @@ def drop_out(probability: float | jax.Array = 0.3) -> Membership:
         del round
         absent = jnp.asarray(probability, jnp.float32)
         return byzantine, ~jax.random.bernoulli(key, absent, byzantine.shape)
+
+    return membership
+
+
+def sampled(share: float | jax.Array = 0.1) -> Membership:
+    """A sample of the workers, drawn anew each round, takes part; the others abstain.
+
+    Args:
+        share: of the M workers that take part, in [0, 1] (scalar, may be traced): the
+            nearest whole number of them.
+
+    Returns:
+        A membership function.
+
+    Raises:
+        ValueError: `share` is a Python number outside [0, 1].
+
+    Examples:
+        >>> membership = sampled(0.5)
+        >>> _, present = membership(jax.random.key(0), jnp.arange(8) < 3, 0)
+        >>> print(present.sum())
+        4
+    """
+    if isinstance(share, int | float) and not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], but is {share}")
+
+    def membership(key, byzantine, round):
+        del round
+        num_workers = byzantine.shape[0]
+        taken = jnp.round(jnp.asarray(share, jnp.float32) * num_workers)
+        place = jax.random.permutation(key, num_workers)
+        return byzantine, place < taken.astype(jnp.int32)
 
     return membership
 

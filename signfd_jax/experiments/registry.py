@@ -186,6 +186,7 @@ MEMBERSHIPS: dict[str, Callable[..., Any]] = {
     "rotating": attacks.rotating,
     "leaving": attacks.leaving,
     "drop_out": attacks.drop_out,
+    "sampled": attacks.sampled,
 }
 
 MODELS: dict[str, Callable[..., Any]] = {

@@ -21,10 +21,9 @@ class Setting(NamedTuple):
 
     Attributes:
         init: `key -> params`.
-        loss: `(params, (inputs, labels)) -> scalar`, of one worker.
+        loss: `(params, batch) -> scalar`, of one worker.
         whole_loss: `params -> scalar`, over the whole training set: the sign of its
             gradient is the U of the theory.
-        logits: `(params, inputs [B, ...]) -> [B, C]`.
         batches: `batch_size -> sample_batch`, see `batches.worker_batches`.
         accuracy: `params -> scalar`, over the test set.
     """
@@ -32,7 +31,6 @@ class Setting(NamedTuple):
     init: Callable[..., Any]
     loss: Callable[..., jax.Array]
     whole_loss: Callable[..., jax.Array]
-    logits: Callable[..., Any]
     batches: Callable[..., Any]
     accuracy: Callable[..., jax.Array]
 
@@ -51,8 +49,8 @@ def make_setting(base: Experiment, data_dir: Any = None) -> Setting:
         >>> setting = make_setting(Experiment())
         >>> params = setting.init(jax.random.key(0))
         >>> inputs, labels = setting.batches(4)(jax.random.key(1))
-        >>> setting.logits(params, inputs[0]).shape
-        (4, 10)
+        >>> setting.loss(params, (inputs[0], labels[0])).shape
+        ()
     """
     dataset = jax.tree.map(jnp.asarray, data.load(base.dataset, data_dir=data_dir))
     choice = registry.choose(registry.MODELS, "model", base.model)
@@ -74,7 +72,6 @@ def make_setting(base: Experiment, data_dir: Any = None) -> Setting:
         init=lambda key: model.init(key, image),
         loss=models.loss_fn(model),
         whole_loss=_whole_loss(models.loss_fn(model), dataset),
-        logits=model.apply,
         batches=lambda size: batches.worker_batches(dataset, split, size),
         accuracy=accuracy,
     )

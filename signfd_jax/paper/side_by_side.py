@@ -65,22 +65,14 @@ def mixed_batch_sizes(
             f"kinds has {len(sizes)} workers, but the experiment {base.num_workers}"
         )
     setting = make_setting(base, data_dir)
-    sample = setting.batches(int(sizes.max()))
-    counted = jnp.asarray(np.arange(sizes.max()) < sizes[:, None], jnp.float32)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-
-    def loss_fn(params, batch):
-        inputs, labels, counted = batch
-        losses = cross_entropy(setting.logits(params, inputs), labels)
-        return jnp.sum(losses * counted) / jnp.sum(counted)
+    draw = setting.batches(sizes.tolist())
 
     def train(decoder, seed):
         tx = optax.chain(
             scale_by_sign_decoder(base.num_workers, decoder),
             optax.scale_by_learning_rate(base.learning_rate),
         )
-        sim = simulation(loss_fn, tx, num_workers=base.num_workers)
-        draw = lambda key: (*sample(key), counted)  # noqa: E731
+        sim = simulation(setting.loss, tx, num_workers=base.num_workers)
 
         def rounds(state, _):
             state, _ = run(sim, state, draw, every - 1)
