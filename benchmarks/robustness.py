@@ -6,7 +6,8 @@ that the mean paired difference is below -x less two standard errors.
 
     python -m benchmarks.robustness --folder runs/robustness
     python -m benchmarks.robustness --folder runs/one-bit --wire one_bit \
-        --settings iid/64 iid/4 --decoders correlation_defense majority_vote
+        --settings iid/64 iid/4 --decoders correlation_defense majority_vote \
+        --beside runs/robustness
 
 Each decoder has its own folder of cells, so several processes can share the work
 (`--decoders`), and a grid that was stopped goes on. `--report` runs nothing: it writes
@@ -81,6 +82,8 @@ class Options:
     """Numbers of attackers, of 15 workers; none is always run."""
     wire: str = "ternary"
     """ternary, or one_bit."""
+    beside: Path | None = None
+    """Folder of the same cells with ternary votes: which lose more than .01 to them?"""
     seeds: int = 3
     """Paired training seeds."""
     data_dir: Path | None = None
@@ -197,6 +200,35 @@ def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[st
     }
 
 
+def lost_to(
+    theirs: Mapping[tuple[str, str, str, int], Sequence[float]],
+    ours: Mapping[tuple[str, str, str, int], Sequence[float]],
+    by: float = 0.01,
+) -> dict[str, Any]:
+    """Cells that are worse than the same cells of another table.
+
+    Args:
+        theirs: accuracies of the seeds by (setting, decoder, attack, attackers).
+        ours: the same, on another wire.
+        by: how much may be lost; two standard errors are allowed for.
+
+    Returns:
+        How many cells both have, and those that lose more, the largest loss first.
+    """
+    both = [cell for cell in ours if cell in theirs]
+    losses = []
+    for cell in both:
+        if worse(ours[cell], theirs[cell], by):
+            mean, error = paired(ours[cell], theirs[cell])
+            names = ("setting", "decoder", "attack", "num_byzantine")
+            losses.append(
+                dict(zip(names, cell, strict=True))
+                | {"difference": mean, "error": error}
+            )
+    losses.sort(key=lambda entry: entry["difference"])
+    return {"cells_compared": len(both), "lost_to_ternary_votes": losses}
+
+
 def summary(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> str:
     """The worst attack of each decoder, as a Markdown table with a row a setting.
 
@@ -261,10 +293,7 @@ def _lines(path):
 def report(options: Options) -> dict[str, Any]:
     """Print the table and write what was asked for."""
     found = collect(options)
-    table = {
-        (r["setting"], r["decoder"], r["attack"], r["num_byzantine"]): r["accuracies"]
-        for r in found
-    }
+    table = _table(found)
     for setting in options.settings:
         print(f"\n{setting}")
         print(f"  {'attack':34s}L  " + "  ".join(f"{d:>19s}" for d in options.decoders))
@@ -276,6 +305,9 @@ def report(options: Options) -> dict[str, Any]:
                     print(f"  {attack:34s}{num}  " + "  ".join(cells))
     print(f"\nThe worst attack on each:\n\n{summary(table)}\n")
     verdict = judge(table)
+    if options.beside is not None:
+        ternary = dataclasses.replace(options, folder=options.beside, wire="ternary")
+        verdict |= lost_to(_table(collect(ternary)), table)
     print(json.dumps(verdict, indent=1))
     result = {
         "about": (__doc__ or "").split("\n\n")[1],
@@ -292,6 +324,13 @@ def report(options: Options) -> dict[str, Any]:
         figure = plots.grid_figure([r["record"] for r in found])
         figure.savefig(options.figure, dpi=110)
     return result
+
+
+def _table(found):
+    return {
+        (r["setting"], r["decoder"], r["attack"], r["num_byzantine"]): r["accuracies"]
+        for r in found
+    }
 
 
 def _entry(values):
