@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from signfd_jax import packed, signs
-from signfd_jax.attacks import Attack, AttackContext, no_attack
+from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.decoding import DecodeInfo
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
@@ -82,7 +82,7 @@ def simulation(
     num_workers: int,
     attack: Attack | None = None,
     wire: str = "ternary",
-    membership: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+    membership: Membership | None = None,
     lookup: Callable[[Any], Any] | None = None,
     worker_chunk: int | None = None,
 ) -> Simulation:
@@ -109,8 +109,8 @@ def simulation(
         wire: "ternary", or "one_bit": votes and decoded signs in the alphabet
             {-1, +1}, as `signs.to_wire` fills them.
         membership: `(key, byzantine, round) -> (byzantine, present)`, bool `[M]` each:
-            who lies and who takes part this round, given the mask in the state. None:
-            always those, and all.
+            who lies and who takes part this round, given the mask in the state; a
+            `present` of None is everybody. None: always those, and all.
         lookup: makes the workers' batch of what `step` is given: leaves `[m, ...]` to
             leaves `[m, B, ...]`, such as indices to examples, so that only a chunk's
             examples are there at a time. None: it is given the batch.
@@ -173,7 +173,8 @@ def simulation(
         byzantine = state.byzantine
         if membership is not None:
             byzantine, here = membership(member_key, byzantine, state.round)
-            present = here if present is None else here & present
+            if here is not None:
+                present = here if present is None else here & present
         decoder_state = optax.tree.get(state.opt_state, "decoder_state")
         context = AttackContext(state.round, decoder_state)
         everyone = _Workers(

@@ -61,6 +61,27 @@ def test_record_without_signs_reads_as_it_was_written(tmp_path):
     assert run_grid([cell], tmp_path, progress=False) == [found]
 
 
+@pytest.mark.parametrize("membership", ["drawn_each_round", "rotating"])
+def test_rule_meets_liars_who_change_places(membership, tmp_path):
+    cell = Experiment(
+        decoder="coordinate_median",
+        membership=membership,
+        num_byzantine=3,
+        rounds=2,
+        batch_size=4,
+    )
+    [found] = run_grid([cell], tmp_path, progress=False)
+    assert 0 < found["test_accuracy"][0] < 1
+
+
+def test_rule_refuses_workers_who_stay_away(tmp_path):
+    cell = Experiment(
+        decoder="coordinate_median", membership="sampled", rounds=2, batch_size=4
+    )
+    with pytest.raises(ValueError, match="an aggregation rule needs a row from each"):
+        run_grid([cell], tmp_path, progress=False)
+
+
 def test_attackers_take_a_rule_for_a_majority_vote():
     for attack in ("swing", "weight_aware", "adaptive"):
         check(Experiment(decoder="trimmed_mean", attack=attack, num_byzantine=3))

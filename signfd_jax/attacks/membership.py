@@ -2,8 +2,9 @@
 
 Shapes: `M` workers. Each function returns a `membership(key, byzantine, round) ->
 (byzantine, present)` for `simulation(membership=...)`: bool `[M]` in, who is Byzantine
-according to the state; bool `[M]` each out, who is this round and who takes part. The
-fixed set, with everybody present, is `membership=None`. `Membership` is their type.
+according to the state; out, who is this round, bool `[M]`, and who takes part, bool
+`[M]` or None for everybody (an aggregation rule takes no other). The fixed set, with
+everybody present, is `membership=None`. `Membership` is their type.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,9 @@ __all__ = [
     "sampled",
 ]
 
-Membership = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Membership = Callable[
+    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]
+]
 
 
 def drawn_each_round() -> Membership:
@@ -34,13 +37,13 @@ def drawn_each_round() -> Membership:
     Examples:
         >>> membership = drawn_each_round()
         >>> mask, present = membership(jax.random.key(0), jnp.arange(9) < 3, 0)
-        >>> print(mask.sum(), present.sum())
-        3 9
+        >>> print(mask.sum(), present)
+        3 None
     """
 
     def membership(key, byzantine, round):
         del round
-        return jax.random.permutation(key, byzantine), jnp.ones_like(byzantine)
+        return jax.random.permutation(key, byzantine), None
 
     return membership
 
@@ -67,7 +70,7 @@ def rotating(period: int | jax.Array = 1) -> Membership:
 
     def membership(key, byzantine, round):
         del key
-        return jnp.roll(byzantine, round // period), jnp.ones_like(byzantine)
+        return jnp.roll(byzantine, round // period), None
 
     return membership
 

@@ -344,10 +344,11 @@ def _step(config, tx, model, num_classes, first, rows):
 
     def step(state, batch):
         key, attack_key, member_key = jax.random.split(state.key, 3)
-        byzantine = state.byzantine
-        present = jnp.ones_like(byzantine)
+        byzantine, present = state.byzantine, None
         if membership is not None:
             byzantine, present = membership(member_key, byzantine, state.round)
+        if present is None:
+            present = jnp.ones_like(byzantine)
         context = AttackContext(state.round, None)
 
         def attacked(values):
