@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from signfd_jax.experiments import PRESETS, Experiment, fingerprint, from_json, to_json
+from signfd_jax.experiments.interrupts import heeded_interrupts
 
 __all__ = ["Compare", "Paper", "Run", "main"]
 
@@ -169,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"unknown command {arguments[0]!r}; known are {', '.join(commands)}"
             )
-        return commands[arguments[0]](arguments[1:])
+        with heeded_interrupts():
+            return commands[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:
         return _complain(error)
     except KeyboardInterrupt:
