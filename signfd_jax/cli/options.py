@@ -167,7 +167,7 @@ def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
         The experiment, `digits` where none is named; and the other arguments.
 
     Raises:
-        ValueError: there is no such preset, or the file is no configuration.
+        ValueError: there is no such preset or file, or it is no configuration.
         OSError: the file cannot be read.
 
     Examples:
@@ -181,5 +181,7 @@ def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
     if name in PRESETS:
         return PRESETS[name].experiment, rest
     if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise ValueError(f"there is no configuration {name}")
         return from_json(Experiment, Path(name).read_text()), rest
     raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
