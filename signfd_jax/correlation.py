@@ -291,7 +291,8 @@ def pair_counts(
     Args:
         key: a JAX key for the sample; it is consumed.
         votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
-        max_coordinates: use a random sample of so many coordinates (int); None: all.
+        max_coordinates: use a random sample of so many coordinates (int), the same
+            however they are split; None: all.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
@@ -305,7 +306,7 @@ def pair_counts(
         [3. 1.] [3. 3.]
     """
     leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
+    chosen = packed.draw_coordinates(key, leaves, max_coordinates, axis_name)
     rows = map(packed.take_coordinates, leaves, chosen)
     counts = [(_gram(leaf), _gram(jnp.abs(leaf))) for leaf in rows]
     balance, pairs = sum_over_leaves(counts, axis_name)

@@ -15,7 +15,13 @@ import optax
 from jax import lax
 
 from signfd_jax import packed, signs
-from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
+from signfd_jax.attacks import (
+    Attack,
+    AttackContext,
+    Membership,
+    apply_by_row,
+    no_attack,
+)
 from signfd_jax.decoding import DecodeInfo
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
@@ -257,13 +263,8 @@ def _attacked(attack, key, workers, context, state, values):
     if not attack.row_wise or jax.tree.leaves(state):
         return attack.apply(key, values, workers.byzantine, context, state)
 
-    def one_row(index, values, byzantine):
-        rows, mask = jax.tree.map(lambda leaf: leaf[None], (values, byzantine))
-        own_key = jax.random.fold_in(key, index)
-        rows, _ = attack.apply(own_key, rows, mask, context, state)
-        return jax.tree.map(lambda leaf: leaf[0], rows)
-
-    return jax.vmap(one_row)(workers.index, values, workers.byzantine), state
+    mask = workers.byzantine
+    return apply_by_row(attack, key, workers.index, values, mask, context), state
 
 
 def _check_chunk(worker_chunk, num_workers, attack):

@@ -1,6 +1,7 @@
 """Runs that survive: checkpoints, damage to them, kills, locks, repeats."""
 
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ import pytest
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments.checkpoints import Checkpoint, examine, restore, writer
+from signfd_jax.experiments.interrupts import heeded_interrupts
 from signfd_jax.experiments.parameters import digest, load_params, save_params
 from signfd_jax.experiments.program import parts
 from signfd_jax.experiments.records import locked, read_lines, run_folder
@@ -278,6 +280,27 @@ def test_second_signal_is_heeded():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(capsys):
+    struck = []
+
+    def strike(phase, info):
+        if not struck:
+            struck.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    gc.callbacks.append(strike)
+    try:
+        with pytest.raises(KeyboardInterrupt), heeded_interrupts():
+            gc.collect()
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                pass
+    finally:
+        gc.callbacks.remove(strike)
+    assert struck
+    assert capsys.readouterr().err == ""
+
+
 # ------------------------------------------------------------------------ the model
 
 
@@ -516,18 +539,20 @@ def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------- real processes
 
-SIGNFD = [sys.executable, "-c", "import sys; from signfd_jax.cli import main"]
-SIGNFD[-1] += "; sys.exit(main())"
+SIGNFD = "import sys; from signfd_jax.cli import main; sys.exit(main())"
 LONG = [*FLAGS, "--rounds", "4000", "--eval-every", "20", "--checkpoint-every", "40"]
 
 
-def start(*arguments, **options):
+def start(*arguments, first=""):
+    """Start a run; its process does `first` what a `preexec_fn` would have to fork for.
+
+    JAX, in this process, warns of a fork.
+    """
     return subprocess.Popen(
-        [*SIGNFD, "run", *map(str, arguments)],
+        [sys.executable, "-c", f"{first}\n{SIGNFD}", "run", *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -575,10 +600,8 @@ def test_two_kills_and_the_same_result(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
 def test_control_c_in_compilation(tmp_path):
     # Under a shell's background job Ctrl-C is ignored, and so it is here.
-    heed = {
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    }
-    with start(*LONG, "--output-dir", tmp_path, **heed) as process:
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    with start(*LONG, "--output-dir", tmp_path, first=heed) as process:
         until(process, lambda: list(tmp_path.glob("tiny-*/.lock")))
         process.send_signal(signal.SIGINT)
         code, err = finish(process)
@@ -591,10 +614,8 @@ def test_control_c_in_compilation(tmp_path):
 
 @pytest.mark.slow
 def test_full_disk_in_a_run(tmp_path):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    with start(*LONG, "--output-dir", tmp_path, preexec_fn=small_files) as process:
+    small = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (20_000, 20_000))"
+    with start(*LONG, "--output-dir", tmp_path, first=small) as process:
         code, err = finish(process)
     assert code == 2
     assert "Traceback" not in err

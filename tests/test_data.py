@@ -14,9 +14,11 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pooch
 import pytest
 
 from signfd_jax import data
+from signfd_jax.data.files import FILES
 
 NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
 
@@ -25,11 +27,11 @@ NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
 def small_sets(monkeypatch, tmp_path):
     """Every set has 20 training and 10 test examples; nothing leaves this machine."""
     for name in NAMES:
-        small = data._FILES[name]._replace(num_train=20, num_test=10)
-        monkeypatch.setitem(data._FILES, name, small)
+        small = FILES[name]._replace(num_train=20, num_test=10)
+        monkeypatch.setitem(FILES, name, small)
     monkeypatch.delenv("SIGNFD_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(data.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache" / name)
 
 
 def idx(array):
@@ -61,14 +63,14 @@ def contents(name):
         if name == "cifar100":
             columns.insert(0, labels[:, None] // 5)
         records = np.concatenate(columns, axis=1).astype(np.uint8)
-        names = (data._FILES[name].train, data._FILES[name].test)[names]
+        names = (FILES[name].train, FILES[name].test)[names]
         for file, rows in zip(names, np.split(records, len(names)), strict=True):
             files[file] = rows.tobytes()
     return files
 
 
 def write(folder, name, subfolder=None, compress=False):
-    folder = folder / (subfolder or data._FILES[name].folders[0])
+    folder = folder / (subfolder or FILES[name].folders[0])
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in contents(name).items():
         if compress:
@@ -199,7 +201,7 @@ def test_damaged_gzip_is_named(damage, tmp_path):
     ("name", "position", "value"), [("cifar10", 0, 10), ("cifar100", 1, 100)]
 )
 def test_damaged_cifar_files_are_named(name, position, value, tmp_path):
-    path = write(tmp_path, name) / data._FILES[name].train[-1]
+    path = write(tmp_path, name) / FILES[name].train[-1]
     content = path.read_bytes()
     path.write_bytes(other_header(content, position, value))
     message = error_of(name, data_dir=tmp_path)
@@ -339,9 +341,9 @@ def test_archive_writes_nothing_but_the_wanted_files(server, tmp_path):
 
 def test_archive_without_a_file_is_refused(server):
     downloads = serve(server, "cifar100")
-    wanted = data._FILES["cifar100"]._replace(test=("more.bin",))
+    wanted = FILES["cifar100"]._replace(test=("more.bin",))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data._FILES, "cifar100", wanted)
+        patch.setitem(FILES, "cifar100", wanted)
         assert "holds no more.bin" in error_of("cifar100", downloads=downloads)
 
 
@@ -350,7 +352,7 @@ def test_every_set_but_digits_has_a_download():
     for name, download in data.DOWNLOADS.items():
         assert all(len(bytes.fromhex(md5)) == 16 for md5 in download.md5.values())
         if "cifar" not in name:
-            files = data._FILES[name].train + data._FILES[name].test
+            files = FILES[name].train + FILES[name].test
             assert set(download.md5) == {f"{file}.gz" for file in files}
 
 

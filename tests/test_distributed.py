@@ -35,6 +35,7 @@ DECODERS = {
     "forgetting": sfd.federated_defense(initial_rounds=10, forgetting=0.9),
     "leave own out": sfd.federated_defense(10, leave_own_out=True, anchor=True),
     "voting, then weights": sfd.federated_voting(initial_rounds=10),
+    "of a sample": sfd.correlation_defense(sample_above=1, max_coordinates=25),
     "oracle": sfd.oracle(jnp.linspace(0.1, 0.9, M)),
 }
 IN_DEFAULT_SET = ("majority_vote", "each coordinate's own")
@@ -449,6 +450,67 @@ def test_in_a_chain_with_momentum_decay_and_a_schedule():
     for one, other in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
     assert optax.tree.get(state, "sign_round") == 3
+
+
+@jax.numpy_dtype_promotion("standard")  # of optax
+def multi_steps(accumulator_spec):
+    """Parameters after each of six steps, of which every second one counts."""
+    mesh, params = mesh_of(8), {"a": PARAMS["a"]}
+    aggregate = scale_by_sign_decoder_sharded(M, decoder=MAJORITY)
+    tx = optax.MultiSteps(optax.chain(aggregate, optax.scale(-0.125)), 2)
+    specs = optax.MultiStepsState(
+        mini_step=P(),
+        gradient_step=P(),
+        inner_opt_state=(aggregate.state_specs, P()),
+        acc_grads=accumulator_spec,
+        skip_state=(),
+    )
+    split = accumulator_spec != P()
+
+    def step(params, state, gradients):
+        own = jax.tree.map(lambda leaf: leaf[0], gradients)
+        if split:
+            accumulators = jax.tree.map(lambda leaf: leaf[0], state.acc_grads)
+            state = state._replace(acc_grads=accumulators)
+        updates, state = tx.update(own, state, params)
+        if split:
+            accumulators = jax.tree.map(lambda leaf: leaf[None], state.acc_grads)
+            state = state._replace(acc_grads=accumulators)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(P(), specs, P("workers")),
+            out_specs=(P(), specs),
+        )
+    )
+    here = on(mesh, params, P())
+    state = tx.init(here)
+    if split:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((M, *leaf.shape)), params)
+        state = state._replace(acc_grads=on(mesh, zeros, P("workers")))
+    trajectory = []
+    for gradients in random_gradients(6, params=params):
+        here, state = step(here, state, on(mesh, gradients, P("workers")))
+        trajectory.append(np.asarray(here["a"]))
+    return trajectory
+
+
+def test_multi_steps_accumulate_on_each_device():
+    params = {"a": PARAMS["a"]}
+    gradients = random_gradients(6, params=params)
+    one, state = reference(MAJORITY, params=params)
+    expected = [params["a"]]
+    for first, second in zip(gradients[::2], gradients[1::2], strict=True):
+        mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+        updates, state = one(mean, state)
+        expected += [expected[-1], expected[-1] - 0.125 * updates["a"]]
+    trajectory = multi_steps(P("workers"))
+    np.testing.assert_array_equal(trajectory, expected[1:])
+    with pytest.raises(ValueError, match="already summed over the workers"):
+        multi_steps(P())
 
 
 # What is refused ---------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from test_processes import free_port
 
 from signfd_jax import batches, data, partition
 from signfd_jax.cli import main
@@ -187,6 +188,17 @@ FLAGS = """run --name shared --wire one_bit --num-workers 16 --num-byzantine 5
     --rounds 200 --eval-every 10 --checkpoint-every 20 --heartbeat 10 --quiet""".split()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """What a process of one test has compiled, those of the next need not."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("compiled")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
 def start(folder, *arguments):
     return subprocess.Popen(
         [*SIGNFD, *FLAGS, "--output-dir", str(folder), *map(str, arguments)],
@@ -331,7 +343,7 @@ def test_launcher_tells_bad_input_once(tmp_path):
 @pytest.mark.slow
 def test_external_launcher(tmp_path, undisturbed):
     """Two processes that the test itself starts, as a cluster would."""
-    coordinator = "127.0.0.1:29765"
+    coordinator = f"127.0.0.1:{free_port()}"
     jobs = [
         start(
             tmp_path,

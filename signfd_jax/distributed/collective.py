@@ -53,10 +53,11 @@ def sign_all_reduce(
     Where JAX's own `all_gather` has no argument `to` (0.8.0), what is gathered never
     counts as alike on all devices, and `check_vma=False` is needed.
 
-    What is exact: the decoded signs and the state, for every decoder of this library,
-    but for `correlation_defense` above its `sample_above` workers, where every device
-    draws a sample from its own slice. (`oracle` takes one probability a worker here.)
-    In `info`, means over coordinates include the padding, fewer than 8 M coordinates.
+    What is exact: the decoded signs and the state, for every decoder of this library.
+    (`oracle` takes one probability a worker here.) Where a decoder looks at a sample of
+    the coordinates, as `correlation_defense` does above its `sample_above` workers, the
+    sample is the simulation's; only with `param_specs` it is another one. In `info`,
+    means over coordinates include the padding, fewer than 8 M coordinates.
 
     Args:
         gradients: tree of real `[...]`, the gradient of this device's worker; with

@@ -88,6 +88,11 @@ def scale_by_sign_decoder_sharded(
     takes part, and those that do would wait for the others. It is not needed: a
     non-finite number abstains. `optax.masked` and `optax.partition` belong after it.
 
+    Inside `optax.MultiSteps` every device must keep an accumulator of its own: split
+    `acc_grads` over the workers' axis, as `[M, ...]` outside `shard_map`. Specs that
+    call it replicated are refused, as a gradient that was summed is. Simpler is to
+    accumulate the worker's gradient before `update`.
+
     Args:
         num_workers: number M of workers in all (Python int): K for every device on the
             workers' axis.

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from signfd_jax import batches, data, models, partition
-from signfd_jax.attacks import AttackContext
+from signfd_jax.attacks import AttackContext, apply_by_row
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import vary
 from signfd_jax.experiments import registry
@@ -335,9 +335,6 @@ def _step(config, tx, model, num_classes, first, rows):
         jax.value_and_grad(models.loss_fn(model)), in_axes=(None, 0)
     )
 
-    def here(of_all):
-        return lax.dynamic_slice_in_dim(of_all, first, rows)
-
     def among_all(own):
         blank = jnp.zeros((config.num_workers, *own.shape[1:]), own.dtype)
         return lax.dynamic_update_slice_in_dim(vary(blank, (_AXIS,)), own, first, 0)
@@ -352,11 +349,9 @@ def _step(config, tx, model, num_classes, first, rows):
         context = AttackContext(state.round, None)
 
         def attacked(values):
-            # Whole, for what an attack draws at random is drawn for all workers.
-            whole, _ = attack.apply(
-                attack_key, jax.tree.map(among_all, values), byzantine, context, ()
-            )
-            return jax.tree.map(here, whole)
+            own = first + jnp.arange(rows, dtype=jnp.int32)
+            liars = lax.dynamic_slice_in_dim(byzantine, first, rows)
+            return apply_by_row(attack, attack_key, own, values, liars, context)
 
         if attack.entry == "data":
             batch = attacked(batch)

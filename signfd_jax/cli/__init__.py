@@ -1,0 +1,71 @@
+"""The command `signfd`: run, compare, paper, plot, list.
+
+Light to import: each command imports what it needs, so that the message about a missing
+extra, and the help, come at once.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from signfd_jax.cli.commands import COMMANDS
+from signfd_jax.cli.options import Compare, Paper, Run
+from signfd_jax.experiments.interrupts import heeded_interrupts
+
+__all__ = ["Compare", "Paper", "Run", "main"]
+
+_EXTRA = ("flax", "matplotlib", "pooch", "sklearn", "tqdm", "tyro")
+
+USAGE = """\
+usage: signfd run [PRESET] [--field value ...]        train once, or go on
+       signfd run --from RUN [--field value ...]      repeat the run of that folder
+       signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
+       signfd paper FIGURE [--option value ...]       the paper's findings, and a report
+       signfd plot FOLDER [FOLDER ...]                draw runs and grids again
+       signfd list                                    presets, and every name there is
+
+A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
+compare --help` and `signfd paper --help` list the options. FIGURE is one of inversion,
+flip-probability, initial-phase, estimation, gaussian, batch-sizes, invariance, quirks,
+or all."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what follows `signfd`; None: `sys.argv`.
+
+    Returns:
+        The exit code: 0; 2 for bad input, with one line on stderr; 130 for Ctrl-C.
+
+    Examples:
+        >>> main(["compute"])
+        2
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if missing := [name for name in _EXTRA if not importlib.util.find_spec(name)]:
+        return _complain(
+            f"{', '.join(missing)} not found; the command line needs the extra "
+            "'experiments': pip install 'signfd-jax[experiments]'"
+        )
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in COMMANDS:
+            raise ValueError(
+                f"unknown command {arguments[0]!r}; known are {', '.join(COMMANDS)}"
+            )
+        with heeded_interrupts():
+            return COMMANDS[arguments[0]](arguments[1:])
+    except (ValueError, OSError) as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command goes on from here", 130)
+
+
+def _complain(message, code=2):
+    """One line on stderr, whatever the message was."""
+    print("signfd:", " ".join(str(message).split()), file=sys.stderr)
+    return code

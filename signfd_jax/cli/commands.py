@@ -1,0 +1,208 @@
+"""What the commands do: each takes its arguments and returns the exit code."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from signfd_jax.cli.options import Compare, Paper, Run, read_flags, take_preset
+from signfd_jax.experiments import PRESETS, fingerprint, to_json
+
+__all__ = ["COMMANDS"]
+
+
+def _run(arguments) -> int:
+    from signfd_jax.experiments import records
+
+    earlier, given = None, arguments
+    if arguments and arguments[0] == "--from":
+        if len(arguments) < 2:
+            raise ValueError("give the folder of the run: signfd run --from RUN ...")
+        earlier = Path(arguments[1])
+        records.read_run(earlier)  # or it says that there is none
+        arguments = [str(earlier / "config.json"), *arguments[2:]]
+    experiment, rest = take_preset(arguments)
+    default = Run(experiment)
+    if earlier is not None:
+        default = dataclasses.replace(default, output_dir=earlier.parent / "repeats")
+    options = read_flags(default, rest, "run")
+    preset = PRESETS.get(experiment.name)
+    experiment = options.experiment
+    if preset and preset.fallback and experiment.dataset == preset.experiment.dataset:
+        experiment = _with_data(experiment, preset.fallback, options.data_dir)
+    if options.redraw_byzantine:
+        experiment = dataclasses.replace(experiment, membership="drawn_each_round")
+    from signfd_jax.experiments import launch
+
+    if options.processes != 1 and not options.distributed:
+        return launch.launch(given, options.processes)
+    if options.distributed:
+        launch.join(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            heartbeat=options.heartbeat,
+        )
+        return launch.guarded(lambda: _run_here(options, experiment, earlier))
+    return _run_here(options, experiment, earlier)
+
+
+def _run_here(options, experiment, earlier) -> int:
+    import jax
+
+    from signfd_jax import plots
+    from signfd_jax.experiments import repeats
+    from signfd_jax.experiments.runs import run_experiment
+
+    folder, summary = run_experiment(
+        experiment,
+        options.output_dir,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+        checkpoint_every=options.checkpoint_every,
+        keep_checkpoints=options.keep_checkpoints,
+        distributed=options.distributed,
+    )
+    if jax.process_index() > 0:
+        return 0
+    if summary["finished_before"]:
+        print("finished before; --force runs it again")
+    else:
+        plots.draw(folder)
+    print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
+    print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
+    if earlier is not None:
+        print(repeats.difference(earlier, folder))
+    return 0
+
+
+def _with_data(experiment, fallback, data_dir):
+    """The experiment, with another data set where its own cannot be had."""
+    from signfd_jax import data
+
+    try:
+        data.load(experiment.dataset, data_dir=data_dir)
+    except data.DataError as error:
+        print(f"signfd: {error}; {fallback} instead", file=sys.stderr)
+        return dataclasses.replace(experiment, dataset=fallback)
+    return experiment
+
+
+def _compare(arguments) -> int:
+    experiment, rest = take_preset(arguments)
+    options = read_flags(Compare(), rest, "compare")
+    from signfd_jax import plots
+    from signfd_jax.experiments import compare, records
+    from signfd_jax.experiments.tables import accuracy_table
+
+    given = {
+        "rounds": options.rounds,
+        "learning_rate": options.learning_rate,
+        "membership": "drawn_each_round" if options.redraw_byzantine else None,
+    }
+    base = dataclasses.replace(
+        experiment,
+        seeds=options.seeds,
+        seed=options.seed,
+        wire=options.wire,
+        flip_probability=options.flip_probability,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+    grid = compare.Grid(
+        base=dataclasses.replace(base, eval_every=max(1, base.rounds // 10)),
+        decoders=options.decoders,
+        attacks=options.attacks,
+        num_byzantine=options.num_byzantine,
+        splits=options.splits or (base.split,),
+        batch_sizes=options.batch_sizes or (base.batch_size,),
+    )
+    cells = compare.cells(grid)
+    name = f"compare-{base.name}-{fingerprint(grid)}"
+    folder = records.make_folder(options.output_dir / name)
+    records.write_atomically(folder / "config.json", to_json(grid))
+    results = compare.run_grid(
+        cells,
+        folder,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+    )
+    table = accuracy_table(results)
+    records.write_atomically(folder / "table.md", table + "\n")
+    (picture,) = plots.draw(folder)
+    print(f"{table}\n\ntable and picture: {picture}")
+    return 0
+
+
+def _paper(arguments) -> int:
+    figures = arguments[
+        : next((i for i, a in enumerate(arguments) if a[:1] == "-"), None)
+    ]
+    options = read_flags(Paper(), arguments[len(figures) :], "paper")
+    if not figures:
+        raise ValueError("give a figure, or all: signfd paper all --scale small")
+    from signfd_jax.paper import reproduce
+
+    report, verdicts = reproduce(
+        figures,
+        options.scale,
+        options.output_dir,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+    )
+    for figure, verdict in verdicts.items():
+        print(f"{figure:18}{verdict}")
+    print(report)
+    return 0
+
+
+def _plot(arguments) -> int:
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        raise ValueError("give the folders of one or several runs: signfd plot RUN ...")
+    from signfd_jax import plots
+    from signfd_jax.experiments.records import read_run
+
+    for folder in arguments:
+        for path in plots.draw(folder):
+            print(path)
+    if len(arguments) > 1:
+        runs = {Path(folder).name: read_run(folder)[1] for folder in arguments}
+        path = Path(os.path.commonpath([os.path.abspath(a) for a in arguments]))
+        plots.accuracy_figure(runs).savefig(path / "accuracies.png", dpi=120)
+        print(path / "accuracies.png")
+    return 0
+
+
+def _list(arguments) -> int:
+    if arguments:
+        raise ValueError("signfd list takes no arguments")
+    from signfd_jax import data
+    from signfd_jax.experiments import registry
+
+    print("presets")
+    for name, preset in PRESETS.items():
+        print(f"  {name:20}{preset.description}")
+    kinds = {
+        "datasets": data.DATASETS,
+        "models": registry.MODELS,
+        "splits": registry.SPLITS,
+        "decoders": registry.SERVERS,
+        "attacks": registry.ATTACKS,
+        "memberships": registry.MEMBERSHIPS,
+    }
+    for kind, names in kinds.items():
+        print(f"{kind}\n  {' '.join(names)}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "compare": _compare,
+    "paper": _paper,
+    "plot": _plot,
+    "list": _list,
+}
+"""The commands by their names."""

@@ -1,0 +1,187 @@
+"""What each command can be told, and how it is read from the command line."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from signfd_jax.experiments import PRESETS, Experiment, from_json
+
+__all__ = ["Compare", "Paper", "Run", "read_flags", "take_preset"]
+
+_Options = TypeVar("_Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Train with liars among the workers, and write a folder of records.
+
+    A run that was stopped, by whatever, goes on when the same command is given again.
+    `signfd run --from RUN` repeats the run of that folder, and compares the records.
+
+    Attributes:
+        experiment: the experiment.
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        checkpoint_every: rounds between checkpoints; none: at most every 30 seconds.
+        keep_checkpoints: number of checkpoints that stay, the newest.
+        processes: start so many processes on this machine, and watch them.
+        distributed: join the processes that another launcher has started.
+        coordinator: HOST:PORT of the first of them; none: as the launcher says.
+        num_processes: how many they are; none: likewise.
+        process_id: which one this is, from 0; none: likewise.
+        heartbeat: seconds of silence after which a process counts as dead.
+        redraw_byzantine: others lie each round; --membership drawn_each_round.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    experiment: Experiment
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    processes: int = 1
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    heartbeat: int = 30
+    redraw_byzantine: bool = False
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare decoders under attack; a grid that was stopped goes on.
+
+    Attributes:
+        decoders: decoders, each met by every attack.
+        attacks: attacks, each with every number of Byzantine workers above 0.
+        num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell.
+        splits: splits of the data; empty: the preset's.
+        batch_sizes: examples of each worker in each round; empty: the preset's.
+        seeds: number of training seeds.
+        seed: the first of them.
+        rounds: number of rounds; none: the preset's.
+        learning_rate: step along the decoded sign; none: the preset's.
+        wire: ternary or one_bit.
+        flip_probability: r of stochastic_sign_flip, in [0, 1].
+        redraw_byzantine: others lie each round.
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    decoders: tuple[str, ...] = ("federated_defense", "majority_vote")
+    attacks: tuple[str, ...] = ("sign_inversion",)
+    num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
+    splits: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
+    seeds: int = 3
+    seed: int = 0
+    rounds: int | None = None
+    learning_rate: float | None = None
+    wire: str = "ternary"
+    flip_probability: float = 0.5
+    redraw_byzantine: bool = False
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Run findings of the paper, and write a report with a verdict for each.
+
+    Attributes:
+        scale: small (digits, minutes on two CPU cores) or full (the paper's own
+            setting, for a GPU).
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    scale: str = "small"
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    force: bool = False
+    quiet: bool = False
+
+
+def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Options:
+    """Read flags into a dataclass; its nested fields have flags without a prefix.
+
+    Args:
+        default: a `Run`, `Compare` or `Paper` with what holds where no flag is given.
+        arguments: the flags.
+        command: the command's name, for the help.
+
+    Returns:
+        The same with what the flags say.
+
+    Raises:
+        ValueError: a flag is unknown, or its value cannot be read.
+        SystemExit: the help was asked for, and has been printed.
+
+    Examples:
+        >>> read_flags(Paper(), ["--scale", "full"], "paper").scale
+        'full'
+    """
+    import tyro
+
+    what = "FIGURE" if isinstance(default, Paper) else "[PRESET]"
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=arguments,
+                prog=f"signfd {command} {what}",
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+    # Tyro draws a box: its first lines say what is wrong, up to a rule.
+    said = [line.strip("│ ") for line in complaint.getvalue().splitlines()[1:]]
+    reason = " ".join(said[: next(i for i, s in enumerate(said) if not s.strip("─╰╯"))])
+    reason = reason.removeprefix("Error parsing experiment: ")
+    raise ValueError(f"{reason} (signfd {command} --help lists the options)")
+
+
+def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
+    """Take the preset's name, or a configuration's file, off the arguments.
+
+    Args:
+        arguments: of a command.
+
+    Returns:
+        The experiment, `digits` where none is named; and the other arguments.
+
+    Raises:
+        ValueError: there is no such preset or file, or it is no configuration.
+        OSError: the file cannot be read.
+
+    Examples:
+        >>> experiment, flags = take_preset(["mnist-cnn", "--rounds", "100"])
+        >>> experiment.model, flags
+        ('mnist_cnn', ['--rounds', '100'])
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return PRESETS["digits"].experiment, list(arguments)
+    name, *rest = arguments
+    if name in PRESETS:
+        return PRESETS[name].experiment, rest
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise ValueError(f"there is no configuration {name}")
+        return from_json(Experiment, Path(name).read_text()), rest
+    raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")

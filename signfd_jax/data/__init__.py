@@ -1,0 +1,31 @@
+"""Load the data sets: from a folder, or downloaded once into the user's cache.
+
+Shapes: `n` examples; images `[n, height, width, channels]`, uint8 as stored; labels
+int32 `[n]` in `[0, num_classes)`.
+
+| name | training, test | image | where it comes from |
+|---|---|---|---|
+| `digits` | 1442, 355 | 8 x 8 x 1 | bundled with scikit-learn: no download |
+| `mnist` | 60,000, 10,000 | 28 x 28 x 1 | `mnist/`, IDX files, gzipped or not |
+| `fashion_mnist` | 60,000, 10,000 | 28 x 28 x 1 | `fashion_mnist/`, likewise |
+| `cifar10` | 50,000, 10,000 | 32 x 32 x 3 | `cifar10/` or `cifar-10-batches-bin/` |
+| `cifar100` | 50,000, 10,000 | 32 x 32 x 3 | `cifar100/` or `cifar-100-binary/` |
+
+The folders are those of a data folder, given by hand or by the variable `SIGNFD_DATA`;
+the CIFAR files in them have the binary layout. `DATASETS` lists the names, `DOWNLOADS`
+the sources.
+"""
+
+from signfd_jax.data.dataset import DataError, Dataset, standardise
+from signfd_jax.data.download import DOWNLOADS, Download
+from signfd_jax.data.loading import DATASETS, load
+
+__all__ = [
+    "DATASETS",
+    "DOWNLOADS",
+    "DataError",
+    "Dataset",
+    "Download",
+    "load",
+    "standardise",
+]

@@ -1,0 +1,67 @@
+"""What a data set is, and how its inputs become a network's.
+
+Shapes: `n` training and `k` test examples.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["DataError", "Dataset", "standardise"]
+
+
+class DataError(ValueError):
+    """A data set is missing or damaged; the message is one line, with the remedy."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training and test examples, as stored; a pytree, so that it can enter a jit.
+
+    Attributes:
+        name: its name in `DATASETS`; static under jit, as are the next two.
+        num_classes: number of classes.
+        scale: the stored value that stands for 1.
+        train_inputs: uint8 `[n, height, width, channels]`.
+        train_labels: int32 `[n]`, in `[0, num_classes)`.
+        test_inputs: uint8 `[k, ...]`, as `train_inputs`.
+        test_labels: int32 `[k]`, as `train_labels`.
+        mean: float32 `[channels]`, mean of the inputs divided by `scale`.
+        std: float32 `[channels]`, standard deviation of the same.
+    """
+
+    name: str = dataclasses.field(metadata={"static": True})
+    num_classes: int = dataclasses.field(metadata={"static": True})
+    scale: float = dataclasses.field(metadata={"static": True})
+    train_inputs: np.ndarray | jax.Array
+    train_labels: np.ndarray | jax.Array
+    test_inputs: np.ndarray | jax.Array
+    test_labels: np.ndarray | jax.Array
+    mean: np.ndarray | jax.Array
+    std: np.ndarray | jax.Array
+
+
+def standardise(inputs: jax.Array | np.ndarray, dataset: Dataset) -> jax.Array:
+    r"""Turn stored inputs into a network's: $(x / \text{scale} - \mu) / \sigma$.
+
+    It is done batch by batch on the device, so that only uint8 is kept and gathered.
+
+    Args:
+        inputs: uint8 `[..., channels]`.
+        dataset: whose `mean`, `std` and `scale` to use.
+
+    Returns:
+        float32, shaped like `inputs`.
+
+    Examples:
+        >>> from signfd_jax.data import load
+        >>> digits = load("digits")
+        >>> print(standardise(digits.train_inputs, digits).std())
+        1.0
+    """
+    shape = (1,) * (inputs.ndim - 1) + (-1,)
+    mean, std = (jnp.reshape(x, shape) for x in (dataset.mean, dataset.std))
+    return (jnp.asarray(inputs).astype(jnp.float32) / dataset.scale - mean) / std
