@@ -1,4 +1,7 @@
-"""What the commands do: each takes its arguments and returns the exit code."""
+"""What the commands do: each takes its arguments and returns the exit code.
+
+`COMMANDS` maps a command's name to its function.
+"""
 
 import dataclasses
 import os
