@@ -49,6 +49,11 @@ def run_experiment(
     the same metrics and parameters, bit for bit, as one that was not. Ctrl-C and
     SIGTERM stop it at the next test, where it writes a checkpoint.
 
+    Left alone, a run of less than 30 seconds writes no checkpoint. What they cost
+    otherwise: `signfd run digits --decoder federated_defense --checkpoint-every 100`
+    (300 rounds) takes 3 % more processor time than without (11.9 s; 11.5 s), and with
+    `--checkpoint-every 20` 9 % (12.5 s).
+
     Args:
         config: the experiment.
         output_dir: the folder of all runs.
