@@ -7,7 +7,7 @@ its moment comes is not counted as killed, and another moment is drawn.) Counted
 final results that equal those of the first run, bit for bit (parameters and metrics),
 and the checkpoints that a kill left unreadable.
 
-    python -m benchmarks.faults --json benchmarks/results/faults.json
+    python -m benchmarks.faults --rounds 4000 --json benchmarks/results/faults.json
 
 It exits with 1 unless all results are identical and all checkpoints readable.
 """
