@@ -50,8 +50,6 @@ def sign_all_reduce(
     `shard_map` checks what varies (`check_vma=True`, the default), `jax.grad` with
     respect to replicated parameters sums over the devices, so cast these first with
     `jax.lax.pcast(params, "workers", to="varying")`; a summed gradient is refused.
-    Where JAX's own `all_gather` has no argument `to` (0.8.0), what is gathered never
-    counts as alike on all devices, and `check_vma=False` is needed.
 
     What is exact: the decoded signs and the state, for every decoder of this library,
     but for `correlation_defense` above its `sample_above` workers, where every device
