@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from signfd_jax.checks import check_size
 from signfd_jax.data import Dataset, standardise
 from signfd_jax.partition import Partition
 
@@ -65,8 +66,7 @@ def worker_batches(
         >>> inputs.shape, labels.shape
         ((15, 4, 8, 8, 1), (15, 4))
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    check_size("batch_size", batch_size)
     num = dataset.train_labels.shape[0]
     if isinstance(partition.indices, np.ndarray) and partition.indices.max() >= num:
         raise ValueError(
@@ -109,8 +109,7 @@ def worker_indices(
         >>> sample_indices(jax.random.key(0)).shape
         (6, 3)
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    check_size("batch_size", batch_size)
     draw = functools.partial(_draw_indices, batch_size)
     return jax.tree_util.Partial(draw, jax.tree.map(jnp.asarray, partition))
 

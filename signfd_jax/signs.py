@@ -128,6 +128,7 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     """
     check_wire(wire)
     cast = votes(gradients)
+    _check_present(present, cast)
     if wire == "one_bit":
         finite = present_workers(gradients)
         present = finite if present is None else finite & present
@@ -180,6 +181,15 @@ def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
         return jnp.where(rows, sent, jnp.int8(0))
 
     return _map_with_offset(fill, votes, first_coordinate, has_workers=True)
+
+
+def _check_present(present, votes):
+    num_workers = jax.tree.leaves(votes)[0].shape[0]
+    if present is not None and jnp.shape(present) != (num_workers,):
+        raise ValueError(
+            f"present must be a mask of the {num_workers} workers, but has shape "
+            f"{list(jnp.shape(present))}"
+        )
 
 
 def fill_ties(decoded, round, *, first_coordinate=0):

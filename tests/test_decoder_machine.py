@@ -1,4 +1,4 @@
-"""Any sequence of rounds, whoever is absent, abstains or lies: each decoder survives it.
+"""Any sequence of rounds, whoever is absent or lies: each decoder survives it.
 
 Hypothesis plays the workers. It draws the rounds one after the other, and where a round
 breaks a promise, prints the shortest sequence of rounds that does.

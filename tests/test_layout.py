@@ -17,6 +17,7 @@ SOURCE = Path(signfd_jax.__file__).parent  # outside the checkout: the installed
 # Each module, lowest first, and those it may import: only rows above its own. A package
 # is one module here, whose files may import each other; `package.file` opens one file.
 SIGN_MODULES = {
+    "checks",
     "signs",
     "packed",
     "visits",
@@ -32,40 +33,41 @@ SIGN_MODULES = {
     "likelihood",
 }
 ARROWS = {
-    "signs": set(),
+    "checks": set(),
+    "signs": {"checks"},
     "packed": {"signs"},
     "visits": set(),
     "tally": {"packed", "visits"},
-    "decoding": {"tally"},
+    "decoding": {"checks", "tally"},
     "counting": {"tally"},
     "reference": {"tally", "decoding"},
-    "defense": {"visits", "tally", "decoding", "counting", "reference"},
+    "defense": {"checks", "visits", "tally", "decoding", "counting", "reference"},
     "medians": set(),
     "structure": {"medians"},
     "correlation": {"packed", "tally", "decoding", "medians", "structure"},
-    "population": {"packed", "tally", "decoding", "counting"}
+    "population": {"checks", "packed", "tally", "decoding", "counting"}
     | {"medians", "structure", "correlation"},
-    "likelihood": {"visits", "tally", "decoding"},
-    "aggregators": set(),
-    "attacks": {"signs"},
-    "theory": set(),
+    "likelihood": {"checks", "visits", "tally", "decoding"},
+    "aggregators": {"checks"},
+    "attacks": {"checks", "signs"},
+    "theory": {"checks"},
     "data": set(),
-    "partition": set(),
-    "batches": {"data", "partition"},
+    "partition": {"checks"},
+    "batches": {"checks", "data", "partition"},
     "convolution": set(),
-    "models": {"convolution"},
+    "models": {"checks", "convolution"},
     "transform": SIGN_MODULES,
-    "transform_rules": {"aggregators", "transform"},
-    "worker_side": {"aggregators", "decoding", "transform"},
-    "sign_family": {"aggregators", "decoding"}
+    "transform_rules": {"checks", "aggregators", "transform"},
+    "worker_side": {"checks", "aggregators", "transform"},
+    "sign_family": {"checks", "aggregators", "decoding"}
     | {"transform", "transform_rules", "worker_side"},
-    "simulate": {"signs", "packed", "decoding", "attacks"},
+    "simulate": {"checks", "signs", "packed", "decoding", "attacks"},
     "distributed": SIGN_MODULES,
     "experiments": SIGN_MODULES
     | {"aggregators", "attacks", "theory"}
     | {"data", "partition", "batches", "models"}
     | {"transform", "transform_rules", "sign_family", "simulate", "distributed"},
-    "plots": {"experiments.records", "experiments.tables"},
+    "plots": {"checks", "experiments.records", "experiments.tables"},
     "paper": SIGN_MODULES
     | {"attacks", "theory", "data", "partition", "batches", "models"}
     | {"transform", "simulate"}

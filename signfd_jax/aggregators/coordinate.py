@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from signfd_jax.aggregators.rows import require_workers, sorted_rows, sum_of_rows, widen
+from signfd_jax.checks import check_size, checked
 
 __all__ = [
     "coordinate_median",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 
+@checked
 def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     r"""Mean of the rows: the rule without any defence.
 
@@ -37,6 +39,7 @@ def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     return (sum_of_rows(widen(gradients)) / len(gradients)).astype(gradients.dtype)
 
 
+@checked
 def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     """Median of every coordinate; of an even number, the mean of the middle two.
 
@@ -59,6 +62,7 @@ def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     return _middle(sorted_rows(gradients)).astype(gradients.dtype)
 
 
+@checked
 def trimmed_mean(
     gradients: Float[Array, "M D"], num_byzantine: int
 ) -> Float[Array, " D"]:
@@ -92,6 +96,7 @@ def trimmed_mean(
     return jnp.mean(kept, axis=0).astype(gradients.dtype)
 
 
+@checked
 def mean_around_median(
     gradients: Float[Array, "M D"], num_byzantine: int
 ) -> Float[Array, " D"]:
@@ -123,6 +128,7 @@ def mean_around_median(
     return mean_near_median(gradients, len(gradients) - f)
 
 
+@checked
 def mean_near_median(
     gradients: Float[Array, "M D"], num_kept: int
 ) -> Float[Array, " D"]:
@@ -145,6 +151,7 @@ def mean_near_median(
         >>> print(mean_near_median(rows, num_kept=2))
         [3.]
     """
+    check_size("num_kept", num_kept, 1)
     ordered = sorted_rows(gradients)
     num_dropped = len(ordered) - num_kept
     twice_median = 2 * _middle(ordered)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from signfd_jax.checks import check_callable, check_key, check_kind
+
 __all__ = ["Rule", "chain", "keyed", "recurrent", "stateless"]
 
 
@@ -53,6 +55,7 @@ def stateless(function: Callable[..., Any], **options) -> Rule:
         >>> print(aggregate)
         [3.]
     """
+    check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
         jax.eval_shape(aggregate, (), _rows(num_workers, dimension, dtype))
@@ -84,6 +87,8 @@ def keyed(function: Callable[..., Any], key: PRNGKeyArray, **options) -> Rule:
         >>> buckets.shape
         (3, 3)
     """
+    check_key("key", key)
+    check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
         jax.eval_shape(aggregate, key, _rows(num_workers, dimension, dtype))
@@ -118,6 +123,7 @@ def recurrent(function: Callable[..., Any], **options) -> Rule:
         [2.]
         [2.5]
     """
+    check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
         state = jnp.zeros(dimension, dtype)
@@ -156,6 +162,13 @@ def chain(*rules: Rule) -> Rule:
         >>> print(rule.aggregate(state, rows)[0])
         [2.5]
     """
+    for position, rule in enumerate(rules):
+        check_kind(
+            f"rule {position} of the chain",
+            rule,
+            Rule._fields,
+            "stateless, keyed or recurrent",
+        )
 
     def init(num_workers, dimension, dtype=jnp.float32):
         rows = _rows(num_workers, dimension, dtype)

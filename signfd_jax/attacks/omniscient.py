@@ -16,6 +16,7 @@ from signfd_jax.attacks.knowledge import (
     honest_moments,
     observed_workers,
 )
+from signfd_jax.checks import check_number
 
 __all__ = [
     "alie",
@@ -52,6 +53,8 @@ def alie(z: float | jax.Array | None = 1.5) -> Attack:
         Baruch, Baruch and Goldberg, [A little is enough](
         https://arxiv.org/abs/1902.06156), NeurIPS 2019.
     """
+    if z is not None:
+        check_number("z", z, -1e30, 1e30)
 
     def deviate(mean, deviation, byzantine):
         shift = _unnoticed(byzantine) if z is None else jnp.asarray(z, jnp.float32)
@@ -83,6 +86,8 @@ def sign_alie(z: float | jax.Array | None = 1.5) -> Attack:
     References:
         Derived from `alie`.
     """
+    if z is not None:
+        check_number("z", z, -1e30, 1e30)
 
     def deviate(mean, deviation, byzantine):
         shift = _unnoticed(byzantine) if z is None else jnp.asarray(z, jnp.float32)
@@ -115,6 +120,7 @@ def ipm(epsilon: float | jax.Array = 0.5) -> Attack:
         Xie, Koyejo and Gupta, [Fall of empires](https://arxiv.org/abs/1903.03936),
         UAI 2019.
     """
+    check_number("epsilon", epsilon, 0, 1e30)
 
     def deviate(mean, deviation, byzantine):
         del deviation, byzantine
@@ -153,8 +159,7 @@ def fang(spread: float | jax.Array = 2.0) -> Attack:
         Fang, Cao, Jia and Gong, [Local model poisoning attacks to Byzantine-robust
         federated learning](https://arxiv.org/abs/1911.11815), USENIX Security 2020.
     """
-    if isinstance(spread, int | float) and not spread >= 1:
-        raise ValueError(f"spread must be at least 1, but is {spread}")
+    check_number("spread", spread, 1, 1e30)
 
     def apply(key, values, byzantine, context, state):
         del context

@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from signfd_jax import signs
+from signfd_jax.checks import check_count, check_kind, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder
 from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed.manual import gather, varies
@@ -109,6 +110,9 @@ def sign_all_reduce(
         [Optimization of collective communication operations in MPICH](
         https://doi.org/10.1177/1094342005051521), 2005, with a decoder for the sum.
     """
+    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_count("round", round, 0)
+    check_size("workers_per_device", workers_per_device)
     if workers_per_device == 1:
         gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
     _check_gradients(gradients, axis_name, workers_per_device)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from signfd_jax.checks import check_kind, check_size
 from signfd_jax.decoding import Decoder
 from signfd_jax.distributed.layout import Layout, make_layout
 from signfd_jax.distributed.manual import vary
@@ -63,6 +64,8 @@ def slice_state(
         >>> print(init().fd_counters.shape)
         (2, 32)
     """
+    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_size("workers_per_device", workers_per_device)
     layout = layout_here(
         params,
         axis_name,
