@@ -38,8 +38,17 @@ from signfd_jax import (
     plots,
     theory,
 )
-from signfd_jax.experiments import Experiment, compare, records, registry, training
+from signfd_jax.experiments import (
+    Experiment,
+    checkpoints,
+    compare,
+    records,
+    registry,
+    training,
+)
+from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.parameters import load_params
+from signfd_jax.experiments.runs import run_experiment
 from signfd_jax.transform_rules import scale_by_aggregator
 
 NAN, INF = float("nan"), float("inf")
@@ -998,10 +1007,11 @@ def written(name, content, read):
 
     def call(folder):
         path = folder / name
+        path.parent.mkdir(exist_ok=True)
         for other in MNIST:  # all four are there
             if "ubyte" in name:
                 suffix = ".gz" if name.endswith(".gz") else ""
-                (folder / f"{other}{suffix}").write_bytes(b"")
+                (path.parent / f"{other}{suffix}").write_bytes(b"")
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
@@ -1081,49 +1091,78 @@ for what, name, content, read, outcome in [
     ),
     (
         "IDX: empty",
-        "train-images-idx3-ubyte",
+        "mnist/train-images-idx3-ubyte",
         b"",
         lambda f: mnist(data_dir=f),
-        "train-",
+        "begins with nothing, not 00000803",
     ),
     (
         "IDX: foreign",
-        "train-images-idx3-ubyte",
+        "mnist/train-images-idx3-ubyte",
         b"GIF89a" * 9,
         lambda f: mnist(data_dir=f),
-        "train-images-idx3-ubyte",
+        "is no IDX file of bytes",
     ),
     (
         "IDX: cut off",
-        "train-images-idx3-ubyte",
+        "mnist/train-images-idx3-ubyte",
         IDX + b"\0" * 9,
         lambda f: mnist(data_dir=f),
-        "train-images-idx3-ubyte",
+        "announces an array",
     ),
     (
         "gzip: no gzip",
-        "train-images-idx3-ubyte.gz",
+        "mnist/train-images-idx3-ubyte.gz",
         b"not gzip",
         lambda f: mnist(data_dir=f),
-        "train-images-idx3-ubyte.gz",
+        "is not a sound gzip file",
     ),
     (
         "gzip: cut off",
-        "train-images-idx3-ubyte.gz",
+        "mnist/train-images-idx3-ubyte.gz",
         gzip.compress(IDX * 99)[:40],
         lambda f: mnist(data_dir=f),
-        "train-images-idx3-ubyte.gz",
+        "is not a sound gzip file",
     ),
     (
         "CIFAR: cut off",
-        "data_batch_1.bin",
+        "cifar10/data_batch_1.bin",
         b"\1" * 3000,
         lambda f: data.load("cifar10", data_dir=f),
-        "data_batch_1.bin|cifar",
+        "data_batch_1.bin is .*: 3,000 bytes of data, not",
     ),
 ]:
     row(what, written(name, content, read), outcome)
 
+
+def busy(folder):
+    """Two runs in one folder at once."""
+    with records.locked(folder), records.locked(folder):
+        pass
+
+
+def read_only(folder):
+    """A folder that nobody can write in, not even the superuser: a file."""
+    (folder / "runs").write_text("")
+    run_experiment(Experiment(rounds=1), folder / "runs", progress=False)
+
+
+def foreign_checkpoint(folder):
+    """A checkpoint of another experiment, in a folder that it was moved to."""
+    one, other = Experiment(rounds=2), Experiment(rounds=2, learning_rate=0.5)
+    state = training.prepare(one, DIGITS).start()
+    with checkpoints.writer(folder, one) as save:
+        save(Checkpoint(state, 1, 0.0))
+    said = []
+    found = checkpoints.restore(folder, state, other, report=said.append)
+    return found is None and "of another configuration" in said[0]
+
+
+row("two runs in one folder", busy, "another process is at work in")
+row("unwritable folder", read_only, "choose another --output-dir")
+row(
+    "foreign checkpoint", foreign_checkpoint, "another experiment|another configuration"
+)
 
 # The tests ----------------------------------------------------------------------------
 
@@ -1147,7 +1186,7 @@ def cases():
         yield pytest.param(position, id=identify(position), marks=marks)
 
 
-@pytest.mark.parametrize("position", cases())
+@pytest.mark.parametrize("position", list(cases()))
 @pytest.mark.usefixtures("without_beartype")
 def test_wrong_use(position, tmp_path):
     _, call, outcome = TABLE[position]

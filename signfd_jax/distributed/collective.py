@@ -16,7 +16,7 @@ from signfd_jax import signs
 from signfd_jax.checks import check_count, check_kind, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder
 from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
-from signfd_jax.distributed.manual import gather, varies
+from signfd_jax.distributed.manual import devices_on, gather, varies
 from signfd_jax.distributed.states import layout_here, state_of_slice
 from signfd_jax.reference import ReferenceState
 
@@ -113,6 +113,12 @@ def sign_all_reduce(
     check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
     check_count("round", round, 0)
     check_size("workers_per_device", workers_per_device)
+    num_workers = devices_on(axis_name) * workers_per_device
+    if present is not None and jnp.shape(present) != (num_workers,):
+        raise ValueError(
+            f"present must be a mask of the {num_workers} workers, but has shape "
+            f"{list(jnp.shape(present))}"
+        )
     if workers_per_device == 1:
         gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
     _check_gradients(gradients, axis_name, workers_per_device)

@@ -8,7 +8,35 @@ import jax
 from jax import lax
 from jaxtyping import Array, UInt8
 
-__all__ = ["gather", "varies", "vary"]
+__all__ = ["devices_on", "gather", "varies", "vary"]
+
+
+def devices_on(axis_name: str) -> int:
+    """Number of devices on a mesh axis, inside `shard_map`.
+
+    Args:
+        axis_name: the axis.
+
+    Returns:
+        A Python int.
+
+    Raises:
+        ValueError: there is no such axis here.
+
+    Examples:
+        >>> devices_on("workers")
+        Traceback (most recent call last):
+            ...
+        ValueError: there is no mesh axis 'workers' here: call this inside ...
+    """
+    try:
+        return lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f"there is no mesh axis {axis_name!r} here: call this inside jax.shard_map "
+            "over a mesh that has it, or say with axis_name what the workers' axis is "
+            "called"
+        ) from None
 
 
 def varies(array: jax.Array, axis_name: str) -> bool:
