@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def check_number(name: str, value, low: int | float, high: int | float) -> None:
+def check_number(name: str, value: object, low: int | float, high: int | float) -> None:
     """Refuse a Python number out of range; an array may be traced and passes.
 
     Args:
@@ -44,14 +44,14 @@ def check_number(name: str, value, low: int | float, high: int | float) -> None:
     Examples:
         >>> check_number("forgetting", 0.9, 0, 1)
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number and getattr(value, "shape", None) != ():
-        raise ValueError(f"{name} must be a number, but is {_shown(value)}")
-    if is_number and not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        if getattr(value, "shape", None) != ():
+            raise ValueError(f"{name} must be a number, but is {_shown(value)}")
+    elif not low <= value <= high:
         raise ValueError(f"{name} must lie in [{low}, {high}], but is {value}")
 
 
-def check_count(name: str, value, least: int, *, unit: str = "") -> None:
+def check_count(name: str, value: object, least: int, *, unit: str = "") -> None:
     """Refuse what cannot be counted with; an integer array may be traced and passes.
 
     Args:
@@ -77,7 +77,7 @@ def check_count(name: str, value, least: int, *, unit: str = "") -> None:
         raise ValueError(f"{wanted}, but is {_shown(value)}")
 
 
-def check_size(name: str, value, least: int = 1) -> None:
+def check_size(name: str, value: object, least: int = 1) -> None:
     """Refuse what cannot set a shape or a number of steps, which no array can.
 
     Args:
@@ -101,7 +101,7 @@ def check_size(name: str, value, least: int = 1) -> None:
         raise ValueError(f"{name} must be an int >= {least}, but is {_shown(value)}")
 
 
-def check_flag(name: str, value) -> None:
+def check_flag(name: str, value: object) -> None:
     """Refuse what is neither True nor False.
 
     Args:
@@ -118,7 +118,7 @@ def check_flag(name: str, value) -> None:
         raise ValueError(f"{name} must be True or False, but is {_shown(value)}")
 
 
-def check_key(name: str, value) -> None:
+def check_key(name: str, value: object) -> None:
     """Refuse what is no JAX key, of the new style or the old.
 
     Args:
@@ -139,7 +139,7 @@ def check_key(name: str, value) -> None:
         )
 
 
-def check_choice(name: str, value, known: Collection[str]) -> None:
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
     """Refuse a name that is not known.
 
     Args:
@@ -159,7 +159,7 @@ def check_choice(name: str, value, known: Collection[str]) -> None:
         )
 
 
-def check_kind(name: str, value, fields: Collection[str], makers: str) -> None:
+def check_kind(name: str, value: object, fields: Collection[str], makers: str) -> None:
     """Refuse what is not a pair of functions of the kind that is wanted.
 
     Args:
@@ -184,7 +184,7 @@ def check_kind(name: str, value, fields: Collection[str], makers: str) -> None:
         )
 
 
-def check_callable(name: str, value, signature: str) -> None:
+def check_callable(name: str, value: object, signature: str) -> None:
     """Refuse what cannot be called.
 
     Args:

@@ -1,6 +1,7 @@
 """The house plan: which module may import which, and what a bare import must not."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -14,66 +15,25 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "signfd_jax"
 SOURCE = Path(signfd_jax.__file__).parent  # outside the checkout: the installed wheel
 
-# Each module, lowest first, and those it may import: only rows above its own. A package
-# is one module here, whose files may import each other; `package.file` opens one file.
-SIGN_MODULES = {
-    "checks",
-    "signs",
-    "packed",
-    "visits",
-    "tally",
-    "decoding",
-    "counting",
-    "reference",
-    "defense",
-    "medians",
-    "structure",
-    "correlation",
-    "population",
-    "likelihood",
-}
-ARROWS = {
-    "checks": set(),
-    "signs": {"checks"},
-    "packed": {"signs"},
-    "visits": set(),
-    "tally": {"packed", "visits"},
-    "decoding": {"checks", "tally"},
-    "counting": {"tally"},
-    "reference": {"tally", "decoding"},
-    "defense": {"checks", "visits", "tally", "decoding", "counting", "reference"},
-    "medians": set(),
-    "structure": {"medians"},
-    "correlation": {"packed", "tally", "decoding", "medians", "structure"},
-    "population": {"checks", "packed", "tally", "decoding", "counting"}
-    | {"medians", "structure", "correlation"},
-    "likelihood": {"checks", "visits", "tally", "decoding"},
-    "aggregators": {"checks"},
-    "attacks": {"checks", "signs"},
-    "theory": {"checks"},
-    "data": set(),
-    "partition": {"checks"},
-    "batches": {"checks", "data", "partition"},
-    "convolution": set(),
-    "models": {"checks", "convolution"},
-    "transform": SIGN_MODULES,
-    "transform_rules": {"checks", "aggregators", "transform"},
-    "worker_side": {"checks", "aggregators", "transform"},
-    "sign_family": {"checks", "aggregators", "decoding"}
-    | {"transform", "transform_rules", "worker_side"},
-    "simulate": {"checks", "signs", "packed", "decoding", "attacks"},
-    "distributed": SIGN_MODULES,
-    "experiments": SIGN_MODULES
-    | {"aggregators", "attacks", "theory"}
-    | {"data", "partition", "batches", "models"}
-    | {"transform", "transform_rules", "sign_family", "simulate", "distributed"},
-    "plots": {"checks", "experiments.records", "experiments.tables"},
-    "paper": SIGN_MODULES
-    | {"attacks", "theory", "data", "partition", "batches", "models"}
-    | {"transform", "simulate"}
-    | {"experiments", "plots"},
-    "cli": {"data", "experiments", "paper", "plots"},
-}
+# Each module, lowest first, and those it may import: the table of docs/architecture.md.
+# A package is one module here, whose files may import each other; `package.file` opens
+# one file.
+
+
+def read_table(text):
+    """The rows of the table: module to the modules that it may import."""
+    arrows = {}
+    for name, imports in re.findall(
+        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", text, re.MULTILINE
+    ):
+        arrows[name] = set(re.findall(r"`([\w.]+)`", imports))
+        if "the decoders" in imports:
+            names = list(arrows)
+            arrows[name] |= set(names[: names.index("likelihood") + 1])
+    return arrows
+
+
+ARROWS = read_table((ROOT / "docs" / "architecture.md").read_text())
 
 # What every module may import from outside (pyproject's dependencies) ...
 CORE = {"jax", "jaxlib", "jaxtyping", "numpy", "optax"}

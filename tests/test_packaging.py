@@ -35,7 +35,7 @@ def test_pre_commit_runs_the_pinned_tools():
     assert "pre-commit run --all-files" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("extra", ["", "experiments", "test"])
+@pytest.mark.parametrize("extra", ["", "experiments", "test", "docs"])
 def test_requirements_have_lower_bounds(extra):
     requirements = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]
     for requirement in requirements:
