@@ -169,7 +169,7 @@ def from_json(kind, text: str):
         >>> from_json(Experiment, '{"rounds": 5}').rounds
         5
     """
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+    if not isinstance(kind, type) or not hasattr(kind, "__dataclass_fields__"):
         raise ValueError(f"kind must be a dataclass such as Experiment, not {kind!r}")
     try:
         values = json.loads(text)
@@ -210,8 +210,8 @@ def fingerprint(config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _fields(config):
-    if isinstance(config, type) or not dataclasses.is_dataclass(config):
+def _fields(config) -> dict[str, typing.Any]:
+    if isinstance(config, type) or not hasattr(config, "__dataclass_fields__"):
         raise ValueError(
             f"config must be a dataclass such as Experiment(), not {config!r}"
         )

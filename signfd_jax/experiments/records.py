@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from signfd_jax import __version__
+from signfd_jax.experiments import plugins
 from signfd_jax.experiments.config import Experiment, fingerprint
 
 try:
@@ -284,10 +285,10 @@ def environment() -> dict[str, Any]:
     """What a result depends on beside its configuration.
 
     Returns:
-        Versions of Python and of the libraries, the device and their number, and the
-        commit: of the
-        checkout that signfd_jax is in, ending in -dirty if its files were changed;
-        None if it was installed otherwise.
+        Versions of Python, of the libraries and of packages that add to the registries,
+        the device and their number, and the commit: of the checkout that signfd_jax is
+        in, ending in -dirty if its files were changed; None if it was installed
+        otherwise.
 
     Examples:
         >>> sorted(environment())
@@ -296,6 +297,7 @@ def environment() -> dict[str, Any]:
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
     versions |= {library: metadata.version(library) for library in libraries}
+    versions |= plugins.versions()
     device = jax.devices()[0]
     return {
         "versions": versions,
