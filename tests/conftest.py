@@ -8,10 +8,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Most tests run each program once: compiling it quickly saves three quarters of their
 # time. What users get is compiled with `XLA_FLAGS=` in the environment.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if metadata.version("jaxlib").startswith("0.10."):  # XLA exits over an unknown flag
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + (
+        " --xla_cpu_use_fusion_emitters=false"
+        if metadata.version("jaxlib").startswith("0.10.")  # it exits over unknown flags
+        else ""
+    ),
+)
 
 import hypothesis
 import jax
