@@ -96,6 +96,9 @@ def llr_weights(
         Weights in nats, of the shape and dtype of `crossover`; finite for every
         input in [0, 1], and of the sign of $1/2 - p_m$, however near. A NaN gives NaN.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(llr_weights(jnp.array([0.0, 0.1, 0.5, 0.9, 1.0])).round(2))
         [ 10.    2.2   0.   -2.2 -10. ]

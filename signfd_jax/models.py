@@ -254,6 +254,9 @@ def loss_fn(
         `loss(params, (inputs, labels)) -> float32 scalar`, with inputs `[N, ...]` and
         labels int32 `[N]`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> model = SoftmaxRegression()
         >>> batch = jnp.zeros((5, 28, 28, 1)), jnp.zeros(5, jnp.int32)
@@ -347,7 +350,11 @@ def _check_params(model, params, inputs, preprocess):
         init, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     )
     wanted, given = (
-        jax.tree.map(lambda leaf: jnp.shape(leaf), tree) for tree in (shapes, params)
+        {
+            jax.tree_util.keystr(path): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (shapes, params)
     )
     if wanted != given:
         raise ValueError(

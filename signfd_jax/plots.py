@@ -34,6 +34,9 @@ def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Returns:
         A figure: a line for the mean over seeds, a band from the lowest to the highest.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> metrics = [{"round": 1, "test_accuracy": 0.5, "seed": 0}]
         >>> accuracy_figure({"mine": metrics}).axes[0].get_ylabel()
@@ -96,6 +99,9 @@ def panels_figure(
     Returns:
         A figure: a line for the mean over seeds, a band from the lowest to the highest.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> curves = {
         ...     "a": ([1, 2], [0.5, 0.7]),
@@ -149,6 +155,9 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure with a line for each worker, dashed where it is Byzantine.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> metrics = [
         ...     {"round": 1, "seed": 0, "weights": [1.0, -0.5], "byzantine": [1]}
@@ -193,6 +202,9 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
 
     Returns:
         A figure; each cell shows the mean test accuracy over seeds.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}

@@ -120,6 +120,9 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     Returns:
         Tree of int8 `[M, ...]` in {-1, 0, +1}.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> gradients = jnp.array([[0.3, -2.0], [1.0, jnp.nan]])
         >>> print(cast_votes(gradients, 0))

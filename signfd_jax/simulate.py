@@ -326,6 +326,9 @@ def run(
     Returns:
         The state after the last round, and `SimulationInfo` with leaves `[T, ...]`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax import transform
         >>> tx = transform.sign_sgd_mv(0.1, num_workers=3)

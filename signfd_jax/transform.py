@@ -300,6 +300,9 @@ def sign_sgd(
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> tx = sign_sgd(0.1, num_workers=3)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
@@ -325,6 +328,9 @@ def sign_sgd_mv(
 
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> tx = sign_sgd_mv(0.1, num_workers=3)
@@ -366,6 +372,9 @@ def sign_sgd_fd(
 
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> tx = sign_sgd_fd(0.1, num_workers=3)

@@ -79,6 +79,9 @@ def line(kind: Callable[..., Rule], function: Callable[..., Any]):
     Returns:
         `(num_byzantine, key, **options) -> Rule`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> import jax
         >>> rule = line(stateless, trimmed_mean)(1, jax.random.key(0))

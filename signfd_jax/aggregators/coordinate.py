@@ -32,6 +32,9 @@ def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     Returns:
         The mean. One NaN or infinity makes its coordinate not finite.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(mean(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
         [2. 3.]
@@ -49,6 +52,9 @@ def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     Returns:
         The median: finite while less than half of the values of a coordinate are
         not.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> rows = jnp.array([[1.0, 5.0], [2.0, jnp.nan], [99.0, 6.0]])
@@ -145,6 +151,9 @@ def mean_near_median(
     Returns:
         The mean; a value that is not finite never enters it, and where none is left
         it is zero.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> rows = jnp.array([[1.0], [2.0], [4.0], [99.0]])

@@ -208,6 +208,9 @@ def geometric_median(
     Returns:
         The geometric median, up to smoothing and tolerance.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> rows = jnp.array([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [99.0, 0.0]])
         >>> print(geometric_median(rows).round(2))
@@ -270,6 +273,9 @@ def centered_clipping(
     Returns:
         The new centre. A row that is not finite counts as sent at the centre: it
         moves nothing.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> rows = jnp.array([[1.0], [2.0], [99.0]])

@@ -127,6 +127,9 @@ def signguard(
     Returns:
         The mean of the clipped rows that are left.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> rows = jnp.array([[1.0, 2.0], [1.1, 1.9], [0.9, 2.1], [-50.0, -90.0]])
         >>> print(signguard(jax.random.key(0), rows, sample_fraction=1.0).round(1))

@@ -40,6 +40,9 @@ def clipping(
     Returns:
         The clipped rows. A row that is not finite becomes zero.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(clipping(jnp.array([[3.0, 4.0], [0.3, 0.4]]), max_norm=1.0))
         [[0.6 0.8]

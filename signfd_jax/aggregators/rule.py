@@ -45,6 +45,9 @@ def stateless(function: Callable[..., Any], **options) -> Rule:
     Returns:
         The rule; its state is `()`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax.aggregators import trimmed_mean
         >>> rule = stateless(trimmed_mean, num_byzantine=1)
@@ -79,6 +82,9 @@ def keyed(function: Callable[..., Any], key: PRNGKeyArray, **options) -> Rule:
     Returns:
         The rule; its state is a key.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax.aggregators import bucketing
         >>> rule = keyed(bucketing, jax.random.key(0), bucket_size=2)
@@ -110,6 +116,9 @@ def recurrent(function: Callable[..., Any], **options) -> Rule:
 
     Returns:
         The rule; its state is the last aggregate `[D]`, zero before the first round.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> from signfd_jax.aggregators import centered_clipping

@@ -73,6 +73,9 @@ def disguised_opposition(
     Returns:
         An `Attack` on votes.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = disguised_opposition()
         >>> gradients = jnp.array([[1.0, 4.0], [3.0, 8.0], [-9.0, 9.0]])
@@ -265,6 +268,9 @@ def tuned(
     Returns:
         The attack with the best parameters, and the damage of all candidates, float
         `[K]`.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> from signfd_jax.attacks.basic import scaling

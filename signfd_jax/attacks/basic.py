@@ -166,6 +166,9 @@ def scaling(factor: float | jax.Array = -10.0) -> Attack:
     Returns:
         An `Attack` on gradients, row by row.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = scaling(-3.0)
         >>> byzantine, key = jnp.array([True]), jax.random.key(0)

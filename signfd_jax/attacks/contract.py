@@ -119,6 +119,9 @@ def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
     Returns:
         An `Attack`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = stateless(lambda key, gradients: 2 * gradients)
         >>> byzantine, key = jnp.array([True]), jax.random.key(0)
@@ -146,6 +149,9 @@ def split_like(key, tree):
 
     Returns:
         Tree of keys, like `tree`.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> keys = split_like(jax.random.key(0), {"a": 1.0, "b": 2.0})

@@ -125,6 +125,9 @@ def mimic(warm_up_rounds: int | jax.Array = 20) -> Attack:
         An `Attack` on gradients. Its state holds two float32 copies of the
         parameters.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = mimic()
         >>> gradients = jnp.array([[1.0, -2.0], [1.0, 2.0], [0.0, 0.0]])

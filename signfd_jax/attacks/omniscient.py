@@ -41,6 +41,9 @@ def alie(z: float | jax.Array | None = 1.5) -> Attack:
     Returns:
         An `Attack` on gradients.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = alie(2.0)
         >>> gradients = jnp.array([[1.0, 4.0], [3.0, 8.0], [0.0, 0.0]])
@@ -75,6 +78,9 @@ def sign_alie(z: float | jax.Array | None = 1.5) -> Attack:
     Returns:
         An `Attack` on gradients.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = sign_alie(2.0)
         >>> gradients = jnp.array([[-1.0, 4.0], [-3.0, 8.0], [0.0, 0.0]])
@@ -107,6 +113,9 @@ def ipm(epsilon: float | jax.Array = 0.5) -> Attack:
 
     Returns:
         An `Attack` on gradients.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
         >>> attack = ipm(0.5)

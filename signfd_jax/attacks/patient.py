@@ -45,6 +45,9 @@ def sleeper(start_round: int | jax.Array = 200, then: Attack | None = None) -> A
         An `Attack` with the entry, rows and state of `then`, whose state stands still
         while it sleeps.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = sleeper(start_round=5)
         >>> byzantine, key = jnp.array([True]), jax.random.key(0)

@@ -44,6 +44,9 @@ def expected_descent(
     Returns:
         The bound, in the unit of the loss; negative means descent.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> gradient, error = jnp.array([1.0, -2.0]), jnp.array([0.1, 0.2])
         >>> print(expected_descent(gradient, error, 3.0, 0.1))
@@ -77,6 +80,9 @@ def best_step_size(
     Returns:
         The step size $\delta$.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(best_step_size(2.0, 1.0, 400.0))
         0.1000
@@ -103,6 +109,9 @@ def convergence_bound(
 
     Returns:
         The bound; infinite at $P_E = \frac12$ and meaningless above.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(convergence_bound(0.05, 2.0, 1.0, 400.0))
@@ -153,6 +162,9 @@ def unimodal_convergence_bound(
 
     Returns:
         The bound, in the unit of the gradient.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> bound = unimodal_convergence_bound(2.0, 1.0, 3.0, 0.1, 400.0, 15.0, 64.0)

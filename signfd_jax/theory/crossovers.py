@@ -43,6 +43,9 @@ def flipped_crossover(
     Returns:
         The new crossover probabilities.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(flipped_crossover(jnp.array([0.25, 0.25]), 0.5))
         [0.5 0.5]
@@ -69,6 +72,9 @@ def gaussian_crossover(
 
     Returns:
         Probabilities in [0, ½]; ½ where g is zero.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(gaussian_crossover(jnp.array(-0.5), 1.0, 4.0))
@@ -102,6 +108,9 @@ def unimodal_crossover_bound(
     Returns:
         The bound, in (0, ½].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(unimodal_crossover_bound(jnp.array(2.0)))
         0.0556
@@ -132,6 +141,9 @@ def llr_standard_deviation(
 
     Returns:
         The standard deviation, in nats, for large T.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(llr_standard_deviation(jnp.array(0.1), 100.0))
@@ -186,6 +198,9 @@ def agreement_without_own_vote(
 
     Returns:
         The probability of agreement.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(agreement_without_own_vote(jnp.array(0.3), 0.05))

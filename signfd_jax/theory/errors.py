@@ -99,6 +99,9 @@ def prior_log_odds(prior: Scalar) -> Float[Array, ""]:
     Returns:
         The log-odds, in nats: zero at one half.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(prior_log_odds(0.75))
         1.0986
@@ -120,6 +123,9 @@ def bhattacharyya_coefficient(crossover: Float[Array, " M"]) -> Float[Array, ""]
 
     Returns:
         The coefficient BC in [0, 1]; $p$ and $1 - p$ give the same.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(bhattacharyya_coefficient(jnp.array([0.1, 0.5, 0.9])))
@@ -147,6 +153,9 @@ def bhattacharyya_bounds(
 
     Returns:
         The lower and the upper bound.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> lower, upper = bhattacharyya_bounds(jnp.full(15, 0.3))
@@ -176,6 +185,9 @@ def committee_potential(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     Returns:
         $\Phi \ge 0$, in nats.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(committee_potential(jnp.array([0.1, 0.5, 0.9])))
         1.7578
@@ -201,6 +213,9 @@ def berend_kontorovich_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     Returns:
         The bound, in [0, 1].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(berend_kontorovich_bound(jnp.full(15, 0.3)))
         0.2806
@@ -224,6 +239,9 @@ def advantage_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
 
     Returns:
         The bound, in [0, 1].
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(advantage_bound(jnp.full(15, 0.3)))
@@ -249,6 +267,9 @@ def additive_error_bound(
     Returns:
         The bound; it says nothing where it exceeds 1.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(additive_error_bound(jnp.full(15, 0.3), jnp.full(15, 0.2)))
         0.2915
@@ -270,6 +291,9 @@ def additive_error_exponential_bound(
 
     Returns:
         The bound; it says nothing where it exceeds 1.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> error = jnp.full(15, 0.2)
@@ -301,6 +325,9 @@ def multiplicative_error_bound(
 
     Returns:
         The bound, in [0, 1].
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(multiplicative_error_bound(jnp.full(15, 0.3), 0.5))
@@ -334,6 +361,9 @@ def majority_vote_bound(
 
     Returns:
         The bound, in [0, 1].
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(majority_vote_bound(0.3, 15.0, 3.0, 1.0))
