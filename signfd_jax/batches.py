@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from signfd_jax.checks import check_size
 from signfd_jax.data import Dataset, standardise
 from signfd_jax.partition import Partition
 
@@ -156,11 +157,12 @@ def examples(
 
 def _sizes(batch_size, num_workers):
     """The largest batch, and which examples of each count; None: all do."""
-    sizes = np.atleast_1d(batch_size)
-    if sizes.min(initial=1) < 1:
-        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
     if not isinstance(batch_size, Sequence):
+        check_size("batch_size", batch_size)
         return batch_size, None
+    for size in batch_size:
+        check_size("each of batch_size", size)
+    sizes = np.asarray(batch_size)
     if len(sizes) != num_workers:
         raise ValueError(
             f"batch_size has {len(sizes)} numbers, but there are {num_workers} "

@@ -188,15 +188,19 @@ def check_counter_dtype(dtype, never_forgets: bool):
         dtype('int16')
     """
     allowed = ("int8", "int16", "int32", "float32")
-    dtype = jnp.dtype(dtype)
-    if dtype.name not in allowed:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in allowed:
         raise ValueError(
-            f"counter_dtype must be one of {', '.join(allowed)}, but is {dtype.name}: "
+            f"counter_dtype must be one of {', '.join(allowed)}, but is {name}: "
             "16-bit floats stop counting at 256 or 2048"
         )
+    dtype = jnp.dtype(dtype)
     if jnp.issubdtype(dtype, jnp.integer) and not never_forgets:
         raise ValueError(
-            f"counter_dtype={dtype.name} cannot hold decayed counts; use float32, or "
+            f"counter_dtype={name} cannot hold decayed counts; use float32, or "
             "forgetting=1.0 (a Python number, not an array)"
         )
     return dtype

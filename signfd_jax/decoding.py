@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from signfd_jax.checks import check_number, checked
 from signfd_jax.tally import count_agreements, vote_tree
 
 __all__ = [
     "DecodeInfo",
     "Decoder",
     "MajorityVoteState",
-    "check_number",
     "llr_weights",
     "majority_vote",
 ]
@@ -75,6 +75,7 @@ class Decoder(NamedTuple):
 
 
 @jax.jit
+@checked
 def llr_weights(
     crossover: Float[Array, "*shape"], *, max_llr: float | Float[Array, ""] = 10.0
 ) -> Float[Array, "*shape"]:
@@ -95,6 +96,9 @@ def llr_weights(
         Weights in nats, of the shape and dtype of `crossover`; finite for every
         input in [0, 1], and of the sign of $1/2 - p_m$, however near. A NaN gives NaN.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(llr_weights(jnp.array([0.0, 0.1, 0.5, 0.9, 1.0])).round(2))
         [ 10.    2.2   0.   -2.2 -10. ]
@@ -104,6 +108,7 @@ def llr_weights(
         situations, 1982; Park and Lee, [SignSGD with Federated Defense](
         https://arxiv.org/abs/2402.01340), ICML 2024.
     """
+    check_number("max_llr", max_llr, 1e-6, 1e6)
     is_short = jnp.finfo(crossover.dtype).bits < 32
     p = crossover.astype(jnp.float32) if is_short else crossover
     rarer = jnp.minimum(p, 1 - p)
@@ -159,24 +164,3 @@ def majority_vote() -> Decoder:
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
     return Decoder(init, decode, lambda state: state.mv_weights, needs_unpacked="")
-
-
-def check_number(name: str, value, low: int | float, high: int | float) -> None:
-    """Refuse a Python number out of range; an array may be traced and passes.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number, or a scalar array.
-        low: smallest value allowed.
-        high: largest value allowed.
-
-    Raises:
-        ValueError: `value` is a Python number out of range, or no number at all.
-
-    Examples:
-        >>> check_number("forgetting", 0.9, 0, 1)
-    """
-    if isinstance(value, bool | str) or value is None:
-        raise ValueError(f"{name} must be a number, but is {value!r}")
-    if isinstance(value, int | float) and not low <= value <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}], but is {value}")

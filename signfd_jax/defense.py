@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from signfd_jax.checks import check_count, check_flag, check_number
 from signfd_jax.counting import (
     add_outcomes,
     check_counter_dtype,
     outcomes_against_others,
     tabulated,
 )
-from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
+from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.reference import reference_defense
 from signfd_jax.tally import (
     count_agreements,
@@ -111,8 +112,11 @@ def federated_defense(
         Park and Lee, [SignSGD with Federated Defense](
         https://arxiv.org/abs/2402.01340), ICML 2024.
     """
+    check_flag("anchor", anchor)
+    check_flag("leave_own_out", leave_own_out)
+    check_flag("reference", reference)
     if initial_rounds is not None:
-        check_number("initial_rounds", initial_rounds, 0, float("inf"))
+        check_count("initial_rounds", initial_rounds, 0, unit="rounds")
     check_number("max_llr", max_llr, 1e-6, 1e6)
     check_number("forgetting", forgetting, 1e-6, 1.0)
     if reference:
@@ -175,7 +179,7 @@ def federated_voting(
         Park, Poor and Lee, [SignSGD with Federated Voting](
         https://arxiv.org/abs/2403.16372), 2024.
     """
-    check_number("initial_rounds", initial_rounds, 0, float("inf"))
+    check_count("initial_rounds", initial_rounds, 0, unit="rounds")
     check_number("max_llr", max_llr, 1e-6, 1e6)
     check_number("forgetting", forgetting, 1e-6, 1.0)
     return _learned(

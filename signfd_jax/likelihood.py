@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int8, Int32
 
-from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
+from signfd_jax.checks import check_number, check_size
+from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.tally import (
     agreements,
     fixed_point,
@@ -161,7 +162,7 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
         Dawid and Skene, [Maximum likelihood estimation of observer error-rates using
         the EM algorithm](https://doi.org/10.2307/2346806), 1979.
     """
-    check_number("iterations", iterations, 1, float("inf"))
+    check_size("iterations", iterations)
     check_number("max_llr", max_llr, 1e-6, 1e6)
 
     def init(num_workers, params):

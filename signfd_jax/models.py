@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from signfd_jax.checks import check_callable, check_kind, check_size
 from signfd_jax.convolution import convolve, max_pool
 
 __all__ = [
@@ -254,6 +255,9 @@ def loss_fn(
         labels int32 `[N]`; `(inputs, labels, counted)`, with float32 `[N]`, is the mean
         weighted so.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> model = SoftmaxRegression()
         >>> batch = jnp.zeros((5, 28, 28, 1)), jnp.zeros(5, jnp.int32)
@@ -261,6 +265,7 @@ def loss_fn(
         >>> print(loss_fn(model)(params, batch).round(3))
         2.303
     """
+    check_kind("model", model, ("init", "apply"), "flax.linen")
 
     def loss(params, batch):
         inputs, labels, *counted = batch
@@ -327,14 +332,39 @@ def evaluate(
         >>> print(evaluate(model, params, inputs, labels, batch_size=4).accuracy)
         0.5
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+    check_kind("model", model, ("init", "apply"), "flax.linen")
+    check_size("batch_size", batch_size)
+    if preprocess is not None:
+        check_callable("preprocess", preprocess, "inputs -> inputs")
     if labels.shape != inputs.shape[:1] or not labels.size:
         raise ValueError(
             "inputs and labels must hold equally many examples, at least one, but are "
             f"{inputs.shape} and {labels.shape}"
         )
+    _check_params(model, params, inputs, preprocess)
     return _evaluate(model, preprocess, batch_size, params, inputs, labels)
+
+
+def _check_params(model, params, inputs, preprocess):
+    def init(batch):
+        batch = batch if preprocess is None else preprocess(batch)
+        return model.init(jax.random.key(0), batch)
+
+    shapes = jax.eval_shape(
+        init, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    )
+    wanted, given = (
+        {
+            jax.tree_util.keystr(path): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (shapes, params)
+    )
+    if wanted != given:
+        raise ValueError(
+            f"params are not those of this {type(model).__name__} on inputs of shape "
+            f"{list(inputs.shape)}; make them by model.init(key, inputs)"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

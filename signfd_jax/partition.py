@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from signfd_jax.checks import check_number, check_size
+
 __all__ = [
     "Partition",
     "dirichlet",
@@ -62,6 +64,7 @@ def iid(
         [[0 0 1 1]
          [0 0 1 1]]
     """
+    check_size("seed", seed, 0)
     classes = _members(labels, num_workers, np.random.default_rng(seed))
     everyone = np.arange(num_workers)
     return _deal(classes, [everyone] * len(classes), num_workers)
@@ -128,6 +131,8 @@ def dirichlet(
         Yurochkin et al., [Bayesian Nonparametric Federated Learning of Neural
         Networks](https://arxiv.org/abs/1905.12022), ICML 2019.
     """
+    check_number("alpha", alpha, 0, float("inf"))
+    check_size("seed", seed, 0)
     if not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f"alpha must be positive and finite, but is {alpha}")
     rng = np.random.default_rng(seed)
@@ -185,6 +190,8 @@ def labels_per_worker(
         >>> [len(set(labels[row])) for row in split.indices]
         [2, 2, 2, 2, 2]
     """
+    check_size("num_labels", num_labels, 0)
+    check_size("seed", seed, 0)
     rng = np.random.default_rng(seed)
     classes = _members(labels, num_workers, rng)
     if not 1 <= num_labels <= len(classes):
@@ -226,6 +233,7 @@ def one_class_per_worker(
          [1 1]
          [0 0]]
     """
+    check_size("seed", seed, 0)
     classes = _members(labels, num_workers, np.random.default_rng(seed))
     workers = np.arange(num_workers)
     holders = [workers[c :: len(classes)] for c in range(len(classes))]
@@ -239,8 +247,7 @@ def _members(labels, num_workers, rng):
         raise ValueError(
             f"labels must be [n] with n at least 1, but their shape is {labels.shape}"
         )
-    if num_workers < 1:
-        raise ValueError(f"num_workers must be at least 1, but is {num_workers}")
+    check_size("num_workers", num_workers)
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     _, counts = np.unique(labels, return_counts=True)

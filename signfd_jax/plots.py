@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from signfd_jax.checks import check_flag
 from signfd_jax.experiments.records import read_lines, read_run
 from signfd_jax.experiments.tables import pivot
 
@@ -33,11 +34,16 @@ def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Returns:
         A figure: a line for the mean over seeds, a band from the lowest to the highest.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> metrics = [{"round": 1, "test_accuracy": 0.5, "seed": 0}]
         >>> accuracy_figure({"mine": metrics}).axes[0].get_ylabel()
         'test accuracy'
     """
+    for label, metrics in runs.items():
+        _check_records(f"run {label}", metrics, ("round", "test_accuracy"))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, metrics in runs.items():
@@ -47,6 +53,17 @@ def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         _curve(axes, label, list(by_round), list(by_round.values()))
     _finish(axes, len(runs) > 1)
     return figure
+
+
+def _check_records(whose, records, fields):
+    if not records:
+        raise ValueError(f"{whose} has no metrics yet: nothing to draw")
+    for number, record in enumerate(records, start=1):
+        if lacking := [field for field in fields if field not in record]:
+            raise ValueError(
+                f"{whose}, record {number}, lacks {', '.join(lacking)}; it was not "
+                "written by signfd, or by another version"
+            )
 
 
 def _curve(axes: Axes, label, rounds, accuracies):
@@ -82,6 +99,9 @@ def panels_figure(
     Returns:
         A figure: a line for the mean over seeds, a band from the lowest to the highest.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> curves = {
         ...     "a": ([1, 2], [0.5, 0.7]),
@@ -91,6 +111,12 @@ def panels_figure(
         >>> figure.axes[0].get_title(), len(figure.axes[0].lines)
         ('left', 2)
     """
+    if not panels:
+        raise ValueError("there are no panels: nothing to draw")
+    for name, text in (("xlabel", xlabel), ("ylabel", ylabel)):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be a text, but is {text!r}")
+    check_flag("log_x", log_x)
     labels = list(
         dict.fromkeys(label for curves in panels.values() for label in curves)
     )
@@ -129,6 +155,9 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure with a line for each worker, dashed where it is Byzantine.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> metrics = [
         ...     {"round": 1, "seed": 0, "weights": [1.0, -0.5], "byzantine": [1]}
@@ -137,6 +166,8 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         >>> [line.get_linestyle() for line in figure.axes[0].lines]
         ['-', '--', '-']
     """
+    fields = ("round", "seed", "weights", "byzantine")
+    _check_records("the run", metrics, fields)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     first = [record for record in metrics if record["seed"] == metrics[0]["seed"]]
@@ -172,6 +203,9 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     Returns:
         A figure; each cell shows the mean test accuracy over seeds.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
         >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
@@ -180,6 +214,8 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         >>> [axes.get_title() for axes in grid_figure([record]).axes[:2]]
         ['iid, batch 4: 6 gaussian', 'test accuracy']
     """
+    fields = ("config", "test_accuracy", "rounds", "accuracies")
+    _check_records("the grid", records, fields)
     table = pivot(records)
     with_curves = len(table.settings) == 1
     panels = len(table.settings) + with_curves
@@ -262,8 +298,6 @@ def draw(folder: str | Path) -> list[Path]:
         figures = {"comparison.png": grid_figure(read_lines(folder / "cells.jsonl"))}
     else:
         _, metrics = read_run(folder)
-        if not metrics:
-            raise ValueError(f"{folder} has no metrics yet: nothing to draw")
         figures = {"accuracy.png": accuracy_figure({folder.name: metrics})}
         if "weights" in metrics[0]:
             figures["weights.png"] = weights_figure(metrics)

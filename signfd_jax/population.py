@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax import packed
+from signfd_jax.checks import check_number, check_size
 from signfd_jax.correlation import (
     CorrelationDefenseState,
     correlation_defense,
     past_structure,
 )
 from signfd_jax.counting import outcomes_against_others
-from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
+from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.medians import capped_at_median, masked_median
 from signfd_jax.tally import count_agreements, sum_over_leaves, vote_tree
 
@@ -147,10 +148,11 @@ def population_defense(
         https://proceedings.neurips.cc/paper/2000/hash/19de10adbaa1b2ee13f77f679fa1483a-Abstract.html),
         NIPS 2000, extend an eigenvector from a sample likewise.
     """
-    check_number("committee", committee, 3, float("inf"))
+    check_size("seed", seed, 0)
+    check_size("committee", committee, 3)
     check_number("forgetting", forgetting, 1e-6, 1.0)
     check_number("max_llr", max_llr, 1e-6, 1e6)
-    check_number("max_coordinates", max_coordinates, 1, float("inf"))
+    check_size("max_coordinates", max_coordinates)
     inner = correlation_defense(max_llr, forgetting, seed=seed)
 
     def init(num_workers, params):

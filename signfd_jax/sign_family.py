@@ -9,7 +9,8 @@ import jax
 import optax
 
 from signfd_jax.aggregators import Rule, mean, stateless
-from signfd_jax.decoding import Decoder, check_number, majority_vote
+from signfd_jax.checks import check_number
+from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.transform import scale_by_sign_decoder
 from signfd_jax.transform_rules import scale_by_aggregator
 from signfd_jax.worker_side import (

@@ -120,6 +120,9 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     Returns:
         Tree of int8 `[M, ...]` in {-1, 0, +1}.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> gradients = jnp.array([[0.3, -2.0], [1.0, jnp.nan]])
         >>> print(cast_votes(gradients, 0))
@@ -128,6 +131,7 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     """
     check_wire(wire)
     cast = votes(gradients)
+    _check_present(present, cast)
     if wire == "one_bit":
         finite = present_workers(gradients)
         present = finite if present is None else finite & present
@@ -180,6 +184,15 @@ def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
         return jnp.where(rows, sent, jnp.int8(0))
 
     return _map_with_offset(fill, votes, first_coordinate, has_workers=True)
+
+
+def _check_present(present, votes):
+    num_workers = jax.tree.leaves(votes)[0].shape[0]
+    if present is not None and jnp.shape(present) != (num_workers,):
+        raise ValueError(
+            f"present must be a mask of the {num_workers} workers, but has shape "
+            f"{list(jnp.shape(present))}"
+        )
 
 
 def fill_ties(decoded, round, *, first_coordinate=0):

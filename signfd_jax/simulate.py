@@ -15,13 +15,9 @@ import optax
 from jax import lax
 
 from signfd_jax import packed, signs
-from signfd_jax.attacks import (
-    Attack,
-    AttackContext,
-    Membership,
-    apply_by_row,
-    no_attack,
-)
+from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
+from signfd_jax.attacks.contract import apply_by_row
+from signfd_jax.checks import check_callable, check_kind, check_size
 from signfd_jax.decoding import DecodeInfo
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
@@ -145,8 +141,16 @@ def simulation(
         >>> print(state.params, info.loss)
         [0.1 0.1 0.1] 1.0
     """
+    check_callable("loss_fn", loss_fn, "(params, worker_batch) -> scalar")
+    check_kind("tx", tx, ("init", "update"), "sign_sgd, optax.chain or the like")
+    check_size("num_workers", num_workers)
     signs.check_wire(wire)
     attack = no_attack() if attack is None else attack
+    check_kind("attack", attack, ("init", "apply"), "signfd_jax.attacks")
+    if membership is not None:
+        check_callable("membership", membership, "(key, byzantine, round)")
+    if lookup is not None:
+        check_callable("lookup", lookup, "of the batch that step is given")
     if worker_chunk is not None:
         _check_chunk(worker_chunk, num_workers, attack)
     pack = packed.pack_one_bit if wire == "one_bit" else packed.pack_ternary
@@ -319,6 +323,9 @@ def run(
     Returns:
         The state after the last round, and `SimulationInfo` with leaves `[T, ...]`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax import transform
         >>> tx = transform.sign_sgd_mv(0.1, num_workers=3)
@@ -330,6 +337,11 @@ def run(
         >>> print(state.params.round(1), infos.loss.shape)
         [1. 1.] (10,)
     """
+    check_kind("simulation", simulation, Simulation._fields, "simulation(...)")
+    if not isinstance(state, SimulationState):
+        raise ValueError(f"state must be what init gave, but is {type(state).__name__}")
+    check_callable("sample_batch", sample_batch, "key -> batch")
+    check_size("num_rounds", num_rounds, 0)
 
     def one_round(state, _):
         key, batch_key = jax.random.split(state.key)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from signfd_jax import packed, signs
+from signfd_jax.checks import check_kind, check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.population import default_decoder
@@ -113,8 +114,9 @@ def scale_by_sign_decoder(
         >>> print(updates["w"])
         [-0.1  0.1]
     """
-    _check_num_workers(num_workers)
+    check_size("num_workers", num_workers)
     decoder = default_decoder(num_workers) if decoder is None else decoder
+    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
 
     def init_fn(params):
         # Every leaf is an array of its own, so that the state can be donated.
@@ -168,20 +170,6 @@ def _sign_error(decoded, honest_sign):
     if honest_sign is None:
         return jnp.full((), jnp.nan, jnp.float32)
     return signs.sign_error(decoded, honest_sign)
-
-
-def _check_num_workers(num_workers):
-    if isinstance(num_workers, jax.Array):
-        raise ValueError(
-            "num_workers is an array, but it sets shapes; give a Python int (under "
-            "optax.inject_hyperparams, name it in static_args=('num_workers',))"
-        )
-    if (
-        isinstance(num_workers, bool)
-        or not isinstance(num_workers, int)
-        or num_workers < 1
-    ):
-        raise ValueError(f"num_workers must be an int >= 1, but is {num_workers!r}")
 
 
 def _check_packed(votes, params, decoder):
@@ -312,6 +300,9 @@ def sign_sgd(
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> tx = sign_sgd(0.1, num_workers=3)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
@@ -319,6 +310,7 @@ def sign_sgd(
         >>> print(updates)
         [-0.1  0.1]
     """
+    _check_learning_rate(learning_rate)
     return optax.chain(
         scale_by_sign_decoder(num_workers, decoder),
         optax.scale_by_learning_rate(learning_rate),
@@ -337,6 +329,9 @@ def sign_sgd_mv(
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> tx = sign_sgd_mv(0.1, num_workers=3)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
@@ -348,6 +343,7 @@ def sign_sgd_mv(
         Bernstein et al., [signSGD with majority vote](
         https://arxiv.org/abs/1810.05291), ICLR 2019.
     """
+    _check_learning_rate(learning_rate)
     return optax.chain(
         scale_by_sign_mv(num_workers), optax.scale_by_learning_rate(learning_rate)
     )
@@ -377,6 +373,9 @@ def sign_sgd_fd(
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> tx = sign_sgd_fd(0.1, num_workers=3)
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
@@ -388,6 +387,7 @@ def sign_sgd_fd(
         Park and Lee, [SignSGD with Federated Defense](
         https://arxiv.org/abs/2402.01340), ICML 2024.
     """
+    _check_learning_rate(learning_rate)
     aggregate = scale_by_sign_fd(
         num_workers,
         initial_rounds=initial_rounds,
@@ -397,3 +397,8 @@ def sign_sgd_fd(
         counter_dtype=counter_dtype,
     )
     return optax.chain(aggregate, optax.scale_by_learning_rate(learning_rate))
+
+
+def _check_learning_rate(learning_rate):
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, 0, float("inf"))

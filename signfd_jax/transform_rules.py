@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from signfd_jax.aggregators import Rule
+from signfd_jax.checks import check_kind, check_size
 from signfd_jax.transform import check_worker_gradients
 
 __all__ = ["AggregatorState", "scale_by_aggregator"]
@@ -73,8 +74,8 @@ def scale_by_aggregator(
         >>> print(updates["w"])
         [-0.2  0.1]
     """
-    if not isinstance(num_workers, int) or num_workers < 1:
-        raise ValueError(f"num_workers must be an int >= 1, but is {num_workers!r}")
+    check_size("num_workers", num_workers)
+    check_kind("rule", rule, Rule._fields, "stateless, keyed, recurrent or chain")
 
     def init_fn(params):
         leaves = jax.tree.leaves(params)

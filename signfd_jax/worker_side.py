@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from signfd_jax.aggregators import top_k
-from signfd_jax.decoding import check_number
+from signfd_jax.checks import check_number, check_size
 from signfd_jax.transform import check_worker_gradients
 
 __all__ = [
@@ -55,7 +55,7 @@ def per_worker(
         >>> print(updates[:, 0])
         [ 2. -1.]
     """
-    _check_num_workers(num_workers)
+    check_size("num_workers", num_workers)
     inner = optax.with_extra_args_support(transformation)
 
     def init_fn(params):
@@ -224,7 +224,7 @@ def stochastic_sign(
         Jin et al., [Stochastic-Sign SGD for Federated Learning with Theoretical
         Guarantees](https://arxiv.org/abs/2002.10940), 2020.
     """
-    _check_num_workers(num_workers)
+    check_size("num_workers", num_workers)
     check_number("bound", bound, 1e-30, 1e30)
 
     def init_fn(params):
@@ -249,8 +249,3 @@ def stochastic_sign(
         return jax.tree.map(draw, keys, updates), StochasticSignState(key)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_num_workers(num_workers):
-    if not isinstance(num_workers, int) or num_workers < 1:
-        raise ValueError(f"num_workers must be an int >= 1, but is {num_workers!r}")

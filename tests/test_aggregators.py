@@ -449,25 +449,6 @@ def test_precondition_is_checked_when_the_rule_is_initialised(name, least, f):
         rule.init(least(f) - 1, D)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda x: aggregators.krum(x, -1), "counts workers"),
-        (lambda x: aggregators.krum(x, 1, num_neighbours=11), "10 others"),
-        (lambda x: aggregators.multi_krum(x, 1, num_selected=12), "1 to 11"),
-        (lambda x: aggregators.top_k(x, 0.0), r"\(0, 1\]"),
-        (lambda x: aggregators.bucketing(jax.random.key(0), x, 0), "at least 1 row"),
-        (
-            lambda x: aggregators.dnc(jax.random.key(0), x, 5, filter_fraction=3.0),
-            "leaves one",
-        ),
-    ],
-)
-def test_bad_options_say_what_to_give(call, message):
-    with pytest.raises(ValueError, match=message):
-        call(jnp.asarray(gradients()))
-
-
 # Each rule's own ---------------------------------------------------------------------
 
 

@@ -837,31 +837,3 @@ def test_attacks_run_in_a_simulation(name, membership, key):
     state, infos = jax.jit(lambda s: run(sim, s, draw, 8))(state)
     assert bool(jnp.isfinite(state.params).all())
     assert bool((infos.sign_error >= 0).all())
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: attacks.additive_noise(0.0), "must be positive"),
-        (lambda: attacks.non_finite(1.0), "nan, inf or -inf"),
-        (lambda: attacks.min_max("mean"), "must be one of"),
-        (lambda: attacks.fang(0.5), "at least 1"),
-        (lambda: attacks.budgeted_swing(1.5), "share"),
-        (lambda: attacks.on_off(0), "at least 1 round"),
-        (lambda: attacks.on_off(5, -0.1), "share"),
-        (lambda: attacks.warm_up_capture(1, attacks.label_flip(10)), "enters at"),
-        (lambda: attacks.coordinate_specialist(2.0), "share"),
-        (lambda: attacks.near_duplicate_collusion(-1.0), "share"),
-        (lambda: attacks.weight_aware(crossover=0.5), "1/2"),
-        (lambda: attacks.adaptive(DECODER, candidates=[]), "table"),
-        (lambda: attacks.adaptive(DECODER, trials=0), "at least 1"),
-        (lambda: attacks.adaptive(DECODER, lambda p: attacks.label_flip(3)), "enters"),
-        (lambda: attacks.rotating(0), "at least 1"),
-        (lambda: attacks.leaving(5, -1), "at least 0"),
-        (lambda: attacks.drop_out(1.5), "lie in"),
-        (lambda: attacks.sampled(-0.1), "share must lie in"),
-    ],
-)
-def test_errors_teach(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

@@ -1,11 +1,16 @@
 """The small files beside the code agree with it and with each other."""
 
 import re
+import subprocess
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 
 import signfd_jax
 
@@ -35,7 +40,7 @@ def test_pre_commit_runs_the_pinned_tools():
     assert "pre-commit run --all-files" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("extra", ["", "experiments", "test"])
+@pytest.mark.parametrize("extra", ["", "experiments", "test", "docs"])
 def test_requirements_have_lower_bounds(extra):
     requirements = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]
     for requirement in requirements:
@@ -48,3 +53,40 @@ def test_package_is_typed():
 
 def test_contributing_fits_on_a_page():
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 40
+
+
+# Outside the checkout there is nothing to build.
+in_checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+
+
+def tracked(*places):
+    """The files there that git tracks, or would, were they added now."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *places]
+    listing = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name for name in listing.stdout.split() if (ROOT / name).is_file()}
+
+
+@in_checkout
+def test_wheel_holds_the_package_and_nothing_else(tmp_path):
+    (path,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+    about = f"signfd_jax-{signfd_jax.__version__}.dist-info/"
+    assert names - tracked("signfd_jax") == {
+        about + name for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
+    } | {about + "licenses/LICENSE"}
+    assert tracked("signfd_jax") <= names
+    assert Path(path).stat().st_size < 500_000
+
+
+@in_checkout
+def test_sdist_holds_what_one_builds_tests_and_reads(tmp_path):
+    (path,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with tarfile.open(path) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    small = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md")
+    wanted = tracked("signfd_jax", "tests", "docs", "mkdocs.yml", "pyproject.toml")
+    assert names == wanted | {*small, ".gitignore", "PKG-INFO"}
+    assert Path(path).stat().st_size < 1_000_000

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from optax.experimental import aggregating
 
 import signfd_jax as sfd
-from signfd_jax import signs, transform
+from signfd_jax import signs
+from signfd_jax.checks import check_size
 
 M = 5
 PARAMS = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(())}
@@ -246,9 +247,9 @@ def test_inject_hyperparams_without_static_workers_says_what_to_do():
     )(M)
     tx.init(PARAMS)
     assert isinstance(seen[0], jax.Array)  # This is what would set shapes.
-    # The private check, because the type checker of these tests comes before it.
+    # The check itself, because the type checker of these tests comes before it.
     with pytest.raises(ValueError, match="static_args="):
-        transform._check_num_workers(seen[0])
+        check_size("num_workers", seen[0])
 
 
 @each

@@ -36,6 +36,7 @@ from signfd_jax.aggregators.preaggregation import (
     top_k,
 )
 from signfd_jax.aggregators.rule import Rule, chain, keyed, recurrent, stateless
+from signfd_jax.checks import check_callable
 
 __all__ = [
     "PREAGGREGATIONS",
@@ -52,6 +53,7 @@ __all__ = [
     "geometric_median",
     "keyed",
     "krum",
+    "line",
     "mean",
     "mean_around_median",
     "multi_krum",
@@ -64,11 +66,32 @@ __all__ = [
 ]
 
 
-def _line(kind: Callable[..., Rule], function: Callable[..., Any]):
-    """A registry line: `(num_byzantine, key, **options) -> Rule`.
+def line(kind: Callable[..., Rule], function: Callable[..., Any]):
+    """Make a line of `RULES` from a function.
 
     Its signature shows the function's own options, for whoever parses them.
+
+    Args:
+        kind: `stateless`, `keyed` or `recurrent`, whichever fits the function.
+        function: the rule, as `kind` takes it; where it has an argument
+            `num_byzantine`, it is told the number f that is assumed.
+
+    Returns:
+        `(num_byzantine, key, **options) -> Rule`.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> import jax
+        >>> rule = line(stateless, trimmed_mean)(1, jax.random.key(0))
+        >>> rows = jax.numpy.array([[1.0], [2.0], [99.0]])
+        >>> print(rule.aggregate(rule.init(3, 1), rows)[0])
+        [2.]
     """
+    if kind not in (stateless, keyed, recurrent):
+        raise ValueError(f"kind must be stateless, keyed or recurrent, not {kind!r}")
+    check_callable("function", function, "of gradients [M, D]")
     parameters = inspect.signature(function).parameters
     assumes_f = "num_byzantine" in parameters
 
@@ -99,12 +122,12 @@ def _show_options(make, parameters):
 
 # name -> (the number f of Byzantine workers assumed, key, **options) -> Rule
 RULES: dict[str, Callable[..., Rule]] = {
-    "mean": _line(stateless, mean),
-    "coordinate_median": _line(stateless, coordinate_median),
-    "trimmed_mean": _line(stateless, trimmed_mean),
-    "mean_around_median": _line(stateless, mean_around_median),
-    "krum": _line(stateless, krum),
-    "multi_krum": _line(stateless, multi_krum),
+    "mean": line(stateless, mean),
+    "coordinate_median": line(stateless, coordinate_median),
+    "trimmed_mean": line(stateless, trimmed_mean),
+    "mean_around_median": line(stateless, mean_around_median),
+    "krum": line(stateless, krum),
+    "multi_krum": line(stateless, multi_krum),
     "top_k_multi_krum": _show_options(
         _top_k_multi_krum,
         [
@@ -112,18 +135,18 @@ RULES: dict[str, Callable[..., Rule]] = {
             *inspect.signature(multi_krum).parameters.values(),
         ],
     ),
-    "bulyan": _line(stateless, bulyan),
-    "geometric_median": _line(stateless, geometric_median),
-    "centered_clipping": _line(recurrent, centered_clipping),
-    "dnc": _line(keyed, dnc),
-    "signguard": _line(keyed, signguard),
+    "bulyan": line(stateless, bulyan),
+    "geometric_median": line(stateless, geometric_median),
+    "centered_clipping": line(recurrent, centered_clipping),
+    "dnc": line(keyed, dnc),
+    "signguard": line(keyed, signguard),
 }
 
 # The same for the rules that map rows to rows.
 PREAGGREGATIONS: dict[str, Callable[..., Rule]] = {
-    "clipping": _line(stateless, clipping),
-    "adaptive_robust_clipping": _line(stateless, adaptive_robust_clipping),
-    "bucketing": _line(keyed, bucketing),
-    "nearest_neighbour_mixing": _line(stateless, nearest_neighbour_mixing),
-    "top_k": _line(stateless, top_k),
+    "clipping": line(stateless, clipping),
+    "adaptive_robust_clipping": line(stateless, adaptive_robust_clipping),
+    "bucketing": line(keyed, bucketing),
+    "nearest_neighbour_mixing": line(stateless, nearest_neighbour_mixing),
+    "top_k": line(stateless, top_k),
 }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from signfd_jax.aggregators.rows import require_workers, sorted_rows, sum_of_rows, widen
+from signfd_jax.checks import check_size, checked
 
 __all__ = [
     "coordinate_median",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 
+@checked
 def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     r"""Mean of the rows: the rule without any defence.
 
@@ -30,6 +32,9 @@ def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     Returns:
         The mean. One NaN or infinity makes its coordinate not finite.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(mean(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
         [2. 3.]
@@ -37,6 +42,7 @@ def mean(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     return (sum_of_rows(widen(gradients)) / len(gradients)).astype(gradients.dtype)
 
 
+@checked
 def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     """Median of every coordinate; of an even number, the mean of the middle two.
 
@@ -46,6 +52,9 @@ def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     Returns:
         The median: finite while less than half of the values of a coordinate are
         not.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> rows = jnp.array([[1.0, 5.0], [2.0, jnp.nan], [99.0, 6.0]])
@@ -59,6 +68,7 @@ def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
     return _middle(sorted_rows(gradients)).astype(gradients.dtype)
 
 
+@checked
 def trimmed_mean(
     gradients: Float[Array, "M D"], num_byzantine: int
 ) -> Float[Array, " D"]:
@@ -92,6 +102,7 @@ def trimmed_mean(
     return jnp.mean(kept, axis=0).astype(gradients.dtype)
 
 
+@checked
 def mean_around_median(
     gradients: Float[Array, "M D"], num_byzantine: int
 ) -> Float[Array, " D"]:
@@ -123,6 +134,7 @@ def mean_around_median(
     return mean_near_median(gradients, len(gradients) - f)
 
 
+@checked
 def mean_near_median(
     gradients: Float[Array, "M D"], num_kept: int
 ) -> Float[Array, " D"]:
@@ -140,11 +152,15 @@ def mean_near_median(
         The mean; a value that is not finite never enters it, and where none is left
         it is zero.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> rows = jnp.array([[1.0], [2.0], [4.0], [99.0]])
         >>> print(mean_near_median(rows, num_kept=2))
         [3.]
     """
+    check_size("num_kept", num_kept, 1)
     ordered = sorted_rows(gradients)
     num_dropped = len(ordered) - num_kept
     twice_median = 2 * _middle(ordered)

@@ -19,10 +19,12 @@ from signfd_jax.aggregators.rows import (
     sum_of_rows,
     widen,
 )
+from signfd_jax.checks import check_count, check_number, check_size, checked
 
 __all__ = ["bulyan", "centered_clipping", "geometric_median", "krum", "multi_krum"]
 
 
+@checked
 def krum(
     gradients: Float[Array, "M D"],
     num_byzantine: int,
@@ -61,6 +63,7 @@ def krum(
     )
 
 
+@checked
 def multi_krum(
     gradients: Float[Array, "M D"],
     num_byzantine: int,
@@ -121,6 +124,7 @@ def multi_krum(
     return mean_of_rows(gradients, selected & finite)
 
 
+@checked
 def bulyan(gradients: Float[Array, "M D"], num_byzantine: int) -> Float[Array, " D"]:
     r"""Krum picks M - 2f rows one by one; MeaMed aggregates them.
 
@@ -176,6 +180,7 @@ def bulyan(gradients: Float[Array, "M D"], num_byzantine: int) -> Float[Array, "
     return mean_near_median(selection, count - 4 * f)
 
 
+@checked
 def geometric_median(
     gradients: Float[Array, "M D"],
     *,
@@ -203,6 +208,9 @@ def geometric_median(
     Returns:
         The geometric median, up to smoothing and tolerance.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> rows = jnp.array([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [99.0, 0.0]])
         >>> print(geometric_median(rows).round(2))
@@ -213,6 +221,9 @@ def geometric_median(
         https://arxiv.org/abs/1912.13445), IEEE Transactions on Signal Processing
         2022.
     """
+    check_number("smoothing", smoothing, 0, float("inf"))
+    check_count("max_iterations", max_iterations, 1)
+    check_number("tolerance", tolerance, 0, float("inf"))
     finite = finite_rows(gradients)
     rows = jnp.where(finite[:, None], widen(gradients), 0)
     point = coordinate_median(rows) if start is None else start.astype(rows.dtype)
@@ -239,6 +250,7 @@ def geometric_median(
     return jax.lax.while_loop(moving, move, carry)[0].astype(gradients.dtype)
 
 
+@checked
 def centered_clipping(
     gradients: Float[Array, "M D"],
     center: Float[Array, " D"],
@@ -262,6 +274,9 @@ def centered_clipping(
         The new centre. A row that is not finite counts as sent at the centre: it
         moves nothing.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> rows = jnp.array([[1.0], [2.0], [99.0]])
         >>> print(centered_clipping(rows, jnp.zeros(1), clip_norm=3.0))
@@ -271,6 +286,8 @@ def centered_clipping(
         Karimireddy, He and Jaggi, [Learning from History for Byzantine Robust
         Optimization](https://arxiv.org/abs/2012.10333), ICML 2021.
     """
+    check_number("clip_norm", clip_norm, 0, float("inf"))
+    check_size("num_iterations", num_iterations, 1)
     finite = finite_rows(gradients)
     rows = jnp.where(finite[:, None], widen(gradients), 0)
 

@@ -17,10 +17,12 @@ from signfd_jax.aggregators.rows import (
     require_workers,
     widen,
 )
+from signfd_jax.checks import check_number, check_size, checked
 
 __all__ = ["dnc", "signguard"]
 
 
+@checked
 def dnc(
     key: PRNGKeyArray,
     gradients: Float[Array, "M D"],
@@ -67,6 +69,9 @@ def dnc(
         https://www.ndss-symposium.org/ndss-paper/manipulating-the-byzantine-optimizing-model-poisoning-attacks-and-defenses-for-federated-learning/),
         NDSS 2021.
     """
+    check_size("num_iterations", num_iterations, 1)
+    check_size("num_sampled", num_sampled, 1)
+    check_number("filter_fraction", filter_fraction, 0, 1e6)
     count, dimension = gradients.shape
     require_workers("dnc", count, num_byzantine, 2 * num_byzantine + 1, "M > 2f")
     num_dropped = int(filter_fraction * num_byzantine)
@@ -91,6 +96,7 @@ def dnc(
     return mean_of_rows(gradients, kept & finite)
 
 
+@checked
 def signguard(
     key: PRNGKeyArray,
     gradients: Float[Array, "M D"],
@@ -121,6 +127,9 @@ def signguard(
     Returns:
         The mean of the clipped rows that are left.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> rows = jnp.array([[1.0, 2.0], [1.1, 1.9], [0.9, 2.1], [-50.0, -90.0]])
         >>> print(signguard(jax.random.key(0), rows, sample_fraction=1.0).round(1))
@@ -132,6 +141,9 @@ def signguard(
         https://arxiv.org/abs/2109.05872), ICDCS 2022, and the
         [authors' code](https://github.com/JianXu95/SignGuard).
     """
+    check_number("min_norm", min_norm, 0, float("inf"))
+    check_number("max_norm", max_norm, min_norm, float("inf"))
+    check_number("sample_fraction", sample_fraction, 0, 1)
     dimension = gradients.shape[1]
     finite = finite_rows(gradients)
     rows = jnp.where(finite[:, None], widen(gradients), 0)

@@ -15,6 +15,7 @@ from signfd_jax.aggregators.rows import (
     squared_distances,
     widen,
 )
+from signfd_jax.checks import check_number, check_size, checked
 
 __all__ = [
     "adaptive_robust_clipping",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 
+@checked
 def clipping(
     gradients: Float[Array, "M D"], max_norm: float = 2.0
 ) -> Float[Array, "M D"]:
@@ -38,6 +40,9 @@ def clipping(
     Returns:
         The clipped rows. A row that is not finite becomes zero.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(clipping(jnp.array([[3.0, 4.0], [0.3, 0.4]]), max_norm=1.0))
         [[0.6 0.8]
@@ -47,10 +52,12 @@ def clipping(
         Allouah et al., [Adaptive Gradient Clipping for Robust Federated Learning](
         https://arxiv.org/abs/2405.14432), ICLR 2025, compare with it.
     """
+    check_number("max_norm", max_norm, 0, float("inf"))
     rows, norms = _rows_and_norms(gradients)
     return _clip(rows, norms, max_norm).astype(gradients.dtype)
 
 
+@checked
 def adaptive_robust_clipping(
     gradients: Float[Array, "M D"], num_byzantine: int
 ) -> Float[Array, "M D"]:
@@ -86,6 +93,7 @@ def adaptive_robust_clipping(
     return _clip(rows, norms, threshold).astype(gradients.dtype)
 
 
+@checked
 def bucketing(
     key: PRNGKeyArray, gradients: Float[Array, "M D"], bucket_size: int = 2
 ) -> Float[Array, "K D"]:
@@ -116,8 +124,7 @@ def bucketing(
         Karimireddy, He and Jaggi, [Byzantine-Robust Learning on Heterogeneous
         Datasets via Bucketing](https://arxiv.org/abs/2006.09365), ICLR 2022.
     """
-    if bucket_size < 1:
-        raise ValueError(f"bucket_size is {bucket_size}; a bucket holds at least 1 row")
+    check_size("bucket_size", bucket_size, 1)
     count, dimension = gradients.shape
     num_buckets = -(-count // bucket_size)
     rows = widen(gradients)[jax.random.permutation(key, count)]
@@ -128,6 +135,7 @@ def bucketing(
     return (totals / sizes[:, None]).astype(gradients.dtype)
 
 
+@checked
 def nearest_neighbour_mixing(
     gradients: Float[Array, "M D"], num_byzantine: int
 ) -> Float[Array, "M D"]:
@@ -172,6 +180,7 @@ def nearest_neighbour_mixing(
     return mixed.astype(gradients.dtype)
 
 
+@checked
 def top_k(gradients: Float[Array, "M D"], fraction: float = 0.1) -> Float[Array, "M D"]:
     """Keep the largest coordinates of every row and zero the rest.
 
@@ -198,10 +207,7 @@ def top_k(gradients: Float[Array, "M D"], fraction: float = 0.1) -> Float[Array,
         Aji and Heafield, [Sparse Communication for Distributed Gradient Descent](
         https://arxiv.org/abs/1704.05021), EMNLP 2017.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction is {fraction}; give the share of coordinates to keep, in (0, 1]"
-        )
+    check_number("fraction", fraction, 1e-9, 1.0)
     num_kept = max(1, round(fraction * gradients.shape[1]))
     magnitude = jnp.abs(widen(gradients))
     # Non-negative floats are ordered as their bits are, read as an unsigned integer.

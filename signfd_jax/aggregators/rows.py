@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from signfd_jax.checks import check_size
+
 __all__ = [
     "finite_rows",
     "mean_of_rows",
@@ -47,10 +49,7 @@ def require_workers(
             ...
         ValueError: krum needs M > 2f + 2: with num_byzantine = 1 at least 5 workers,...
     """
-    if num_byzantine < 0:
-        raise ValueError(
-            f"num_byzantine is {num_byzantine}, but it counts workers; give 0 or more"
-        )
+    check_size("num_byzantine", num_byzantine, 0)
     if num_byzantine > 0 and num_workers < minimum:
         raise ValueError(
             f"{rule} needs {condition}: with num_byzantine = {num_byzantine} at least "

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from signfd_jax.checks import check_callable, check_key, check_kind
+
 __all__ = ["Rule", "chain", "keyed", "recurrent", "stateless"]
 
 
@@ -43,6 +45,9 @@ def stateless(function: Callable[..., Any], **options) -> Rule:
     Returns:
         The rule; its state is `()`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax.aggregators import trimmed_mean
         >>> rule = stateless(trimmed_mean, num_byzantine=1)
@@ -53,6 +58,7 @@ def stateless(function: Callable[..., Any], **options) -> Rule:
         >>> print(aggregate)
         [3.]
     """
+    check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
         jax.eval_shape(aggregate, (), _rows(num_workers, dimension, dtype))
@@ -76,6 +82,9 @@ def keyed(function: Callable[..., Any], key: PRNGKeyArray, **options) -> Rule:
     Returns:
         The rule; its state is a key.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax.aggregators import bucketing
         >>> rule = keyed(bucketing, jax.random.key(0), bucket_size=2)
@@ -84,6 +93,8 @@ def keyed(function: Callable[..., Any], key: PRNGKeyArray, **options) -> Rule:
         >>> buckets.shape
         (3, 3)
     """
+    check_key("key", key)
+    check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
         jax.eval_shape(aggregate, key, _rows(num_workers, dimension, dtype))
@@ -106,6 +117,9 @@ def recurrent(function: Callable[..., Any], **options) -> Rule:
     Returns:
         The rule; its state is the last aggregate `[D]`, zero before the first round.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax.aggregators import centered_clipping
         >>> rule = recurrent(centered_clipping, clip_norm=1.0)
@@ -118,6 +132,7 @@ def recurrent(function: Callable[..., Any], **options) -> Rule:
         [2.]
         [2.5]
     """
+    check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
         state = jnp.zeros(dimension, dtype)
@@ -156,6 +171,13 @@ def chain(*rules: Rule) -> Rule:
         >>> print(rule.aggregate(state, rows)[0])
         [2.5]
     """
+    for position, rule in enumerate(rules):
+        check_kind(
+            f"rule {position} of the chain",
+            rule,
+            Rule._fields,
+            "stateless, keyed or recurrent",
+        )
 
     def init(num_workers, dimension, dtype=jnp.float32):
         rows = _rows(num_workers, dimension, dtype)

@@ -37,7 +37,6 @@ from signfd_jax.attacks.colluding import (
 from signfd_jax.attacks.contract import (
     Attack,
     AttackContext,
-    apply_by_row,
     replace_rows,
     split_like,
     stateless,
@@ -71,7 +70,6 @@ __all__ = [
     "adaptive",
     "additive_noise",
     "alie",
-    "apply_by_row",
     "budgeted_swing",
     "coordinate_specialist",
     "disguised_opposition",

@@ -26,6 +26,13 @@ from signfd_jax.attacks.knowledge import (
     sum_workers,
     weighted_tally,
 )
+from signfd_jax.checks import (
+    check_callable,
+    check_count,
+    check_kind,
+    check_number,
+    check_size,
+)
 from signfd_jax.signs import sign_error, votes
 
 __all__ = [
@@ -66,6 +73,9 @@ def disguised_opposition(
     Returns:
         An `Attack` on votes.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = disguised_opposition()
         >>> gradients = jnp.array([[1.0, 4.0], [3.0, 8.0], [-9.0, 9.0]])
@@ -79,6 +89,8 @@ def disguised_opposition(
     References:
         This project.
     """
+    for name, share in (("noise", noise), ("duty", duty), ("budget", budget)):
+        check_number(name, share, 0, 1)
 
     def apply(key, values, byzantine, context, state):
         narrow_key, noise_key = jax.random.split(key)
@@ -184,8 +196,16 @@ def adaptive(
     """
     if family is None:
         family = lambda p: disguised_opposition(p[0], p[1], p[2])  # noqa: E731
-    table = jnp.asarray(candidates, jnp.float32)
-    _check_search(table, trials, horizon, sample)
+    check_kind(
+        "decoder", decoder, ("init", "decode"), "federated_defense() or the like"
+    )
+    check_callable("family", family, "candidate [P] -> Attack")
+    check_size("seed", seed, 0)
+    check_count("trials", trials, 1)
+    check_count("horizon", horizon, 1, unit="rounds")
+    if sample is not None:
+        check_count("sample", sample, 1, unit="coordinates")
+    table = _table(candidates)
     prototype = family(table[0])
     if prototype.entry == "data":
         raise ValueError(
@@ -249,6 +269,9 @@ def tuned(
         The attack with the best parameters, and the damage of all candidates, float
         `[K]`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> from signfd_jax.attacks.basic import scaling
         >>> gradients, byzantine = jnp.ones((3, 4)), jnp.arange(3) < 2
@@ -260,7 +283,9 @@ def tuned(
         >>> print(damages)
         [-12.  12.]
     """
-    table = jnp.asarray(candidates, jnp.float32)
+    check_callable("family", family, "candidate [P] -> Attack")
+    check_callable("damage", damage, "Attack -> scalar")
+    table = _table(candidates)
     damages = jax.jit(lambda t: jax.lax.map(lambda p: damage(family(p)), t))(table)
     return family(table[jnp.argmax(damages)]), damages
 
@@ -304,11 +329,10 @@ def _sampled(params, sample, seed):
     )
 
 
-def _check_search(table, trials, horizon, sample):
+def _table(candidates):
+    table = jnp.asarray(candidates, jnp.float32)
     if table.ndim != 2 or len(table) == 0:
         raise ValueError(
             f"candidates must be a table [K, P], K >= 1, but has shape {table.shape}"
         )
-    for name, value in (("trials", trials), ("horizon", horizon), ("sample", sample)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, but is {value}")
+    return table

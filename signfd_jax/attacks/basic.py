@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from signfd_jax.attacks.contract import Attack, split_like, stateless
+from signfd_jax.checks import check_count, check_number
 
 __all__ = [
     "additive_noise",
@@ -88,8 +89,7 @@ def stochastic_sign_flip(probability: float | jax.Array) -> Attack:
         Park and Lee, [SignSGD with Federated Defense](
         https://arxiv.org/abs/2402.01340), ICML 2024.
     """
-    if isinstance(probability, int | float) and not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie in [0, 1], but is {probability}")
+    check_number("probability", probability, 0, 1)
 
     def corrupt(key, values):
         keys = split_like(key, values)
@@ -124,7 +124,7 @@ def gaussian(standard_deviation: float | jax.Array = 1.0) -> Attack:
         >>> print(sent)
         [[1. 1.]]
     """
-    _check_standard_deviation(standard_deviation)
+    check_number("standard_deviation", standard_deviation, 1e-30, 1e30)
     return stateless(lambda key, values: _normal_like(key, values, standard_deviation))
 
 
@@ -147,7 +147,7 @@ def additive_noise(standard_deviation: float | jax.Array = 1.0) -> Attack:
         >>> print(sent.round(2))
         [[1. 1.]]
     """
-    _check_standard_deviation(standard_deviation)
+    check_number("standard_deviation", standard_deviation, 1e-30, 1e30)
 
     def corrupt(key, values):
         noise = _normal_like(key, values, standard_deviation)
@@ -166,6 +166,9 @@ def scaling(factor: float | jax.Array = -10.0) -> Attack:
     Returns:
         An `Attack` on gradients, row by row.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = scaling(-3.0)
         >>> byzantine, key = jnp.array([True]), jax.random.key(0)
@@ -173,6 +176,7 @@ def scaling(factor: float | jax.Array = -10.0) -> Attack:
         >>> print(sent)
         [[-3. -3.]]
     """
+    check_number("factor", factor, -1e30, 1e30)
 
     def corrupt(key, values):
         del key
@@ -218,8 +222,8 @@ def non_finite(value: float = jnp.nan) -> Attack:
         >>> print(sent)
         [[-inf -inf]]
     """
-    if math.isfinite(value):
-        raise ValueError(f"value must be nan, inf or -inf, but is {value}")
+    if not isinstance(value, float) or math.isfinite(value):
+        raise ValueError(f"value must be nan, inf or -inf, but is {value!r}")
     return stateless(
         lambda key, values: jax.tree.map(lambda v: jnp.full_like(v, value), values)
     )
@@ -270,8 +274,7 @@ def label_flip(num_classes: int) -> Attack:
         [[0 1 2]
          [6 5 4]]
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, but is {num_classes}")
+    check_count("num_classes", num_classes, 2)
 
     def corrupt(key, values):
         del key
@@ -291,10 +294,3 @@ def _normal_like(key, values, standard_deviation):
         keys,
         values,
     )
-
-
-def _check_standard_deviation(standard_deviation):
-    if isinstance(standard_deviation, int | float) and not standard_deviation > 0:
-        raise ValueError(
-            f"standard_deviation must be positive, but is {standard_deviation}"
-        )

@@ -18,6 +18,7 @@ from signfd_jax.attacks.knowledge import (
     weight_rows,
     weighted_tally,
 )
+from signfd_jax.checks import check_kind, check_number
 from signfd_jax.signs import votes
 
 __all__ = ["budgeted_swing", "majority_opposition", "random_collusion", "swing"]
@@ -141,12 +142,14 @@ def budgeted_swing(budget: float | jax.Array = 0.1, decoder=None) -> Attack:
     References:
         This project.
     """
-    if isinstance(budget, int | float) and not 0 <= budget <= 1:
-        raise ValueError(f"budget is a share and must lie in [0, 1], but is {budget}")
+    check_number("budget", budget, 0, 1)
     return _swing(decoder, budget)
 
 
 def _swing(decoder, budget):
+    if decoder is not None:
+        check_kind("decoder", decoder, ("weights",), "federated_defense() or the like")
+
     """Swing, on all coordinates where `budget` is None."""
 
     def apply(key, values, byzantine, context, state):

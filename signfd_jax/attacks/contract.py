@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from signfd_jax.checks import check_callable, check_choice, check_flag, check_key
+
 __all__ = [
     "Attack",
     "AttackContext",
@@ -127,12 +129,32 @@ def replace_rows(byzantine, theirs, honest):
         [[0. 0.]
          [1. 1.]]
     """
+    if jax.tree.structure(theirs) != jax.tree.structure(honest):
+        raise ValueError(
+            f"the attack gives the tree {jax.tree.structure(theirs)}, but the "
+            f"gradients are {jax.tree.structure(honest)}; they must be alike"
+        )
 
     def replace(their, own):
+        if byzantine.shape != own.shape[:1]:
+            raise ValueError(
+                f"byzantine must be a mask of the {own.shape[0]} workers of a leaf "
+                f"{list(own.shape)}, but has shape {list(byzantine.shape)}"
+            )
+        if not _broadcasts(their.shape, own.shape):
+            raise ValueError(
+                f"the attack gives a leaf {list(their.shape)} for one of "
+                f"{list(own.shape)}; it must have that shape, or broadcast to it"
+            )
         mask = byzantine.reshape((-1,) + (1,) * (own.ndim - 1))
         return jnp.where(mask, their.astype(own.dtype), own)
 
     return jax.tree.map(replace, theirs, honest)
+
+
+def _broadcasts(shape, to):
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(one in (1, other) for one, other in pairs)
 
 
 def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
@@ -147,6 +169,9 @@ def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
     Returns:
         An `Attack`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = stateless(lambda key, gradients: 2 * gradients)
         >>> byzantine, key = jnp.array([True]), jax.random.key(0)
@@ -154,6 +179,9 @@ def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
         >>> print(sent)
         [[2. 2.]]
     """
+    check_flag("row_wise", row_wise)
+    check_callable("corrupt", corrupt, "(key, values) -> values")
+    check_choice("entry", entry, ENTRIES)
 
     def apply(key, values, byzantine, context, state):
         del context
@@ -172,10 +200,14 @@ def split_like(key, tree):
     Returns:
         Tree of keys, like `tree`.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> keys = split_like(jax.random.key(0), {"a": 1.0, "b": 2.0})
         >>> print(sorted(keys))
         ['a', 'b']
     """
+    check_key("key", key)
     leaves, treedef = jax.tree.flatten(tree)
     return jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))

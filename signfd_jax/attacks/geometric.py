@@ -18,6 +18,7 @@ from signfd_jax.attacks.knowledge import (
     observed_workers,
     sum_workers,
 )
+from signfd_jax.checks import check_choice, check_count
 
 __all__ = ["MimicState", "mimic", "min_max", "min_sum"]
 
@@ -124,6 +125,9 @@ def mimic(warm_up_rounds: int | jax.Array = 20) -> Attack:
         An `Attack` on gradients. Its state holds two float32 copies of the
         parameters.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = mimic()
         >>> gradients = jnp.array([[1.0, -2.0], [1.0, 2.0], [0.0, 0.0]])
@@ -137,6 +141,7 @@ def mimic(warm_up_rounds: int | jax.Array = 20) -> Attack:
         Karimireddy, He and Jaggi, [Byzantine-robust learning on heterogeneous datasets
         via bucketing](https://arxiv.org/abs/2006.09365), ICLR 2022.
     """
+    check_count("warm_up_rounds", warm_up_rounds, 0, unit="rounds")
 
     def init(num_workers, params):
         del num_workers
@@ -189,10 +194,7 @@ def _oja_step(key, gradients, byzantine, state):
 
 def _distance_bounded(largest_step, deviation):
     """An attack in which all send the mean plus the largest step allowed."""
-    if deviation not in DEVIATIONS:
-        raise ValueError(
-            f"deviation must be one of {', '.join(DEVIATIONS)}, but is {deviation!r}"
-        )
+    check_choice("deviation", deviation, DEVIATIONS)
 
     def apply(key, values, byzantine, context, state):
         del key, context

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from signfd_jax.checks import check_count, check_number
+
 __all__ = [
     "Membership",
     "drawn_each_round",
@@ -66,7 +68,7 @@ def rotating(period: int | jax.Array = 1) -> Membership:
         >>> print(mask)
         [False False  True  True]
     """
-    _check_rounds("period", period, 1)
+    check_count("period", period, 1, unit="rounds")
 
     def membership(key, byzantine, round):
         del key
@@ -100,8 +102,8 @@ def leaving(period: int | jax.Array = 100, away: int | jax.Array = 50) -> Member
         [False  True  True]
         [ True  True  True]
     """
-    _check_rounds("period", period, 1)
-    _check_rounds("away", away, 0)
+    check_count("period", period, 1, unit="rounds")
+    check_count("away", away, 0, unit="rounds")
 
     def membership(key, byzantine, round):
         del key
@@ -129,8 +131,7 @@ def drop_out(probability: float | jax.Array = 0.3) -> Membership:
         >>> print(present)
         [False False False]
     """
-    if isinstance(probability, int | float) and not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie in [0, 1], but is {probability}")
+    check_number("probability", probability, 0, 1)
 
     def membership(key, byzantine, round):
         del round
@@ -159,8 +160,7 @@ def sampled(share: float | jax.Array = 0.1) -> Membership:
         >>> print(present.sum())
         4
     """
-    if isinstance(share, int | float) and not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], but is {share}")
+    check_number("share", share, 0, 1)
 
     def membership(key, byzantine, round):
         del round
@@ -170,8 +170,3 @@ def sampled(share: float | jax.Array = 0.1) -> Membership:
         return byzantine, place < taken.astype(jnp.int32)
 
     return membership
-
-
-def _check_rounds(name, value, least):
-    if isinstance(value, int) and value < least:
-        raise ValueError(f"{name} must be at least {least} rounds, but is {value}")

@@ -16,6 +16,7 @@ from signfd_jax.attacks.knowledge import (
     honest_moments,
     observed_workers,
 )
+from signfd_jax.checks import check_number
 
 __all__ = [
     "alie",
@@ -40,6 +41,9 @@ def alie(z: float | jax.Array | None = 1.5) -> Attack:
     Returns:
         An `Attack` on gradients.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = alie(2.0)
         >>> gradients = jnp.array([[1.0, 4.0], [3.0, 8.0], [0.0, 0.0]])
@@ -52,6 +56,8 @@ def alie(z: float | jax.Array | None = 1.5) -> Attack:
         Baruch, Baruch and Goldberg, [A little is enough](
         https://arxiv.org/abs/1902.06156), NeurIPS 2019.
     """
+    if z is not None:
+        check_number("z", z, -1e30, 1e30)
 
     def deviate(mean, deviation, byzantine):
         shift = _unnoticed(byzantine) if z is None else jnp.asarray(z, jnp.float32)
@@ -72,6 +78,9 @@ def sign_alie(z: float | jax.Array | None = 1.5) -> Attack:
     Returns:
         An `Attack` on gradients.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = sign_alie(2.0)
         >>> gradients = jnp.array([[-1.0, 4.0], [-3.0, 8.0], [0.0, 0.0]])
@@ -83,6 +92,8 @@ def sign_alie(z: float | jax.Array | None = 1.5) -> Attack:
     References:
         Derived from `alie`.
     """
+    if z is not None:
+        check_number("z", z, -1e30, 1e30)
 
     def deviate(mean, deviation, byzantine):
         shift = _unnoticed(byzantine) if z is None else jnp.asarray(z, jnp.float32)
@@ -103,6 +114,9 @@ def ipm(epsilon: float | jax.Array = 0.5) -> Attack:
     Returns:
         An `Attack` on gradients.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = ipm(0.5)
         >>> gradients = jnp.array([[1.0, 4.0], [3.0, 8.0], [0.0, 0.0]])
@@ -115,6 +129,7 @@ def ipm(epsilon: float | jax.Array = 0.5) -> Attack:
         Xie, Koyejo and Gupta, [Fall of empires](https://arxiv.org/abs/1903.03936),
         UAI 2019.
     """
+    check_number("epsilon", epsilon, 0, 1e30)
 
     def deviate(mean, deviation, byzantine):
         del deviation, byzantine
@@ -153,8 +168,7 @@ def fang(spread: float | jax.Array = 2.0) -> Attack:
         Fang, Cao, Jia and Gong, [Local model poisoning attacks to Byzantine-robust
         federated learning](https://arxiv.org/abs/1911.11815), USENIX Security 2020.
     """
-    if isinstance(spread, int | float) and not spread >= 1:
-        raise ValueError(f"spread must be at least 1, but is {spread}")
+    check_number("spread", spread, 1, 1e30)
 
     def apply(key, values, byzantine, context, state):
         del context

@@ -19,6 +19,7 @@ from signfd_jax.attacks.knowledge import (
     weight_rows,
     weighted_tally,
 )
+from signfd_jax.checks import check_count, check_kind, check_number, check_size
 from signfd_jax.signs import votes
 
 __all__ = [
@@ -44,6 +45,9 @@ def sleeper(start_round: int | jax.Array = 200, then: Attack | None = None) -> A
         An `Attack` with the entry, rows and state of `then`, whose state stands still
         while it sleeps.
 
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
     Examples:
         >>> attack = sleeper(start_round=5)
         >>> byzantine, key = jnp.array([True]), jax.random.key(0)
@@ -57,6 +61,7 @@ def sleeper(start_round: int | jax.Array = 200, then: Attack | None = None) -> A
     References:
         This project.
     """
+    check_count("start_round", start_round, 0, unit="rounds")
     then = sign_inversion() if then is None else then
     return _scheduled(then, lambda round: round >= _rounds(start_round))
 
@@ -98,9 +103,8 @@ def on_off(
     References:
         This project.
     """
-    if isinstance(period, int) and period < 1:
-        raise ValueError(f"period must be at least 1 round, but is {period}")
-    _check_share("duty", duty)
+    check_count("period", period, 1, unit="rounds")
+    check_number("duty", duty, 0, 1)
     attack = sign_inversion() if attack is None else attack
 
     def hostile(round):
@@ -147,6 +151,7 @@ def warm_up_capture(
     References:
         This project.
     """
+    check_count("capture_rounds", capture_rounds, 0, unit="rounds")
     then = majority_opposition() if then is None else then
     _refuse_data("warm_up_capture", then)
 
@@ -203,7 +208,9 @@ def coordinate_specialist(
     References:
         This project.
     """
-    _check_share("share", share)
+    check_size("seed", seed, 0)
+    check_count("start_round", start_round, 0, unit="rounds")
+    check_number("share", share, 0, 1)
     then = majority_opposition() if then is None else then
     _refuse_data("coordinate_specialist", then)
 
@@ -258,7 +265,7 @@ def near_duplicate_collusion(
     References:
         This project.
     """
-    _check_share("noise", noise)
+    check_number("noise", noise, 0, 1)
     attack = random_collusion() if attack is None else attack
     _refuse_data("near_duplicate_collusion", attack)
 
@@ -312,8 +319,9 @@ def weight_aware(decoder=None, crossover: float | jax.Array = 0.45) -> Attack:
     References:
         This project.
     """
-    if isinstance(crossover, int | float) and not 0 <= crossover < 0.5:
-        raise ValueError(f"crossover must lie in [0, 1/2), but is {crossover}")
+    check_number("crossover", crossover, 0, 0.4999)
+    if decoder is not None:
+        check_kind("decoder", decoder, ("weights",), "federated_defense() or the like")
 
     def apply(key, values, byzantine, context, state):
         weights = server_weights(decoder, context, byzantine.shape[0])
@@ -337,6 +345,7 @@ def weight_aware(decoder=None, crossover: float | jax.Array = 0.45) -> Attack:
 
 def _scheduled(attack, active):
     """The attack in the rounds in which `active(round)`, honesty in the others."""
+    _check_attack(attack)
 
     def apply(key, values, byzantine, context, state):
         return jax.lax.cond(
@@ -352,14 +361,14 @@ def _rounds(number):
     return jnp.asarray(number, jnp.int32)
 
 
-def _check_share(name, value):
-    if isinstance(value, int | float) and not 0 <= value <= 1:
-        raise ValueError(f"{name} is a share and must lie in [0, 1], but is {value}")
-
-
 def _refuse_data(name, attack):
+    _check_attack(attack)
     if attack.entry == "data":
         raise ValueError(
             f"{name} changes what is sent, but the attack that it was given enters at "
             "the data; give it one that enters at the gradient or the vote"
         )
+
+
+def _check_attack(attack):
+    check_kind("the attack that follows", attack, ("init", "apply"), "another attack")

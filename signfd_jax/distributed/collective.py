@@ -13,9 +13,10 @@ import optax
 from jax import lax
 
 from signfd_jax import signs
+from signfd_jax.checks import check_count, check_kind, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder
 from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
-from signfd_jax.distributed.manual import gather, varies
+from signfd_jax.distributed.manual import devices_on, gather, varies
 from signfd_jax.distributed.states import layout_here, state_of_slice
 from signfd_jax.reference import ReferenceState
 
@@ -50,8 +51,6 @@ def sign_all_reduce(
     `shard_map` checks what varies (`check_vma=True`, the default), `jax.grad` with
     respect to replicated parameters sums over the devices, so cast these first with
     `jax.lax.pcast(params, "workers", to="varying")`; a summed gradient is refused.
-    Where JAX's own `all_gather` has no argument `to` (0.8.0), what is gathered never
-    counts as alike on all devices, and `check_vma=False` is needed.
 
     What is exact: the decoded signs and the state, for every decoder of this library.
     (`oracle` takes one probability a worker here.) Where a decoder looks at a sample of
@@ -112,6 +111,15 @@ def sign_all_reduce(
         [Optimization of collective communication operations in MPICH](
         https://doi.org/10.1177/1094342005051521), 2005, with a decoder for the sum.
     """
+    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_count("round", round, 0)
+    check_size("workers_per_device", workers_per_device)
+    num_workers = devices_on(axis_name) * workers_per_device
+    if present is not None and jnp.shape(present) != (num_workers,):
+        raise ValueError(
+            f"present must be a mask of the {num_workers} workers, but has shape "
+            f"{list(jnp.shape(present))}"
+        )
     if workers_per_device == 1:
         gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
     _check_gradients(gradients, axis_name, workers_per_device)

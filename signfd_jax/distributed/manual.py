@@ -4,16 +4,39 @@ Inside `shard_map` a type says over which axes of the mesh a value may vary from
 to device; elsewhere, and with `check_vma=False`, it says nothing.
 """
 
-import inspect
-from typing import Any
-
 import jax
 from jax import lax
 from jaxtyping import Array, UInt8
 
-__all__ = ["gather", "varies", "vary"]
+__all__ = ["devices_on", "gather", "varies", "vary"]
 
-_GATHERS_INVARYING = "to" in inspect.signature(lax.all_gather).parameters
+
+def devices_on(axis_name: str) -> int:
+    """Number of devices on a mesh axis, inside `shard_map`.
+
+    Args:
+        axis_name: the axis.
+
+    Returns:
+        A Python int.
+
+    Raises:
+        ValueError: there is no such axis here.
+
+    Examples:
+        >>> devices_on("workers")
+        Traceback (most recent call last):
+            ...
+        ValueError: there is no mesh axis 'workers' here: call this inside ...
+    """
+    try:
+        return lax.axis_size(axis_name)
+    except NameError:
+        raise ValueError(
+            f"there is no mesh axis {axis_name!r} here: call this inside jax.shard_map "
+            "over a mesh that has it, or say with axis_name what the workers' axis is "
+            "called"
+        ) from None
 
 
 def varies(array: jax.Array, axis_name: str) -> bool:
@@ -54,9 +77,7 @@ def vary(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
         ... )
         Array([1., 1.], dtype=float32)
     """
-    if hasattr(lax, "pcast"):
-        return lax.pcast(array, axes, to="varying")
-    return getattr(lax, "pvary")(array, axes)  # noqa: B009  (gone from the newest JAX)
+    return lax.pcast(array, axes, to="varying")
 
 
 def gather(
@@ -83,6 +104,4 @@ def gather(
         >>> print(everywhere(jax.numpy.array([7], "uint8")))
         [7]
     """
-    # Without `to`, only check_vma=False can return a gathered array as P().
-    options: Any = {"to": "invarying"} if _GATHERS_INVARYING else {}
-    return lax.all_gather(rows, axes, tiled=True, **options)
+    return lax.all_gather(rows, axes, tiled=True, to="invarying")

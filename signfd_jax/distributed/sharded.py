@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from signfd_jax.checks import check_kind, check_size
 from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import DecodeInfo, Decoder
 from signfd_jax.distributed.collective import sign_all_reduce
@@ -137,18 +138,17 @@ def scale_by_sign_decoder_sharded(
         >>> print(updates["w"])
         [-0.1  0.1]
     """
-    for name, value in (
-        ("num_workers", num_workers),
-        ("workers_per_device", workers_per_device),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an int >= 1, but is {value!r}")
+    check_size("num_workers", num_workers)
+    check_size("workers_per_device", workers_per_device)
+    if not isinstance(axis_name, str):
+        raise ValueError(f"axis_name must be a mesh axis's name, but is {axis_name!r}")
     if num_workers % workers_per_device:
         raise ValueError(
             f"{num_workers} workers cannot be {workers_per_device} on each device; "
             "workers_per_device must divide num_workers"
         )
     decoder = correlation_defense() if decoder is None else decoder
+    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
     options = dict(workers_per_device=workers_per_device, param_specs=param_specs)
     axes = (*axes_of(param_specs, axis_name), axis_name)
     everywhere: Any = PartitionSpec()

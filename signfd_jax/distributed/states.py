@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from signfd_jax.checks import check_kind, check_size
 from signfd_jax.decoding import Decoder
 from signfd_jax.distributed.layout import Layout, make_layout
-from signfd_jax.distributed.manual import vary
+from signfd_jax.distributed.manual import devices_on, vary
 
 __all__ = [
     "layout_here",
@@ -63,6 +64,8 @@ def slice_state(
         >>> print(init().fd_counters.shape)
         (2, 32)
     """
+    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_size("workers_per_device", workers_per_device)
     layout = layout_here(
         params,
         axis_name,
@@ -182,14 +185,7 @@ def layout_here(
         >>> print(jax.vmap(padded, axis_name="workers", out_axes=None)(jnp.arange(2)))
         32
     """
-    try:
-        num_devices = lax.axis_size(axis_name)
-    except NameError:
-        raise ValueError(
-            f"there is no mesh axis {axis_name!r} here: call this inside jax.shard_map "
-            "over a mesh that has it, or say with axis_name what the workers' axis is "
-            "called"
-        ) from None
+    num_devices = devices_on(axis_name)
     mesh = jax.sharding.get_abstract_mesh()
     others = [name for name in mesh.axis_names if name not in mesh.manual_axes]
     if others:

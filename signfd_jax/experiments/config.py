@@ -148,7 +148,7 @@ def to_json(config) -> str:
         >>> from_json(Experiment, to_json(Experiment(rounds=7))).rounds
         7
     """
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps(_fields(config), indent=2) + "\n"
 
 
 def from_json(kind, text: str):
@@ -169,6 +169,8 @@ def from_json(kind, text: str):
         >>> from_json(Experiment, '{"rounds": 5}').rounds
         5
     """
+    if not isinstance(kind, type) or not hasattr(kind, "__dataclass_fields__"):
+        raise ValueError(f"kind must be a dataclass such as Experiment, not {kind!r}")
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -202,7 +204,15 @@ def fingerprint(config) -> str:
         >>> fingerprint(Experiment()) == fingerprint(Experiment(seed=1))
         False
     """
-    values = dataclasses.asdict(config)
+    values = _fields(config)
     values.pop("name", None)
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _fields(config) -> dict[str, typing.Any]:
+    if isinstance(config, type) or not hasattr(config, "__dataclass_fields__"):
+        raise ValueError(
+            f"config must be a dataclass such as Experiment(), not {config!r}"
+        )
+    return dataclasses.asdict(config)

@@ -3,9 +3,11 @@
 Shapes: `S` seeds lead every leaf.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def load_params(folder: str | Path, seed: int = 0) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no {path}: the run has not finished")
     tree: dict[str, Any] = {}
-    with np.load(path) as arrays:
+    with _archive(path) as arrays:
         for name, array in arrays.items():
             if not 0 <= seed < len(array):
                 raise ValueError(
@@ -85,6 +87,17 @@ def load_params(folder: str | Path, seed: int = 0) -> dict[str, Any]:
                 node = node.setdefault(parent, {})
             node[last] = array[seed]
     return tree
+
+
+@contextlib.contextmanager
+def _archive(path):
+    """The arrays of a file, which is closed even where it holds none."""
+    with path.open("rb") as file:
+        try:
+            arrays = np.load(file)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            raise ValueError(f"{path} holds no arrays; the file is damaged") from None
+        yield arrays
 
 
 def digest(tree: Any) -> str:

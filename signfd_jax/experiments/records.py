@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from signfd_jax import __version__
+from signfd_jax.experiments import plugins
 from signfd_jax.experiments.config import Experiment, fingerprint
 
 try:
@@ -200,7 +201,7 @@ def drop_cut_line(path: Path) -> None:
         '{"round": 1}\n'
     """
     if path.exists():
-        text = path.read_text()
+        text = _text(path)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_atomically(path, whole)
@@ -216,7 +217,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         The records.
 
     Raises:
-        ValueError: a line other than the last is not JSON.
+        ValueError: a line other than the last is not a JSON object.
 
     Examples:
         >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
@@ -226,17 +227,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = _text(path).split("\n")
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict):
             raise ValueError(
-                f"{path}, line {number}, is not JSON; the file is damaged: remove "
-                "it to begin again"
-            ) from None
+                f"{path}, line {number}, is not JSON, or is not a record; the file is "
+                "damaged: remove it to begin again"
+            )
+        records.append(record)
     return records
+
+
+def _text(path):
+    try:
+        return path.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text; the file is damaged") from None
 
 
 def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -262,9 +273,11 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object of fields")
     return config, read_lines(folder / "metrics.jsonl")
 
 
@@ -272,10 +285,10 @@ def environment() -> dict[str, Any]:
     """What a result depends on beside its configuration.
 
     Returns:
-        Versions of Python and of the libraries, the device and their number, and the
-        commit: of the
-        checkout that signfd_jax is in, ending in -dirty if its files were changed;
-        None if it was installed otherwise.
+        Versions of Python, of the libraries and of packages that add to the registries,
+        the device and their number, and the commit: of the checkout that signfd_jax is
+        in, ending in -dirty if its files were changed; None if it was installed
+        otherwise.
 
     Examples:
         >>> sorted(environment())
@@ -284,6 +297,7 @@ def environment() -> dict[str, Any]:
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
     versions |= {library: metadata.version(library) for library in libraries}
+    versions |= plugins.versions()
     device = jax.devices()[0]
     return {
         "versions": versions,

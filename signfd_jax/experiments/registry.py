@@ -8,6 +8,9 @@ the aggregation rules, whose factories give an optax transformation. A choice is
 own arguments, a lone value its first one. Arguments called like a fact of the
 experiment (`num_workers`, `decoder`, ...: see `FACTS`) are no options: they are filled
 in.
+
+Other packages add attacks, decoders and aggregation rules by entry points
+(`signfd_jax.experiments.plugins`).
 """
 
 import contextlib
@@ -21,10 +24,11 @@ import jax
 import optax
 
 from signfd_jax import attacks, models, partition, sign_family
-from signfd_jax.aggregators import RULES, Rule
+from signfd_jax.aggregators import RULES, Rule, keyed, line, stateless
 from signfd_jax.correlation import correlation_defense
 from signfd_jax.decoding import majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
+from signfd_jax.experiments import plugins
 from signfd_jax.likelihood import dawid_skene
 from signfd_jax.population import population_defense
 from signfd_jax.transform_rules import scale_by_aggregator
@@ -75,6 +79,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "majority_vote": majority_vote,
     "population_defense": population_defense,
 }
+DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 
 
 def _ef_sign_sgd(
@@ -91,7 +96,7 @@ def _stochastic_sign(
     return sign_family.scale_by_stochastic_sign(num_workers, bound)
 
 
-def _aggregation(line: Callable[..., Rule]) -> Callable[..., Any]:
+def _aggregation(make_rule: Callable[..., Rule]) -> Callable[..., Any]:
     """A server from a line of `RULES`.
 
     Its options are the rule's own, `num_byzantine` (the number f that the rule assumes;
@@ -107,7 +112,7 @@ def _aggregation(line: Callable[..., Rule]) -> Callable[..., Any]:
         **options,
     ) -> optax.GradientTransformationExtraArgs:
         def rule_for(f):
-            rule = line(f, jax.random.key(0), **options)
+            rule = make_rule(f, jax.random.key(0), **options)
             rule.init(num_workers, 1)  # its preconditions
             return rule
 
@@ -122,10 +127,16 @@ def _aggregation(line: Callable[..., Rule]) -> Callable[..., Any]:
         return optax.chain(aggregate, optax.scale(scale))
 
     own = list(inspect.signature(make).parameters.values())[:-1]
-    rule_options = list(inspect.signature(line).parameters.values())[2:]
+    rule_options = list(inspect.signature(make_rule).parameters.values())[2:]
     signature = inspect.Signature([*own, *rule_options])
     make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     return make
+
+
+def _own_rule(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A server from a function of another package, `[M, D] -> [D]`."""
+    wants_key = next(iter(inspect.signature(function).parameters), "") == "key"
+    return _aggregation(line(keyed if wants_key else stateless, function))
 
 
 SERVERS: dict[str, Callable[..., Any]] = {
@@ -135,7 +146,11 @@ SERVERS: dict[str, Callable[..., Any]] = {
     "stochastic_sign": _stochastic_sign,
     "s3gd_mv": sign_family.scale_by_sparse_sign,
     "distributed_lion": sign_family.scale_by_distributed_lion,
-    **{name: _aggregation(line) for name, line in RULES.items()},
+    **{name: _aggregation(make_rule) for name, make_rule in RULES.items()},
+}
+SERVERS |= {
+    name: _own_rule(function)
+    for name, function in plugins.load("signfd_jax.rules", taken=SERVERS).items()
 }
 
 
@@ -179,6 +194,7 @@ ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
     "disguised_opposition": attacks.disguised_opposition,
     "adaptive": _adaptive,
 }
+ATTACKS |= plugins.load("signfd_jax.attacks", taken=ATTACKS)
 
 MEMBERSHIPS: dict[str, Callable[..., Any]] = {
     "fixed": lambda: None,

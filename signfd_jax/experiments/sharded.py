@@ -22,7 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from signfd_jax import batches, data, models, partition
-from signfd_jax.attacks import AttackContext, apply_by_row
+from signfd_jax.attacks import AttackContext
+from signfd_jax.attacks.contract import apply_by_row
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import vary
 from signfd_jax.experiments import registry

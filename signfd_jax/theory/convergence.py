@@ -9,6 +9,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from signfd_jax.checks import check_number, checked
+
 __all__ = [
     "best_step_size",
     "convergence_bound",
@@ -19,6 +21,7 @@ __all__ = [
 Scalar = float | Float[Array, ""]
 
 
+@checked
 def expected_descent(
     gradient: Float[Array, " N"],
     error: Float[Array, " N"],
@@ -41,6 +44,9 @@ def expected_descent(
     Returns:
         The bound, in the unit of the loss; negative means descent.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> gradient, error = jnp.array([1.0, -2.0]), jnp.array([0.1, 0.2])
         >>> print(expected_descent(gradient, error, 3.0, 0.1))
@@ -50,10 +56,13 @@ def expected_descent(
         Bernstein et al., [signSGD: Compressed Optimisation for Non-Convex Problems](
         https://arxiv.org/abs/1802.04434), ICML 2018.
     """
+    check_number("smoothness", smoothness, 0, float("inf"))
+    check_number("step_size", step_size, 0, float("inf"))
     gain = jnp.sum(jnp.abs(gradient) * (1 - 2 * error))
     return -step_size * gain + 0.5 * step_size**2 * smoothness
 
 
+@checked
 def best_step_size(
     initial_gap: Scalar, smoothness: Scalar, num_rounds: Scalar
 ) -> Float[Array, ""]:
@@ -71,13 +80,18 @@ def best_step_size(
     Returns:
         The step size $\delta$.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(best_step_size(2.0, 1.0, 400.0))
         0.1000
     """
+    _check(initial_gap=initial_gap, smoothness=smoothness, num_rounds=num_rounds)
     return jnp.sqrt(2 * initial_gap / (jnp.asarray(smoothness) * num_rounds))
 
 
+@checked
 def convergence_bound(
     error: Scalar, initial_gap: Scalar, smoothness: Scalar, num_rounds: Scalar
 ) -> Float[Array, ""]:
@@ -96,14 +110,20 @@ def convergence_bound(
     Returns:
         The bound; infinite at $P_E = \frac12$ and meaningless above.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(convergence_bound(0.05, 2.0, 1.0, 400.0))
         0.1111
     """
+    check_number("error", error, 0, 1)
+    _check(initial_gap=initial_gap, smoothness=smoothness, num_rounds=num_rounds)
     slowest = jnp.sqrt(2 * jnp.asarray(smoothness) * initial_gap / num_rounds)
     return slowest / (1 - 2 * jnp.asarray(error))
 
 
+@checked
 def unimodal_convergence_bound(
     initial_gap: Scalar,
     smoothness: Scalar,
@@ -143,6 +163,9 @@ def unimodal_convergence_bound(
     Returns:
         The bound, in the unit of the gradient.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> bound = unimodal_convergence_bound(2.0, 1.0, 3.0, 0.1, 400.0, 15.0, 64.0)
         >>> print(bound)
@@ -152,7 +175,21 @@ def unimodal_convergence_bound(
         The method is of Bernstein et al., [signSGD: Compressed Optimisation for
         Non-Convex Problems](https://arxiv.org/abs/1802.04434), ICML 2018.
     """
+    _check(
+        initial_gap=initial_gap,
+        smoothness=smoothness,
+        noise=noise,
+        step_size=step_size,
+        num_rounds=num_rounds,
+        num_workers=num_workers,
+        batch_size=batch_size,
+    )
     descent = initial_gap / (jnp.asarray(step_size) * num_rounds)
     curvature = 0.5 * step_size * jnp.asarray(smoothness)
     sampling = noise / jnp.sqrt(jnp.asarray(num_workers) * batch_size)
     return descent + curvature + math.sqrt(3 / math.e) * sampling
+
+
+def _check(**numbers):
+    for name, value in numbers.items():
+        check_number(name, value, 0, float("inf"))

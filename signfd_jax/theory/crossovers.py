@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from signfd_jax.checks import check_number, check_size, checked
+
 __all__ = [
     "agreement_with_own_vote",
     "agreement_without_own_vote",
@@ -22,6 +24,7 @@ __all__ = [
 Scalar = float | Float[Array, ""]
 
 
+@checked
 def flipped_crossover(
     crossover: Float[Array, "*shape"], flip_probability: Scalar
 ) -> Float[Array, "*shape"]:
@@ -40,13 +43,18 @@ def flipped_crossover(
     Returns:
         The new crossover probabilities.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(flipped_crossover(jnp.array([0.25, 0.25]), 0.5))
         [0.5 0.5]
     """
+    check_number("flip_probability", flip_probability, 0, 1)
     return crossover * (1 - flip_probability) + (1 - crossover) * flip_probability
 
 
+@checked
 def gaussian_crossover(
     gradient: Float[Array, "*shape"], noise_std: Scalar, batch_size: Scalar
 ) -> Float[Array, "*shape"]:
@@ -65,6 +73,9 @@ def gaussian_crossover(
     Returns:
         Probabilities in [0, ½]; ½ where g is zero.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(gaussian_crossover(jnp.array(-0.5), 1.0, 4.0))
         0.1587
@@ -73,9 +84,12 @@ def gaussian_crossover(
         Park and Lee, [signSGD with federated voting](
         https://arxiv.org/abs/2403.16372), 2024.
     """
+    check_number("noise_std", noise_std, 0, float("inf"))
+    check_number("batch_size", batch_size, 1, float("inf"))
     return norm.sf(jnp.abs(gradient) * jnp.sqrt(batch_size) / noise_std)
 
 
+@checked
 def unimodal_crossover_bound(
     signal_to_noise: Float[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
@@ -94,6 +108,9 @@ def unimodal_crossover_bound(
     Returns:
         The bound, in (0, ½].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(unimodal_crossover_bound(jnp.array(2.0)))
         0.0556
@@ -108,6 +125,7 @@ def unimodal_crossover_bound(
     return jnp.where(signal_to_noise <= knee, linear, tail)
 
 
+@checked
 def llr_standard_deviation(
     crossover: Float[Array, "*shape"], num_samples: Scalar
 ) -> Float[Array, "*shape"]:
@@ -124,10 +142,14 @@ def llr_standard_deviation(
     Returns:
         The standard deviation, in nats, for large T.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(llr_standard_deviation(jnp.array(0.1), 100.0))
         0.3333
     """
+    check_number("num_samples", num_samples, 1, float("inf"))
     return 1 / jnp.sqrt(num_samples * crossover * (1 - crossover))
 
 
@@ -155,12 +177,12 @@ def agreement_with_own_vote(num_workers: int) -> float:
         >>> round(agreement_with_own_vote(15), 3)
         0.605
     """
-    if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}, but a vote needs at least 1")
+    check_size("num_workers", num_workers)
     decisive = math.comb(num_workers - 1, num_workers // 2) / 2 ** (num_workers - 1)
     return 0.5 + 0.5 * decisive
 
 
+@checked
 def agreement_without_own_vote(
     crossover: Float[Array, "*shape"], error: Scalar
 ) -> Float[Array, "*shape"]:
@@ -177,8 +199,12 @@ def agreement_without_own_vote(
     Returns:
         The probability of agreement.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(agreement_without_own_vote(jnp.array(0.3), 0.05))
         0.6800
     """
+    check_number("error", error, 0, 1)
     return 0.5 + (0.5 - crossover) * (1 - 2 * error)

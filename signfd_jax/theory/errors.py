@@ -7,6 +7,8 @@ symbols are those of the package's docstring.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from signfd_jax.checks import check_number, checked
+
 __all__ = [
     "additive_error_bound",
     "additive_error_exponential_bound",
@@ -25,6 +27,7 @@ Scalar = float | Float[Array, ""]
 _MAX_ENUMERATED_WORKERS = 24
 
 
+@checked
 def decoding_error(
     crossover: Float[Array, " M"], weights: Float[Array, " M"] | None = None
 ) -> Float[Array, ""]:
@@ -82,6 +85,7 @@ def decoding_error(
     return jnp.sum(probability * wrong)
 
 
+@checked
 def prior_log_odds(prior: Scalar) -> Float[Array, ""]:
     r"""What a prior adds to the tally: $\ln\frac{\pi_+}{1 - \pi_+}$ nats.
 
@@ -95,13 +99,18 @@ def prior_log_odds(prior: Scalar) -> Float[Array, ""]:
     Returns:
         The log-odds, in nats: zero at one half.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(prior_log_odds(0.75))
         1.0986
     """
+    check_number("prior", prior, 0, 1)
     return -_llr(jnp.asarray(prior))
 
 
+@checked
 def bhattacharyya_coefficient(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     r"""Overlap of the two distributions of the votes, $\prod_m 2\sqrt{p_m(1-p_m)}$.
 
@@ -115,6 +124,9 @@ def bhattacharyya_coefficient(crossover: Float[Array, " M"]) -> Float[Array, ""]
     Returns:
         The coefficient BC in [0, 1]; $p$ and $1 - p$ give the same.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(bhattacharyya_coefficient(jnp.array([0.1, 0.5, 0.9])))
         0.3600
@@ -122,6 +134,7 @@ def bhattacharyya_coefficient(crossover: Float[Array, " M"]) -> Float[Array, ""]
     return jnp.prod(2 * jnp.sqrt(crossover * (1 - crossover)))
 
 
+@checked
 def bhattacharyya_bounds(
     crossover: Float[Array, " M"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -141,6 +154,9 @@ def bhattacharyya_bounds(
     Returns:
         The lower and the upper bound.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> lower, upper = bhattacharyya_bounds(jnp.full(15, 0.3))
         >>> print(lower, upper)
@@ -157,6 +173,7 @@ def bhattacharyya_bounds(
     return 0.5 * square / (1 + jnp.sqrt(1 - square)), 0.5 * coefficient
 
 
+@checked
 def committee_potential(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     r"""The exponent of the simplest bound: $\Phi = \sum_m (\frac12 - p_m) \ell_m$.
 
@@ -167,6 +184,9 @@ def committee_potential(crossover: Float[Array, " M"]) -> Float[Array, ""]:
 
     Returns:
         $\Phi \ge 0$, in nats.
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
 
     Examples:
         >>> print(committee_potential(jnp.array([0.1, 0.5, 0.9])))
@@ -179,6 +199,7 @@ def committee_potential(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     return jnp.sum((0.5 - crossover) * _llr(crossover))
 
 
+@checked
 def berend_kontorovich_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     r"""Bound of $\Pr[S \le 0]$ under exact weights: $e^{-\Phi/2} \ge BC$.
 
@@ -192,6 +213,9 @@ def berend_kontorovich_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     Returns:
         The bound, in [0, 1].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(berend_kontorovich_bound(jnp.full(15, 0.3)))
         0.2806
@@ -203,6 +227,7 @@ def berend_kontorovich_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     return jnp.exp(-0.5 * committee_potential(crossover))
 
 
+@checked
 def advantage_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     r"""Bound of $\Pr[S \le 0]$ under exact weights: $e^{-2 \sum_m (\frac12 - p_m)^2}$.
 
@@ -215,6 +240,9 @@ def advantage_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     Returns:
         The bound, in [0, 1].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(advantage_bound(jnp.full(15, 0.3)))
         0.3012
@@ -222,6 +250,7 @@ def advantage_bound(crossover: Float[Array, " M"]) -> Float[Array, ""]:
     return jnp.exp(-2 * jnp.sum(jnp.square(0.5 - crossover)))
 
 
+@checked
 def additive_error_bound(
     crossover: Float[Array, " M"], weight_error: Float[Array, " M"]
 ) -> Float[Array, ""]:
@@ -238,6 +267,9 @@ def additive_error_bound(
     Returns:
         The bound; it says nothing where it exceeds 1.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(additive_error_bound(jnp.full(15, 0.3), jnp.full(15, 0.2)))
         0.2915
@@ -245,6 +277,7 @@ def additive_error_bound(
     return bhattacharyya_coefficient(crossover) * jnp.prod(jnp.cosh(weight_error / 2))
 
 
+@checked
 def additive_error_exponential_bound(
     crossover: Float[Array, " M"], weight_error: Float[Array, " M"]
 ) -> Float[Array, ""]:
@@ -259,6 +292,9 @@ def additive_error_exponential_bound(
     Returns:
         The bound; it says nothing where it exceeds 1.
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> error = jnp.full(15, 0.2)
         >>> print(additive_error_exponential_bound(jnp.full(15, 0.3), error))
@@ -268,6 +304,7 @@ def additive_error_exponential_bound(
     return bhattacharyya_coefficient(crossover) * growth
 
 
+@checked
 def multiplicative_error_bound(
     crossover: Float[Array, " M"], relative_error: Scalar
 ) -> Float[Array, ""]:
@@ -289,14 +326,19 @@ def multiplicative_error_bound(
     Returns:
         The bound, in [0, 1].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(multiplicative_error_bound(jnp.full(15, 0.3), 0.5))
         0.3855
     """
+    check_number("relative_error", relative_error, 0, 1)
     potential = committee_potential(crossover)
     return jnp.exp(-0.5 * (1 - relative_error**2) * potential)
 
 
+@checked
 def majority_vote_bound(
     crossover: Scalar,
     num_workers: Scalar,
@@ -320,6 +362,9 @@ def majority_vote_bound(
     Returns:
         The bound, in [0, 1].
 
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
     Examples:
         >>> print(majority_vote_bound(0.3, 15.0, 3.0, 1.0))
         0.6492
@@ -328,6 +373,10 @@ def majority_vote_bound(
         Bernstein et al., [signSGD with majority vote](
         https://arxiv.org/abs/1810.05291), ICLR 2019, bound the same error.
     """
+    check_number("crossover", crossover, 0, 1)
+    check_number("num_workers", num_workers, 1, float("inf"))
+    check_number("num_byzantine", num_byzantine, 0, float("inf"))
+    check_number("flip_probability", flip_probability, 0, 1)
     margin = jnp.maximum(num_workers - 2 * flip_probability * num_byzantine, 0)
     advantage = 0.5 - crossover
     return jnp.exp(-2 * jnp.square(advantage * margin) / num_workers)
