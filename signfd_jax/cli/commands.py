@@ -1,4 +1,7 @@
-"""What the commands do: each takes its arguments and returns the exit code."""
+"""What the commands do: each takes its arguments and returns the exit code.
+
+`COMMANDS` has them by their names.
+"""
 
 import dataclasses
 import os
@@ -205,4 +208,3 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": _plot,
     "list": _list,
 }
-"""The commands by their names."""

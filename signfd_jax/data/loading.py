@@ -1,4 +1,7 @@
-"""A data set by its name, from wherever it is."""
+"""A data set by its name, from wherever it is.
+
+`DATASETS` lists the names.
+"""
 
 import os
 from collections.abc import Mapping
