@@ -151,7 +151,7 @@ def test_augmented_images_are_crops_and_flips(key):
 def test_refuses_batches_that_make_no_sense():
     dataset = numbered(num=20)
     split = partition.iid(dataset.train_labels, 2)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="batch_size must be an int >= 1, but is 0"):
         batches.worker_batches(dataset, split, 0)
     other = partition.iid(np.zeros(30, int), 2)
     with pytest.raises(ValueError, match="holds example 29, but numbered has 20"):
@@ -166,5 +166,5 @@ def test_indices_looked_up_are_the_batches(key):
     found_inputs, found_labels = batches.examples(dataset)(indices)
     np.testing.assert_array_equal(found_labels, labels)
     np.testing.assert_array_equal(found_inputs, inputs)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be an int >= 1"):
         batches.worker_indices(split, 0)
