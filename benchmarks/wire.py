@@ -97,7 +97,10 @@ _OPERATION = re.compile(
     r"collective-permute)(?:-start)?\("
 )
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+)\[([\d,]*)\]")
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+# Listed, counted, or (since JAX 0.12) the axes of a mesh.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[(.*?)\] \{(.*?)\})"
+)
 
 
 def collectives(program: str) -> list[Collective]:
@@ -121,13 +124,21 @@ def collectives(program: str) -> list[Collective]:
         kind, types = operation["kind"], operation["types"]
         if groups is None and kind != "collective-permute":
             raise ValueError(f"cannot read the groups of devices in {line.strip()!r}")
-        listed, counted = groups.groups() if groups else ("", "1")
-        devices = int(counted) if counted else len(listed.split(","))
+        devices = _group_size(*groups.groups()) if groups else 1
         compiled = sum(_bytes(*array) for array in _ARRAY.findall(types))
         size = compiled // 2 if "_promoted" in line else compiled
         types = ", ".join(f"{name}[{shape}]" for name, shape in _ARRAY.findall(types))
         found.append(Collective(kind, types, size, compiled, devices))
     return found
+
+
+def _group_size(listed, counted, mesh, axes):
+    if counted:
+        return int(counted)
+    if listed:
+        return len(listed.split(","))
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", axes))
 
 
 def _bytes(name, shape):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from signfd_jax.checks import check_number, check_size
+from signfd_jax.checks import check_size
 
 __all__ = [
     "Partition",
@@ -131,9 +131,8 @@ def dirichlet(
         Yurochkin et al., [Bayesian Nonparametric Federated Learning of Neural
         Networks](https://arxiv.org/abs/1905.12022), ICML 2019.
     """
-    check_number("alpha", alpha, 0, float("inf"))
     check_size("seed", seed, 0)
-    if not (alpha > 0 and math.isfinite(alpha)):
+    if isinstance(alpha, str) or not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f"alpha must be positive and finite, but is {alpha}")
     rng = np.random.default_rng(seed)
     classes = _members(labels, num_workers, rng)

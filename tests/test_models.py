@@ -262,7 +262,7 @@ def test_evaluate_refuses_what_makes_no_sense(key):
     model = models.SoftmaxRegression()
     inputs, labels = jnp.zeros((4, 2, 2, 1)), jnp.zeros(4, jnp.int32)
     params = model.init(key, inputs)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="batch_size must be an int >= 1, but is 0"):
         models.evaluate(model, params, inputs, labels, batch_size=0)
     with pytest.raises(ValueError, match="equally many"):
         models.evaluate(model, params, inputs, labels[:3])

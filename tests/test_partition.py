@@ -57,7 +57,7 @@ def test_seed_decides(name):
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_refuses_nobody_and_nothing(name):
-    with pytest.raises(ValueError, match="num_workers must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="num_workers must be an int >= 1, but is 0"):
         SPLITS[name](np.zeros(3, int), 0)
     with pytest.raises(ValueError, match=r"labels must be \[n\].*\(0,\)"):
         SPLITS[name](np.zeros(0, int), 3)

@@ -379,7 +379,7 @@ def test_own_vote_agreement_by_enumeration(num_workers):
 
 
 def test_own_vote_needs_a_worker():
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="int >= 1"):
         theory.agreement_with_own_vote(0)
 
 

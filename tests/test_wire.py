@@ -105,6 +105,7 @@ def test_reading_a_program():
       %d = s32[] reduce-scatter(%q), replica_groups={{0,1,2}}
       %e = bf16[10]{0} collective-permute(%r), source_target_pairs={{0,1}}
       %f = f32[10]{0} add(%r, %r)
+      %g = s32[1]{0} all-reduce(%s), replica_groups=mesh['w'=4,'f'=2] {'w','f'}, u=true
     """
     found = wire.collectives(program)
     assert [(each.kind, each.compiled_size, each.devices) for each in found] == [
@@ -113,7 +114,8 @@ def test_reading_a_program():
         ("all-gather", 16, 8),
         ("reduce-scatter", 4, 3),
         ("collective-permute", 20, 1),
+        ("all-reduce", 4, 8),
     ]
-    assert [each.sent for each in found] == [5, 2 * 6 * 3 / 4, 14, 8, 20]
+    assert [each.sent for each in found] == [5, 2 * 6 * 3 / 4, 14, 8, 20, 7]
     with pytest.raises(ValueError, match="groups of devices"):
         wire.collectives("%a = f32[3]{0} all-reduce(%z), to_apply=%add")

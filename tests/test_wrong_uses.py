@@ -617,6 +617,16 @@ for kind in ("stateless", "keyed", "recurrent"):
         "mean: .*unexpected keyword argument 'trim'|mean: too many positional",
     )
 row(
+    "signfd_jax.aggregators.line(kind)",
+    lambda: aggregators.line(aggregators.chain, aggregators.mean),
+    "kind must be stateless, keyed or recurrent",
+)
+row(
+    "signfd_jax.aggregators.line(function)",
+    lambda: aggregators.line(aggregators.stateless, "mean"),
+    "function must be a function of gradients",
+)
+row(
     "signfd_jax.aggregators.keyed(key)",
     lambda: aggregators.keyed(aggregators.dnc, 0),
     "key must be a JAX key",
