@@ -291,8 +291,7 @@ def pair_counts(
     Args:
         key: a JAX key for the sample; it is consumed.
         votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
-        max_coordinates: use a random sample of so many coordinates (int), the same
-            however they are split; None: all.
+        max_coordinates: use a random sample of so many coordinates (int); None: all.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
@@ -306,7 +305,7 @@ def pair_counts(
         [3. 1.] [3. 3.]
     """
     leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    chosen = packed.draw_coordinates(key, leaves, max_coordinates, axis_name)
+    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
     rows = map(packed.take_coordinates, leaves, chosen)
     counts = [(_gram(leaf), _gram(jnp.abs(leaf))) for leaf in rows]
     balance, pairs = sum_over_leaves(counts, axis_name)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int8, Int32
 
 from signfd_jax import signs
@@ -227,62 +226,34 @@ def take_workers(votes, workers: Int32[Array, " K"]):
     return unpack_votes(jax.tree.map(lambda rows: rows[workers], votes))
 
 
-def draw_coordinates(
-    key,
-    leaves,
-    limit: int | None,
-    axis_name: str | tuple[str, ...] | None = None,
-) -> list[jax.Array | None]:
-    """Draw a sample of coordinates, one from each of `limit` stretches of equal length.
-
-    All coordinates are equally likely; one at the end of a stretch may come twice. The
-    sample is drawn among all coordinates, and every device takes those of its own
-    slice, so that it is the same however they are split. To that end they count as if
-    padded to a multiple of 8 M, as `distributed` pads them; what is drawn of the
-    padding is an abstention.
+def draw_coordinates(key, leaves, limit: int | None) -> list[jax.Array | None]:
+    """Draw coordinates with replacement, from each leaf by its share of them all.
 
     Args:
         key: a JAX key; it is consumed.
         leaves: list of int8 `[M, ...]` or of `PackedVotes`.
-        limit: how many coordinates (int); None: all.
-        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
+        limit: how many coordinates (int), or up to one more for each leaf; None: all.
 
     Returns:
-        For each leaf int32 `[S]`, numbers of coordinates along the ravelled leaf, where
-        one that is not below its size stands for an abstention; or None for all of
-        them, where with the padding there are no more than `limit`.
+        For each leaf int32 `[S]`, numbers of coordinates along the ravelled leaf; or
+        None for all of them, where there are no more than `limit`.
 
     Examples:
-        >>> leaves = [jnp.ones((3, 36), jnp.int8), jnp.ones((3, 12), jnp.int8)]
+        >>> leaves = [jnp.ones((3, 30), jnp.int8), jnp.ones((3, 10), jnp.int8)]
         >>> chosen = draw_coordinates(jax.random.key(0), leaves, 8)
-        >>> [int((c < n).sum()) for c, n in zip(chosen, (36, 12))]
-        [6, 2]
+        >>> [places.shape for places in chosen]
+        [(6,), (2,)]
     """
-    if limit is None or not leaves:
-        return [None] * len(leaves)
     sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
-    parts = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    total = sum(sizes) * parts
-    total += -total % (8 * leaves[0].shape[0])
-    if total <= limit:
+    total = sum(sizes)
+    if limit is None or total <= limit:
         return [None] * len(leaves)
-    # Stretch k is [k, k + 1) total / limit; two that meet within a coordinate share it.
-    # (NumPy's product is an int64.)
-    starts, rest = divmod(np.arange(limit) * total, limit)
-    starts, rest = starts.astype(np.int32), rest.astype(np.int32)
-    drawn = jax.random.randint(key, (limit,), 0, total, jnp.int32)
-    drawn = starts + (rest + drawn) // limit
-    begin = 0 if axis_name is None else jax.lax.axis_index(axis_name) * sum(sizes)
-    chosen = []
-    for size in sizes:
-        # No leaf of this size touches more stretches, wherever it begins.
-        count = min(limit, 1 - (-size * limit // total)) if size else 0
-        first = jnp.searchsorted(starts + (rest > 0), begin, side="right") - 1
-        places = jax.lax.dynamic_slice_in_dim(drawn, first, count) - begin
-        inside = (places >= 0) & (places < size)
-        chosen.append(jnp.where(inside, places, size))
-        begin += size
-    return chosen
+    return [
+        jax.random.randint(leaf_key, (-(-size * limit // total),), 0, size)
+        for leaf_key, size in zip(
+            jax.random.split(key, len(leaves)), sizes, strict=True
+        )
+    ]
 
 
 def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M S"]:
@@ -290,22 +261,19 @@ def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M 
 
     Args:
         leaf: int8 `[M, ...]` or `PackedVotes`.
-        chosen: int32 `[S]`, numbers of coordinates along the ravelled leaf; those that
-            are not below its size stand for abstentions. None: all.
+        chosen: int32 `[S]`, numbers of coordinates along the ravelled leaf; None: all.
 
     Returns:
         int8 `[M, S]` in {-1, 0, +1}.
 
     Examples:
         >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1]], jnp.int8))
-        >>> print(take_coordinates(packed, jnp.array([3, 2, 4])))
-        [[1 0 0]]
+        >>> print(take_coordinates(packed, jnp.array([3, 2])))
+        [[1 0]]
     """
     if chosen is None or not is_packed(leaf):
         rows = unpack_votes(leaf).reshape(leaf.shape[0], -1)
-        if chosen is None:
-            return rows
-        return rows.at[:, chosen].get(mode="fill", fill_value=0)
+        return rows if chosen is None else rows[:, chosen]
     shift = jnp.uint8(7) - (chosen % 8).astype(jnp.uint8)
 
     def bits(plane):
@@ -313,8 +281,7 @@ def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M 
         taken = plane if plane.shape[1] == 1 else plane[:, chosen // 8]
         return ((taken >> shift[None]) & jnp.uint8(1)).astype(jnp.int8)
 
-    inside = (chosen < math.prod(leaf.leaf_shape)).astype(jnp.int8)[None]
-    return inside * (jnp.int8(2) * bits(leaf.signs) - bits(leaf.voted))
+    return jnp.int8(2) * bits(leaf.signs) - bits(leaf.voted)
 
 
 def row_votes(row):

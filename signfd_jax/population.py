@@ -247,7 +247,7 @@ def _reliability(state, copied, found):
 def _correlations(key, votes, theirs, max_coordinates, axis_name):
     """Correlations of the members with everybody in this round, of a sample."""
     leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    chosen = packed.draw_coordinates(key, leaves, max_coordinates, axis_name)
+    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
     members = jax.tree.leaves(theirs)
     counts = []
     for leaf, member, places in zip(leaves, members, chosen, strict=True):

@@ -35,7 +35,6 @@ DECODERS = {
     "forgetting": sfd.federated_defense(initial_rounds=10, forgetting=0.9),
     "leave own out": sfd.federated_defense(10, leave_own_out=True, anchor=True),
     "voting, then weights": sfd.federated_voting(initial_rounds=10),
-    "of a sample": sfd.correlation_defense(sample_above=1, max_coordinates=25),
     "oracle": sfd.oracle(jnp.linspace(0.1, 0.9, M)),
 }
 IN_DEFAULT_SET = ("majority_vote", "each coordinate's own")
