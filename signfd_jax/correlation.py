@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from signfd_jax import packed
-from signfd_jax.decoding import DecodeInfo, Decoder, check_number, llr_weights
+from signfd_jax.checks import check_number, check_size
+from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.medians import capped_at_median, masked_median
 from signfd_jax.structure import Structure, news, structure
 from signfd_jax.tally import sum_over_leaves, vote_tree
@@ -120,8 +121,9 @@ def correlation_defense(
     """
     check_number("max_llr", max_llr, 1e-6, 1e6)
     check_number("forgetting", forgetting, 1e-6, 1.0)
-    check_number("sample_above", sample_above, 1, float("inf"))
-    check_number("max_coordinates", max_coordinates, 1, float("inf"))
+    check_size("sample_above", sample_above)
+    check_size("max_coordinates", max_coordinates)
+    check_size("seed", seed, 0)
 
     def init(num_workers, params):
         del params

@@ -235,8 +235,8 @@ def test_a_worker_long_gone_counts_no_longer():
         (dict(max_llr=0.0), "max_llr must lie"),
         (dict(forgetting=0.0), "forgetting must lie"),
         (dict(forgetting=1.5), "forgetting must lie"),
-        (dict(sample_above=0), "sample_above must lie"),
-        (dict(max_coordinates=0), "max_coordinates must lie"),
+        (dict(sample_above=0), "sample_above must be an int >= 1"),
+        (dict(max_coordinates=0), "max_coordinates must be an int >= 1"),
     ],
 )
 def test_arguments_out_of_range(options, message):

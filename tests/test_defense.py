@@ -423,7 +423,10 @@ def test_coordinates_split_over_devices_equal_the_whole(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(initial_rounds=-1), r"initial_rounds must lie in \[0, inf\]"),
+        (
+            dict(initial_rounds=-1),
+            "initial_rounds must be a whole number of at least 0",
+        ),
         (dict(max_llr=0.0), "max_llr must lie"),
         (dict(max_llr=float("nan")), "max_llr must lie"),
         (dict(forgetting=0.0), "forgetting must lie"),

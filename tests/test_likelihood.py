@@ -228,7 +228,7 @@ def test_coordinates_split_over_devices_equal_the_whole(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sfd.dawid_skene(0), "iterations must lie"),
+        (lambda: sfd.dawid_skene(0), "iterations must be an int >= 1"),
         (lambda: sfd.dawid_skene(max_llr=0.0), "max_llr must lie"),
         (lambda: sfd.oracle(jnp.zeros(3), max_llr=-1.0), "max_llr must lie"),
     ],

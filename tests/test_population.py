@@ -115,10 +115,10 @@ def test_default_is_population_defense_for_many_workers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"committee": 2}, "committee must lie in"),
+        ({"committee": 2}, "committee must be an int >= 3"),
         ({"forgetting": 0.0}, "forgetting must lie in"),
         ({"max_llr": -1.0}, "max_llr must lie in"),
-        ({"max_coordinates": 0}, "max_coordinates must lie in"),
+        ({"max_coordinates": 0}, "max_coordinates must be an int >= 1"),
     ],
 )
 def test_refusals(options, message):

@@ -924,7 +924,6 @@ row(
 
 # What the library does not refuse yet, each with what comes instead.
 UNMET = {
-    "signfd_jax.correlation_defense(seed)": "JAX refuses the seed, in the first round",
     "signfd_jax.data.load(downloads)": "a KeyError",
     "signfd_jax.data.standardise(inputs)": "an AttributeError",
     "signfd_jax.data.standardise(dataset)": "an AttributeError",
