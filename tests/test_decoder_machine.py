@@ -150,7 +150,16 @@ class Rounds(RuleBasedStateMachine):
                 assert np.isfinite(leaf).all(), leaf
 
 
-@pytest.mark.parametrize("name", CASES)
+IN_DEFAULT_SET = ("correlation_defense", "federated_defense", "majority_vote")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_DEFAULT_SET else pytest.param(name, marks=pytest.mark.slow)
+        for name in CASES
+    ],
+)
 def test_any_sequence_of_rounds(name):
     decoder = CASES[name]
 

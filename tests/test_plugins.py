@@ -72,6 +72,7 @@ def test_a_stranger_compares_an_attack_and_a_rule(tmp_path):
         assert losses[decoder, "shift:by=2"] != losses[decoder, "none"]
 
 
+@pytest.mark.slow
 def test_versions_of_plugins_are_recorded(tmp_path):
     install(tmp_path, titled("stranger.py"), titled("pyproject.toml"))
     run = [
