@@ -102,7 +102,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             _POPULATION,
             "MNIST (or else digits), softmax regression, 100,000 workers, 40,000 of "
-            "them liars. 1.3 GiB.",
+            "them liars. 4 min and 1.4 GiB; accuracy .69.",
             fallback="digits",
         ),
     )
