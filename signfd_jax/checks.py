@@ -23,6 +23,7 @@ __all__ = [
     "check_flag",
     "check_key",
     "check_kind",
+    "check_mask",
     "check_number",
     "check_size",
     "checked",
@@ -184,6 +185,27 @@ def check_kind(name: str, value: object, fields: Collection[str], makers: str) -
         )
 
 
+def check_mask(name: str, value: Any, num_workers: int) -> None:
+    """Refuse a mask that is not one of all the workers.
+
+    Args:
+        name: the argument's name, for the message.
+        value: the mask, bool `[num_workers]`.
+        num_workers: how many there are (int).
+
+    Raises:
+        ValueError: `value` has not the shape `[num_workers]`.
+
+    Examples:
+        >>> check_mask("present", jax.numpy.ones(3, bool), 3)
+    """
+    shape = jax.numpy.shape(value)
+    if shape != (num_workers,):
+        raise ValueError(
+            f"{name} must be a mask of {num_workers} workers, but has shape {shape}"
+        )
+
+
 def check_callable(name: str, value: object, signature: str) -> None:
     """Refuse what cannot be called.
 
@@ -312,7 +334,7 @@ def _described(choice):
     kind = choice.dtype.__name__
     if kind == "Key":
         return "a JAX key such as jax.random.key(0)"
-    if kind in ("UInt32",):
+    if kind == "UInt32":
         return "one of the old style"
     return f"{kind.lower()} [{', '.join(choice.dim_str.split())}]"
 

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax.checks import check_number, checked
+from signfd_jax.checks import check_kind, check_number, checked
 from signfd_jax.tally import count_agreements, vote_tree
 
 __all__ = [
     "DecodeInfo",
     "Decoder",
     "MajorityVoteState",
+    "check_decoder",
     "llr_weights",
     "majority_vote",
 ]
@@ -72,6 +73,22 @@ class Decoder(NamedTuple):
     decode: Callable[..., Any]
     weights: Callable[..., Any]
     needs_unpacked: str = "it does not say that it can read them"
+
+
+def check_decoder(decoder: object) -> None:
+    """Refuse what is no decoder.
+
+    Args:
+        decoder: what was given: a `Decoder`, or whatever has its functions.
+
+    Raises:
+        ValueError: it lacks one of them.
+
+    Examples:
+        >>> check_decoder(majority_vote())
+    """
+    functions = ("init", "decode", "weights")
+    check_kind("decoder", decoder, functions, "majority_vote() or the like")
 
 
 @jax.jit

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Num, UInt8, UInt32
 
+from signfd_jax.checks import check_choice, check_mask
+
 __all__ = [
     "WIRES",
     "cast_votes",
@@ -102,8 +104,7 @@ def check_wire(wire: str) -> None:
     Examples:
         >>> check_wire("ternary")
     """
-    if wire not in WIRES:
-        raise ValueError(f"wire must be one of {', '.join(WIRES)}, but is {wire!r}")
+    check_choice("wire", wire, WIRES)
 
 
 def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0):
@@ -131,7 +132,9 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     """
     check_wire(wire)
     cast = votes(gradients)
-    _check_present(present, cast)
+    if present is not None:
+        for leaf in jax.tree.leaves(cast):
+            check_mask("present", present, leaf.shape[0])
     if wire == "one_bit":
         finite = present_workers(gradients)
         present = finite if present is None else finite & present
@@ -184,15 +187,6 @@ def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
         return jnp.where(rows, sent, jnp.int8(0))
 
     return _map_with_offset(fill, votes, first_coordinate, has_workers=True)
-
-
-def _check_present(present, votes):
-    num_workers = jax.tree.leaves(votes)[0].shape[0]
-    if present is not None and jnp.shape(present) != (num_workers,):
-        raise ValueError(
-            f"present must be a mask of the {num_workers} workers, but has shape "
-            f"{list(jnp.shape(present))}"
-        )
 
 
 def fill_ties(decoded, round, *, first_coordinate=0):

@@ -17,7 +17,7 @@ from jax import lax
 from signfd_jax import packed, signs
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks.contract import apply_by_row
-from signfd_jax.checks import check_callable, check_kind, check_size
+from signfd_jax.checks import check_callable, check_kind, check_mask, check_size
 from signfd_jax.decoding import DecodeInfo
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
@@ -159,11 +159,7 @@ def simulation(
 
     def init(key, params, byzantine):
         byzantine = jnp.asarray(byzantine, bool)
-        if byzantine.shape != (num_workers,):
-            raise ValueError(
-                f"byzantine must be a mask of {num_workers} workers, but has shape "
-                f"{byzantine.shape}"
-            )
+        check_mask("byzantine", byzantine, num_workers)
         opt_state = tx.init(params)
         attack_state = attack.init(num_workers, params)
         if worker_chunk is not None:

@@ -216,9 +216,8 @@ def news(
     agreement = jnp.sum(jnp.sign(now.reliability) * now.labelled * weights)
     agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
     present = seen.astype(jnp.float32)
-    copies, _ = _count_copies(
-        jnp.where(_pairs(seen), strength, 0.0), _pairs(seen), seen
-    )
+    pairs = _pairs(seen)
+    copies, _ = _count_copies(jnp.where(pairs, strength, 0.0), pairs, seen)
     heads = jnp.sum(present / copies) / _positive(jnp.sum(present))
     return (
         now.trust

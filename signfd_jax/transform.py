@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from signfd_jax import packed, signs
-from signfd_jax.checks import check_kind, check_number, check_size
-from signfd_jax.decoding import DecodeInfo, Decoder, majority_vote
+from signfd_jax.checks import check_number, check_size
+from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.population import default_decoder
 
@@ -116,7 +116,7 @@ def scale_by_sign_decoder(
     """
     check_size("num_workers", num_workers)
     decoder = default_decoder(num_workers) if decoder is None else decoder
-    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_decoder(decoder)
 
     def init_fn(params):
         # Every leaf is an array of its own, so that the state can be donated.

@@ -403,6 +403,18 @@ def test_state_keeps_its_type(axis_type):
     assert jax.tree.map(jax.typeof, state) == types
 
 
+def sharded_step(step, mesh, specs):
+    """A step on replicated parameters, a state of these specs, and split gradients."""
+    return jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(P(), specs, P("workers")),
+            out_specs=(P(), specs),
+        )
+    )
+
+
 @slow
 def test_in_a_chain_with_momentum_decay_and_a_schedule():
     """Everything after the aggregation is optax's own, and sees no worker axis."""
@@ -427,14 +439,7 @@ def test_in_a_chain_with_momentum_decay_and_a_schedule():
         updates, state = ours.update(own, state, params)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(
-        jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=(P(), specs, P("workers")),
-            out_specs=(P(), specs),
-        )
-    )
+    step = sharded_step(step, mesh, specs)
 
     @jax.jit
     def one_device_step(params, state, gradients):
@@ -477,14 +482,7 @@ def multi_steps(accumulator_spec):
             state = state._replace(acc_grads=accumulators)
         return optax.apply_updates(params, updates), state
 
-    step = jax.jit(
-        jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=(P(), specs, P("workers")),
-            out_specs=(P(), specs),
-        )
-    )
+    step = sharded_step(step, mesh, specs)
     here = on(mesh, params, P())
     state = tx.init(here)
     if split:

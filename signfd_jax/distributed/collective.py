@@ -13,8 +13,8 @@ import optax
 from jax import lax
 
 from signfd_jax import signs
-from signfd_jax.checks import check_count, check_kind, check_size
-from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.checks import check_count, check_mask, check_size
+from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
 from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed.manual import devices_on, gather, varies
 from signfd_jax.distributed.states import layout_here, state_of_slice
@@ -110,15 +110,12 @@ def sign_all_reduce(
         [Optimization of collective communication operations in MPICH](
         https://doi.org/10.1177/1094342005051521), 2005, with a decoder for the sum.
     """
-    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_decoder(decoder)
     check_count("round", round, 0)
     check_size("workers_per_device", workers_per_device)
     num_workers = devices_on(axis_name) * workers_per_device
-    if present is not None and jnp.shape(present) != (num_workers,):
-        raise ValueError(
-            f"present must be a mask of the {num_workers} workers, but has shape "
-            f"{list(jnp.shape(present))}"
-        )
+    if present is not None:
+        check_mask("present", present, num_workers)
     if workers_per_device == 1:
         gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
     _check_gradients(gradients, axis_name, workers_per_device)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from signfd_jax.checks import check_kind, check_size
+from signfd_jax.checks import check_size
 from signfd_jax.correlation import correlation_defense
-from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
 from signfd_jax.distributed.collective import sign_all_reduce
 from signfd_jax.distributed.layout import axes_of, specs_of_leaves
 from signfd_jax.distributed.states import slice_state, specs_of_state, whole_state
@@ -148,7 +148,7 @@ def scale_by_sign_decoder_sharded(
             "workers_per_device must divide num_workers"
         )
     decoder = correlation_defense() if decoder is None else decoder
-    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_decoder(decoder)
     options = dict(workers_per_device=workers_per_device, param_specs=param_specs)
     axes = (*axes_of(param_specs, axis_name), axis_name)
     everywhere: Any = PartitionSpec()

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from signfd_jax.checks import check_kind, check_size
-from signfd_jax.decoding import Decoder
+from signfd_jax.checks import check_size
+from signfd_jax.decoding import Decoder, check_decoder
 from signfd_jax.distributed.layout import Layout, make_layout
 from signfd_jax.distributed.manual import devices_on, vary
 
@@ -64,7 +64,7 @@ def slice_state(
         >>> print(init().fd_counters.shape)
         (2, 32)
     """
-    check_kind("decoder", decoder, Decoder._fields[:3], "majority_vote() or the like")
+    check_decoder(decoder)
     check_size("workers_per_device", workers_per_device)
     layout = layout_here(
         params,

@@ -22,7 +22,7 @@ from signfd_jax.experiments.program import (
     parts,
     program_key,
 )
-from signfd_jax.signs import WIRES
+from signfd_jax.signs import check_wire
 
 __all__ = ["Training", "byzantine_mask", "check", "prepare", "split_examples"]
 
@@ -74,10 +74,7 @@ def check(config: Experiment) -> None:
         raise ValueError(
             f"unknown data set {config.dataset!r}; known are {', '.join(data.DATASETS)}"
         )
-    if config.wire not in WIRES:
-        raise ValueError(
-            f"wire must be one of {', '.join(WIRES)}, but is {config.wire!r}"
-        )
+    check_wire(config.wire)
     registry.choose(registry.MODELS, "model", config.model)
     registry.choose(registry.SPLITS, "split", config.split)
     # The factories refuse Python numbers out of range; in a program they are traced.
