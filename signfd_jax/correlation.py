@@ -17,7 +17,7 @@ from signfd_jax import packed
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.medians import capped_at_median, masked_median
-from signfd_jax.structure import Structure, news, structure
+from signfd_jax.structure import Structure, excuse_pairs, news, structure
 from signfd_jax.tally import sum_over_leaves, vote_tree
 
 __all__ = [
@@ -210,14 +210,9 @@ def _judge(state, balance, pairs, max_llr):
 def _weights(found: Structure, seen, max_llr):
     llr = llr_weights((1 - found.reliability) / 2, max_llr=max_llr)
     typical = jnp.maximum(masked_median(jnp.abs(llr), seen), 1e-9)
-    informed = jnp.clip(llr / typical, -1.0, 1.0) / _many(found.copies) ** 2
-    cautious = 1.0 / _many(found.blatant_copies)
+    informed = jnp.clip(llr / typical, -1.0, 1.0) / excuse_pairs(found.copies) ** 2
+    cautious = 1.0 / excuse_pairs(found.blatant_copies)
     return capped_at_median(found.trust * informed + (1 - found.trust) * cautious, seen)
-
-
-def _many(copies):
-    """Copies but for one: two workers with like data are no conspiracy."""
-    return jnp.maximum(copies - 1.0, 1.0)
 
 
 def _learn(state, balance, pairs, forgetting):

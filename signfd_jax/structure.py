@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from signfd_jax.medians import masked_median
 
-__all__ = ["Structure", "news", "structure"]
+__all__ = ["Structure", "excuse_pairs", "news", "structure"]
 
 # Thresholds, found by replaying recorded gradients under the catalogue's attacks
 # (benchmarks/robustness.py measures what came of them). Each pair is where a factor
@@ -84,12 +84,14 @@ def structure(
        clipped, so that a large one buys no influence) labels the workers.
     3. Reliability. $c_j$, the mean signed correlation with the others of the camps,
        is $v_j \bar v$ in the rank-one model, hence $v_j = c_j / \sqrt{\bar{|c|}}$.
-    4. Global sign. The larger camp is right, counted in heads (copies share one),
-       with some inertia towards the labels of last round.
+    4. Global sign. The larger camp is right, counted in heads (copies share one, but
+       pairs are excused with experience), with some inertia towards the labels of last
+       round.
     5. Trust: the labels explain the links (within either camp, and over all), and the
        links that the reliabilities predict are there; the labelled workers are a
-       majority, copies counted or not; the larger camp leads clearly, with experience
-       over the unlabelled too; little weight is likely to carry a wrong sign.
+       majority, copies counted or not; the larger camp leads clearly, pairs excused or
+       not, with experience over the unlabelled too; little weight is likely to carry a
+       wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
@@ -101,7 +103,8 @@ def structure(
         seen: bool `[M]`, workers that have voted at all; the others count nowhere.
         previous: float `[M]`, last round's weights, for the inertia; zeros at first.
         experience: float scalar in [0, 1], how well `standard_error` is known; at 0
-            nobody is found inconsistent, and unlabelled workers are left out.
+            nobody is found inconsistent, unlabelled workers are left out and pairs
+            share a head.
 
     Returns:
         A `Structure`; everything in it is finite. Unseen workers have reliability 0
@@ -131,13 +134,18 @@ def structure(
     deviations = jnp.abs(aligned) / aligned_error
     labelled = _ramp(deviations, _LABEL)
 
-    lead = jnp.sum(jnp.sign(aligned) * labelled * heads)
-    memory = jnp.sign(aligned) * labelled * heads * previous
+    voices = jnp.sign(aligned) * labelled
+    # Were a pair one head here, seven liars could outnumber eight honest workers of
+    # whom some hold like data.
+    excused = copies + experience * (excuse_pairs(copies) - copies)
+    lead = jnp.sum(voices * present / excused)
+    memory = voices * heads * previous
     kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
     sign = jnp.where(lead + _INERTIA * kept >= 0, 1.0, -1.0)
     aligned = sign * aligned
+    lead = sign * jnp.stack([lead, jnp.sum(voices * heads)])
     # Whom even many rounds have not labelled may be of the other camp.
-    lead = sign * lead - experience * jnp.sum((1 - labelled) * heads)
+    lead = jnp.max(lead) - experience * jnp.sum((1 - labelled) * heads)
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
@@ -225,6 +233,22 @@ def news(
         * _ramp(agreement, _LEAD_OF_NEWS)
         * _ramp(change - _NEWS_PER_TRUST * past.trust, _NEWS)
     )
+
+
+def excuse_pairs(copies: Float[Array, " M"]) -> Float[Array, " M"]:
+    """Copies but for one: two workers with like data are no conspiracy.
+
+    Args:
+        copies: float `[M]`, at least 1: of a `Structure`.
+
+    Returns:
+        float `[M]`, at least 1.
+
+    Examples:
+        >>> print(excuse_pairs(jnp.array([1.0, 2.0, 7.0])))
+        [1. 1. 6.]
+    """
+    return jnp.maximum(copies - 1.0, 1.0)
 
 
 def _consistency(correlation, aligned, share, scale, error):
