@@ -921,13 +921,6 @@ row(
     lambda folder: data.load("mnist", data_dir=folder / "nowhere"),
     "nowhere",
 )
-
-# What the library does not refuse yet, each with what comes instead.
-UNMET = {
-    "signfd_jax.data.load(downloads)": "a KeyError",
-    "signfd_jax.data.standardise(inputs)": "an AttributeError",
-    "signfd_jax.data.standardise(dataset)": "an AttributeError",
-}
 for argument, call, says in [
     (
         "correlation_defense(seed)",
@@ -1199,9 +1192,8 @@ def identify(position):
 
 
 def cases():
-    for position, (argument, *_) in enumerate(TABLE):
-        marks = [pytest.mark.xfail(reason=UNMET[argument])] if argument in UNMET else []
-        yield pytest.param(position, id=identify(position), marks=marks)
+    for position in range(len(TABLE)):
+        yield pytest.param(position, id=identify(position))
 
 
 @pytest.mark.parametrize("position", list(cases()))

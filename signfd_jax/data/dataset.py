@@ -56,12 +56,25 @@ def standardise(inputs: jax.Array | np.ndarray, dataset: Dataset) -> jax.Array:
     Returns:
         float32, shaped like `inputs`.
 
+    Raises:
+        ValueError: `inputs` is no array of that data set's channels, or `dataset` is no
+            `Dataset`.
+
     Examples:
         >>> from signfd_jax.data import load
         >>> digits = load("digits")
         >>> print(standardise(digits.train_inputs, digits).std())
         1.0
     """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"dataset must be a Dataset, but is {dataset!r}"[:300])
+    channels = dataset.mean.shape[-1]
+    given = getattr(inputs, "shape", None)
+    if not given or given[-1] != channels:
+        raise ValueError(
+            f"inputs must be an array [..., {channels}], but "
+            + (f"has shape {given}" if given else f"is {inputs!r}"[:300])
+        )
     shape = (1,) * (inputs.ndim - 1) + (-1,)
     mean, std = (jnp.reshape(x, shape) for x in (dataset.mean, dataset.std))
     return (jnp.asarray(inputs).astype(jnp.float32) / dataset.scale - mean) / std

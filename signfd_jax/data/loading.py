@@ -46,8 +46,8 @@ def load(
         A `Dataset` of NumPy arrays.
 
     Raises:
-        DataError: the name is unknown; the files are missing, truncated or corrupt; the
-            download failed.
+        DataError: the name is unknown, or not among the `downloads`; the files are
+            missing, truncated or corrupt; the download failed.
 
     Examples:
         >>> digits = load("digits")
@@ -63,6 +63,11 @@ def load(
         raise DataError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
     if name == "digits":
         return _digits()
+    if not isinstance(downloads, Mapping) or name not in downloads:
+        raise DataError(
+            f"downloads must say where {name!r} lies, as DOWNLOADS does; it is "
+            f"{downloads!r}"[:300]
+        )
     if data_dir is None:
         data_dir = os.environ.get("SIGNFD_DATA") or None
     if data_dir is not None:
