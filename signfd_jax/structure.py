@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from signfd_jax.medians import masked_median
@@ -37,6 +38,7 @@ _MISLABELLED = (0.05, 0.02)  # expected share of the weight with a wrong sign
 _LEAD = (0.2, 0.6)  # head-count lead of the larger camp over all others, in workers
 _LEAD_PER_IMBALANCE = 4.0  # more lead is asked for where links contradict the labels
 _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
+_TIE = 1e-3  # what the other way to count heads weighs beside the first
 _CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
 _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it missing?
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
@@ -138,14 +140,15 @@ def structure(
     # Were a pair one head here, seven liars could outnumber eight honest workers of
     # whom some hold like data.
     excused = copies + experience * (excuse_pairs(copies) - copies)
-    lead = jnp.sum(voices * present / excused)
+    leads = jnp.stack([jnp.sum(voices * present / excused), jnp.sum(voices * heads)])
     memory = voices * heads * previous
     kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
-    sign = jnp.where(lead + _INERTIA * kept >= 0, 1.0, -1.0)
+    # Where they tie with pairs excused, they are counted with pairs merged.
+    lead = leads[0] + _INERTIA * kept + _TIE * leads[1]
+    sign = jnp.where(lead >= 0, 1.0, -1.0)
     aligned = sign * aligned
-    lead = sign * jnp.stack([lead, jnp.sum(voices * heads)])
     # Whom even many rounds have not labelled may be of the other camp.
-    lead = jnp.max(lead) - experience * jnp.sum((1 - labelled) * heads)
+    lead = jnp.max(sign * leads) - experience * jnp.sum((1 - labelled) * heads)
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
@@ -288,7 +291,8 @@ def _predicted(strength, pairs, seen):
     # The entry that a row exceeds with half of the others: in an honest row that is
     # an honest pair, in a colluder's row a pair across the camps.
     rank = (jnp.sum(seen) - 1) // 2 - 1
-    descending = -jnp.sort(jnp.where(pairs, -strength, 1.0), axis=1)
+    most = max((strength.shape[0] - 1) // 2, 1)
+    descending, _ = lax.top_k(jnp.where(pairs, strength, -1.0), most)
     typical = jnp.take(descending, jnp.maximum(rank, 0), axis=1)
     typical = jnp.where(seen, jnp.maximum(typical, 1e-6), 1e-6)
     return typical[:, None] * typical[None, :] / masked_median(typical, seen)

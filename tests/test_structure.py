@@ -110,15 +110,20 @@ def naive_structure(correlation, error, seen, previous):
         deviation[j] = abs(aligned[j]) / (error * spread / weight)
         labelled[j] = ramp(deviation[j], "_LABEL")
 
-    lead = sum(np.sign(aligned[j]) * labelled[j] / copies[j] for j in workers)
+    merged = sum(np.sign(aligned[j]) * labelled[j] / copies[j] for j in workers)
+    excused = sum(
+        np.sign(aligned[j]) * labelled[j] / max(copies[j] - 1, 1) for j in workers
+    )
     memory = [np.sign(aligned[j]) * labelled[j] / copies[j] * previous[j]
               for j in workers]  # fmt: skip
     kept = sum(memory) / max(sum(abs(x) for x in memory), 1e-9)
-    if any(aligned.values()) and abs(lead + THRESHOLDS["_INERTIA"] * kept) < 1e-4:
+    lead = excused + THRESHOLDS["_INERTIA"] * kept + THRESHOLDS["_TIE"] * merged
+    if any(aligned.values()) and abs(lead) < 1e-4:
         return None  # The sign of the eigenvector, which is arbitrary, decides.
-    if lead + THRESHOLDS["_INERTIA"] * kept < 0:
+    if lead < 0:
         aligned = {j: -x for j, x in aligned.items()}
-        lead = -lead
+        merged, excused = -merged, -excused
+    lead = max(merged, excused)
 
     heads = sum(1 / copies[j] for j in workers)
     mean = sum(abs(aligned[j]) / copies[j] for j in workers) / max(heads, 1e-9)
@@ -399,3 +404,31 @@ def test_the_larger_camp_leads_over_those_whom_experience_has_not_labelled():
     v[7:10] = 0.3
     found = find(jnp.float32(np.outer(v, v)), *arguments)
     assert float(found.trust) == 1
+
+
+def test_a_pair_with_like_data_is_two_heads_once_there_is_experience():
+    """Seven who lie alike, and eight of whom two and two hold the same classes."""
+    v = np.where(np.arange(15) < 7, -0.5, 0.5)
+    correlation = np.outer(v, v)
+    for j, k in ((7, 8), (9, 10)):
+        correlation[j, k] = correlation[k, j] = 0.95
+    arguments = jnp.float32(0.01), jnp.ones(15, bool), jnp.zeros(15)
+    found = find(jnp.float32(correlation), *arguments)
+    assert np.all(np.asarray(found.copies)[7:11] > 1.5)
+    assert float(found.trust) == 1
+    np.testing.assert_array_equal(np.sign(found.reliability), np.sign(v))
+    new = find(jnp.float32(correlation), *arguments, jnp.float32(0.0))
+    np.testing.assert_array_equal(np.sign(new.reliability), -np.sign(v))
+
+
+def test_where_heads_tie_those_who_are_no_copies_lead():
+    """Two honest workers, and a pair of copies that opposes them."""
+    v = np.array([0.5, 0.5, -0.5, -0.5])
+    correlation = np.outer(v, v)
+    correlation[2, 3] = correlation[3, 2] = 1.0
+    arguments = jnp.float32(0.01), jnp.ones(4, bool), jnp.zeros(4)
+    for _ in range(2):
+        found = find(jnp.float32(correlation), *arguments)
+        assert float(found.trust) > 0.9
+        np.testing.assert_array_equal(np.sign(found.reliability), np.sign(v))
+        v, correlation = v[::-1], correlation[::-1, ::-1]
