@@ -41,9 +41,12 @@ MULTIPLY_ADDS = {
 DECODERS: dict[str, Callable[[], sfd.Decoder]] = {
     "majority_vote": sfd.majority_vote,
     "correlation_defense": sfd.correlation_defense,
+    "population_defense": sfd.population_defense,
     # Its phase with weights for each coordinate, from the first round on.
     "federated_defense": lambda: sfd.federated_defense(initial_rounds=0),
 }
+CHUNK = 10  # workers at a time, ...
+CHUNKED_FROM = 100  # ... where there are so many
 WORKLOADS = (
     "mnist_mlp/15x64",
     "mnist_mlp/100x16",
@@ -83,7 +86,19 @@ def parameters(network: str):
     return model.init(jax.random.key(1), jnp.zeros((2, *shape)))
 
 
-def simulated(network: str, name: str, batch, num_byzantine: int):
+def entries(names: tuple[str, ...], num_workers: int) -> dict[str, tuple]:
+    """What is measured for so many workers: decoder and `worker_chunk` by label."""
+    whole = {name: (name, None) for name in names}
+    if num_workers <= 128:  # there it is `correlation_defense`
+        whole.pop("population_defense", None)
+    if num_workers < CHUNKED_FROM:
+        return whole
+    return whole | {f"{name}, {CHUNK} at a time": (name, CHUNK) for name in whole}
+
+
+def simulated(
+    network: str, name: str, batch, num_byzantine: int, worker_chunk: int | None = None
+):
     """A competitor: its timed function, its first loss and its compile time."""
     num_workers = batch[1].shape[0]
     simulation = sfd.simulation(
@@ -91,6 +106,7 @@ def simulated(network: str, name: str, batch, num_byzantine: int):
         sfd.sign_sgd(LEARNING_RATE, num_workers, decoder=DECODERS[name]()),
         num_workers=num_workers,
         attack=sfd.attacks.sign_inversion(),
+        worker_chunk=worker_chunk,
     )
     byzantine = jnp.arange(num_workers) >= num_workers - num_byzantine
     state = simulation.init(jax.random.key(2), parameters(network), byzantine)
@@ -165,9 +181,9 @@ def measure_workload(options: Options, workload: str, rate: float) -> dict[str, 
     if options.peers and importlib.util.find_spec("torch") is not None:
         competitors |= looped(network, batch, num_byzantine)
     losses = {}
-    for name in options.decoders:
-        made = simulated(network, name, batch, num_byzantine)
-        competitors[name], losses[name], compile_s[name] = made
+    for label, (name, chunk) in entries(options.decoders, num_workers).items():
+        made = simulated(network, name, batch, num_byzantine, chunk)
+        competitors[label], losses[label], compile_s[label] = made
     honest = num_workers - num_byzantine
     check_losses(network, losses, batch, honest)
     times = measure.interleaved(competitors, seconds=options.seconds)
@@ -181,7 +197,7 @@ def measure_workload(options: Options, workload: str, rate: float) -> dict[str, 
     for name, time in times.items():
         share = operations / rate / time.median
         result = time.summary() | {"share_of_matrix_rate": share}
-        line = f"  {name:24s}{time}, {100 * share:.0f} % of the matrix rate"
+        line = f"  {name:36s}{time}, {100 * share:.0f} % of the matrix rate"
         if name in compile_s:
             result["compile_s"] = compile_s[name]
             if "PyTorch" in times:

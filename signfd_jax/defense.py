@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from signfd_jax import packed
 from signfd_jax.checks import check_count, check_flag, check_number
 from signfd_jax.counting import (
     add_outcomes,
@@ -312,6 +313,8 @@ def _learned(
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
+        if not pooled_only:  # The counters are larger than the votes unpacked.
+            votes = packed.unpack_votes(votes)
         decoded, mean_weights, margin = vote(state, votes, largest, axis_name)
         if leave_own_out:
             outcomes, agreed, counted = outcomes_against_others(
@@ -349,10 +352,8 @@ def _learned(
         )
 
     needs = ""
-    if leave_own_out:
+    if leave_own_out and pooled_only:
         needs = "it takes each vote out of the tally that the vote is compared with"
-    if not pooled_only:
-        needs = "it keeps a counter for each worker and coordinate"
     return Decoder(init, decode, weights, needs)
 
 

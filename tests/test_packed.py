@@ -101,7 +101,9 @@ def test_few_workers_and_few_coordinates(make, pack, key):
 
 DECODERS = {
     "majority_vote": sfd.majority_vote(),
-    "federated_defense": sfd.federated_defense(initial_rounds=None, anchor=True),
+    "federated_defense": sfd.federated_defense(initial_rounds=1),
+    "federated_defense, pooled": sfd.federated_defense(None, anchor=True),
+    "federated_voting": sfd.federated_voting(initial_rounds=1),
     "correlation_defense": sfd.correlation_defense(),
     "correlation_defense, sampled": sfd.correlation_defense(
         sample_above=1, max_coordinates=10
@@ -131,8 +133,6 @@ def test_decoders_decode_packed_votes_alike(name, make, pack):
 @pytest.mark.parametrize(
     ("decoder", "reason"),
     [
-        (sfd.federated_defense(), "a counter for each worker and coordinate"),
-        (sfd.federated_voting(), "a counter for each worker and coordinate"),
         (sfd.federated_defense(reference=True), "counters for each worker"),
         (sfd.federated_defense(None, leave_own_out=True), "takes each vote out"),
         (sfd.dawid_skene(), "posterior mean"),

@@ -397,6 +397,7 @@ def test_refusals(key):
 CHUNKABLE = {
     "majority": lambda: sfd.majority_vote(),
     "pooled": lambda: sfd.federated_defense(initial_rounds=None),
+    "counters": lambda: sfd.federated_defense(initial_rounds=1),
     "correlation": lambda: sfd.correlation_defense(sample_above=2, max_coordinates=6),
 }
 CHUNK_M = 6
