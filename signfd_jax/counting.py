@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.tally import fixed_point, leaves_with_weights, sum_over_leaves
+from signfd_jax.tally import (
+    fixed_point,
+    leaves_with_weights,
+    sum_over_leaves,
+    sum_rows,
+)
+from signfd_jax.visits import over_workers
 
 __all__ = [
     "add_outcomes",
@@ -56,21 +62,27 @@ def outcomes_against_others(
     outcomes, sums = [], []
     for leaf, weight in leaves_with_weights(votes, weights):
         units, _ = fixed_point(weight, largest=largest, num_workers=leaf.shape[0])
-        units = units.reshape(units.shape + (1,) * (leaf.ndim - units.ndim))
-        own = units * leaf.astype(jnp.int32)
-        others = jnp.sum(own, axis=0, dtype=jnp.int32)[None] - own
-        said = jnp.sum(jnp.abs(own), axis=0, dtype=jnp.int32)[None] - jnp.abs(own)
-        outcome = leaf * jnp.sign(others).astype(jnp.int8)
-        counted = (leaf != 0) & (said > 0)
-        sums.append((_sum_rows(outcome), _sum_rows(counted)))
+        (total, said), _ = over_workers(_said, (units, leaf))
+
+        def compare(row, total=total, said=said):
+            own, loud = _said(row)[0]
+            outcome = row[1] * jnp.sign(total - own).astype(jnp.int8)
+            counted = (row[1] != 0) & (said > loud)
+            return (), (outcome, counted.astype(jnp.int8))
+
+        _, (outcome, counted) = over_workers(compare, (units, leaf))
+        sums.append((sum_rows(outcome), sum_rows(counted)))
         outcomes.append(outcome)
     balance, counted = sum_over_leaves(sums, axis_name)
     agreed = (balance.astype(jnp.float32) + counted.astype(jnp.float32)) / 2
     return jax.tree.unflatten(jax.tree.structure(votes), outcomes), agreed, counted
 
 
-def _sum_rows(rows):
-    return jnp.sum(rows.reshape(rows.shape[0], -1), axis=1, dtype=jnp.int32)
+def _said(row):
+    """A worker's part of the tally, and of the sum of the |weights| that voted."""
+    units, votes = row
+    own = units * votes.astype(jnp.int32)
+    return (own, jnp.abs(own)), ()
 
 
 def add_outcomes(counters, rounds, outcomes, forgetting):

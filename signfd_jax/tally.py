@@ -27,6 +27,7 @@ __all__ = [
     "mean_over_coordinates",
     "sum_over_axis",
     "sum_over_leaves",
+    "sum_rows",
     "vote_tree",
     "weighted_vote",
 ]
@@ -264,6 +265,23 @@ def _row_sums(
     terms = [compare(rows[:, part], column[part]) for part in (*parts, rest)]
     folded = [functools.reduce(jnp.add, terms[:-1])] if parts else []
     return functools.reduce(jnp.add, map(_sum_rows, (*folded, terms[-1])))
+
+
+def sum_rows(rows: Int8[Array, "M *leaf"]) -> Int32[Array, " M"]:
+    """Exact sums over the coordinates.
+
+    Args:
+        rows: int8 `[M, ...]` in {-1, 0, +1}.
+
+    Returns:
+        int32 `[M]`, exact for fewer than 2**31 coordinates.
+
+    Examples:
+        >>> print(sum_rows(jnp.array([[1, 1, -1], [0, 1, 1]], jnp.int8)))
+        [1 2]
+    """
+    rows = rows.reshape(rows.shape[0], -1)
+    return _row_sums(lambda part, _: part, rows, rows[0])
 
 
 def _sum_rows(rows: Int8[Array, "M N"]) -> Int32[Array, " M"]:
