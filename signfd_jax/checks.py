@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import optax
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -26,6 +27,7 @@ __all__ = [
     "check_mask",
     "check_number",
     "check_size",
+    "check_unmasked",
     "checked",
 ]
 
@@ -223,6 +225,28 @@ def check_callable(name: str, value: object, signature: str) -> None:
     if not callable(value):
         raise ValueError(
             f"{name} must be a function {signature}, but is {_shown(value)}"
+        )
+
+
+def check_unmasked(gradients: Any, fate: str) -> None:
+    """Refuse a tree of which `optax.masked` or `optax.partition` gives only a part.
+
+    Args:
+        gradients: tree of arrays.
+        fate: what would become of the leaves that are left out, for the message.
+
+    Raises:
+        ValueError: a leaf is masked.
+
+    Examples:
+        >>> check_unmasked({"w": jax.numpy.ones((3, 2))}, "keep their worker axis")
+    """
+    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
+        raise ValueError(
+            "the gradients have masked leaves: inside optax.masked or optax.partition "
+            f"the other leaves would {fate}. Put the sign decoder first in the chain, "
+            "and mask what comes after it"
         )
 
 

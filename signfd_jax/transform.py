@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from signfd_jax import packed, signs
-from signfd_jax.checks import check_number, check_size
+from signfd_jax.checks import check_number, check_size, check_unmasked
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.population import default_decoder
@@ -202,13 +202,7 @@ def check_worker_gradients(gradients, params, num_workers: int) -> None:
     Examples:
         >>> check_worker_gradients({"w": jnp.ones((3, 2))}, {"w": jnp.ones(2)}, 3)
     """
-    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
-    if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
-        raise ValueError(
-            "the gradients have masked leaves: inside optax.masked or optax.partition "
-            "the other leaves would keep their worker axis. Put the sign decoder "
-            "first in the chain, and mask what comes after it"
-        )
+    check_unmasked(gradients, "keep their worker axis")
     gradient_leaves = jax.tree_util.tree_leaves_with_path(gradients)
     if params is None:
         expected = [(num_workers, *jnp.shape(leaf)[1:]) for _, leaf in gradient_leaves]

@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from signfd_jax import signs
-from signfd_jax.checks import check_count, check_mask, check_size
+from signfd_jax.checks import check_count, check_mask, check_size, check_unmasked
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
 from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed.manual import devices_on, gather, varies
@@ -178,13 +177,7 @@ def _exchange(sent, here, layout: Layout):
 
 
 def _check_gradients(gradients, axis_name, workers_per_device):
-    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
-    if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
-        raise ValueError(
-            "the gradients have masked leaves: inside optax.masked or optax.partition "
-            "the other leaves would stay one worker's gradient. Put the sign decoder "
-            "first in the chain, and mask what comes after it"
-        )
+    check_unmasked(gradients, "stay one worker's gradient")
     checked = varies(lax.axis_index(axis_name), axis_name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path) or "(root)"
