@@ -91,8 +91,8 @@ def structure(
        round.
     5. Trust: the labels explain the links (within either camp, and over all), and the
        links that the reliabilities predict are there; the labelled workers are a
-       majority, copies counted or not; the larger camp leads clearly, pairs excused or
-       not, with experience over the unlabelled too; little weight is likely to carry a
+       majority, copies counted or not; the larger camp leads clearly, pairs excused and
+       (with experience: or) not, and with experience over the unlabelled too; little weight is likely to carry a
        wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
@@ -137,18 +137,20 @@ def structure(
     labelled = _ramp(deviations, _LABEL)
 
     voices = jnp.sign(aligned) * labelled
-    # Were a pair one head here, seven liars could outnumber eight honest workers of
-    # whom some hold like data.
-    excused = copies + experience * (excuse_pairs(copies) - copies)
-    leads = jnp.stack([jnp.sum(voices * present / excused), jnp.sum(voices * heads)])
+    # Were a pair one head only, seven liars could outnumber eight honest workers of
+    # whom some hold like data; copies of a few rounds may be chance.
+    merged = jnp.sum(voices * heads)
+    apart = jnp.sum(voices * present / excuse_pairs(copies))
     memory = voices * heads * previous
     kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
+    lead = merged + experience * (apart - merged)
     # Where they tie with pairs excused, they are counted with pairs merged.
-    lead = leads[0] + _INERTIA * kept + _TIE * leads[1]
-    sign = jnp.where(lead >= 0, 1.0, -1.0)
+    sign = jnp.where(lead + _INERTIA * kept + _TIE * merged >= 0, 1.0, -1.0)
     aligned = sign * aligned
     # Whom even many rounds have not labelled may be of the other camp.
-    lead = jnp.max(sign * leads) - experience * jnp.sum((1 - labelled) * heads)
+    lead = jnp.minimum(sign * merged, sign * apart)
+    lead = lead + experience * jnp.abs(merged - apart)
+    lead = lead - experience * jnp.sum((1 - labelled) * heads)
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
