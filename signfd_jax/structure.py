@@ -92,8 +92,8 @@ def structure(
     5. Trust: the labels explain the links (within either camp, and over all), and the
        links that the reliabilities predict are there; the labelled workers are a
        majority, copies counted or not; the larger camp leads clearly, pairs excused and
-       (with experience: or) not, and with experience over the unlabelled too; little weight is likely to carry a
-       wrong sign.
+       (with experience: or) not, and with experience over the unlabelled too; little
+       weight is likely to carry a wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
