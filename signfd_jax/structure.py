@@ -97,7 +97,7 @@ def structure(
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
-       so its reliability goes to 0.
+       so its reliability goes to 0, or to what its agreement with the larger camp says.
 
     Args:
         correlation: float `[M, M]`, symmetric, in [-1, 1]; its diagonal is ignored.
@@ -173,8 +173,11 @@ def structure(
         * _ramp(lead - _LEAD_PER_IMBALANCE * (1 - balance), _LEAD)
         * _ramp(wrong / _positive(jnp.sum(influence)), _MISLABELLED)
     )
-    consistent = _consistency(correlation, aligned, labelled * heads, scale, error)
-    aligned = aligned * (1 - experience * (1 - consistent))
+    consistent, towards = _consistency(
+        correlation, aligned, labelled * heads, scale, error
+    )
+    inconsistent = experience * (1 - consistent)
+    aligned = (1 - inconsistent) * aligned + inconsistent * towards
     return Structure(
         reliability=jnp.clip(aligned / scale, -1.0, 1.0),
         copies=copies,
@@ -257,7 +260,10 @@ def excuse_pairs(copies: Float[Array, " M"]) -> Float[Array, " M"]:
 
 
 def _consistency(correlation, aligned, share, scale, error):
-    """Whether each worker of the smaller camp is as wrong as it seems: 1, or less."""
+    """Whether each worker of the smaller camp is as wrong as it seems: 1, or less.
+
+    And how far the votes of those that are not agree with the larger camp, if at all.
+    """
     camp = jnp.where(aligned > 0, share, 0.0)
     size = _positive(jnp.sum(camp))
     across = -(correlation @ camp) / size
@@ -266,7 +272,8 @@ def _consistency(correlation, aligned, share, scale, error):
     due = jnp.abs(aligned) * typical / scale**2
     shortfall = (_CONSISTENT[1] * due - across) / across_error
     missing = 1 - _ramp(across / _positive(due), _CONSISTENT)
-    return 1 - jnp.where(aligned < 0, missing * _ramp(shortfall, _SHORTFALL), 0.0)
+    doubt = jnp.where(aligned < 0, missing * _ramp(shortfall, _SHORTFALL), 0.0)
+    return 1 - doubt, jnp.maximum(-across, 0.0) * scale**2 / _positive(typical)
 
 
 def _count_copies(strength, pairs, seen):

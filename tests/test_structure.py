@@ -43,7 +43,7 @@ def naive_copies(strength, predicted, name, workers):
 
 
 def naive_consistency(correlation, aligned, labelled, copies, scale, error):
-    """Reliabilities, nearer to 0 where a liar is less wrong than it seems."""
+    """Reliabilities, where a liar is less wrong than it seems nearer to 0 or beyond."""
     camp = {j: labelled[j] / copies[j] for j in aligned if aligned[j] > 0}
     size = max(sum(camp.values()), 1e-9)
     spread = math.sqrt(max(sum(x**2 for x in camp.values()), 1e-9)) / size
@@ -56,7 +56,8 @@ def naive_consistency(correlation, aligned, labelled, copies, scale, error):
             shortfall = THRESHOLDS["_CONSISTENT"][1] * due - across
             missing = 1 - ramp(across / max(due, 1e-9), "_CONSISTENT")
             missing *= ramp(shortfall / (error * spread), "_SHORTFALL")
-            consistent[j] *= 1 - missing
+            towards = max(-across, 0.0) * scale**2 / max(typical, 1e-9)
+            consistent[j] += missing * (towards - consistent[j])
     return consistent
 
 
@@ -432,3 +433,15 @@ def test_where_heads_tie_those_who_are_no_copies_lead():
         assert float(found.trust) > 0.9
         np.testing.assert_array_equal(np.sign(found.reliability), np.sign(v))
         v, correlation = v[::-1], correlation[::-1, ::-1]
+
+
+def test_who_sides_with_the_larger_camp_on_the_whole_is_heard():
+    """Seven alike, who agree with eight honest workers a little, not, or never."""
+    for agreement, sign in ((0.05, 1), (0.0, 0), (-0.25, -1)):
+        correlation = np.full((15, 15), agreement)
+        correlation[:8, :8] = correlation[8:, 8:] = 0.25
+        arguments = jnp.float32(0.001), jnp.ones(15, bool), jnp.zeros(15)
+        found = np.asarray(find(jnp.float32(correlation), *arguments).reliability)
+        assert np.all(found[:8] > 0.3)
+        np.testing.assert_array_equal(np.sign(found[8:]), sign)
+        assert np.all(np.abs(found[8:]) <= found[0] + 1e-6)
