@@ -136,20 +136,11 @@ def structure(
     deviations = jnp.abs(aligned) / aligned_error
     labelled = _ramp(deviations, _LABEL)
 
-    voices = jnp.sign(aligned) * labelled
-    # Were a pair one head only, seven liars could outnumber eight honest workers of
-    # whom some hold like data; copies of a few rounds may be chance.
-    merged = jnp.sum(voices * heads)
-    apart = jnp.sum(voices * present / excuse_pairs(copies))
-    memory = voices * heads * previous
-    kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
-    lead = merged + experience * (apart - merged)
-    # Where they tie with pairs excused, they are counted with pairs merged.
-    sign = jnp.where(lead + _INERTIA * kept + _TIE * merged >= 0, 1.0, -1.0)
+    sign, lead = _head_count(
+        jnp.sign(aligned) * labelled, heads, copies, previous, experience
+    )
     aligned = sign * aligned
     # Whom even many rounds have not labelled may be of the other camp.
-    lead = jnp.minimum(sign * merged, sign * apart)
-    lead = lead + experience * jnp.abs(merged - apart)
     lead = lead - experience * jnp.sum((1 - labelled) * heads)
 
     scale = jnp.sqrt(
@@ -257,6 +248,25 @@ def excuse_pairs(copies: Float[Array, " M"]) -> Float[Array, " M"]:
         [1. 1. 6.]
     """
     return jnp.maximum(copies - 1.0, 1.0)
+
+
+def _head_count(voices, heads, copies, previous, experience):
+    """The sign that makes the larger camp right, and its lead over the other, in heads.
+
+    The lead is the lesser, with experience the greater, of two counts: copies merged
+    into one head, and pairs of them excused. Were a pair one head only, seven liars
+    could outnumber eight honest workers of whom some hold like data; but copies of a
+    few rounds may be chance.
+    """
+    merged = jnp.sum(voices * heads)
+    apart = jnp.sum(voices * heads * copies / excuse_pairs(copies))
+    memory = voices * heads * previous
+    kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
+    lead = merged + experience * (apart - merged)
+    # Where they tie with pairs excused, they are counted with pairs merged.
+    sign = jnp.where(lead + _INERTIA * kept + _TIE * merged >= 0, 1.0, -1.0)
+    lead = jnp.minimum(sign * merged, sign * apart)
+    return sign, lead + experience * jnp.abs(merged - apart)
 
 
 def _consistency(correlation, aligned, share, scale, error):
