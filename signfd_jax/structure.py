@@ -137,7 +137,7 @@ def structure(
     labelled = _ramp(deviations, _LABEL)
 
     sign, lead = _head_count(
-        jnp.sign(aligned) * labelled, heads, copies, previous, experience
+        jnp.sign(aligned) * labelled, present, copies, previous, experience
     )
     aligned = sign * aligned
     # Whom even many rounds have not labelled may be of the other camp.
@@ -250,7 +250,7 @@ def excuse_pairs(copies: Float[Array, " M"]) -> Float[Array, " M"]:
     return jnp.maximum(copies - 1.0, 1.0)
 
 
-def _head_count(voices, heads, copies, previous, experience):
+def _head_count(voices, present, copies, previous, experience):
     """The sign that makes the larger camp right, and its lead over the other, in heads.
 
     The lead is the lesser, with experience the greater, of two counts: copies merged
@@ -258,8 +258,9 @@ def _head_count(voices, heads, copies, previous, experience):
     could outnumber eight honest workers of whom some hold like data; but copies of a
     few rounds may be chance.
     """
+    heads = present / copies
     merged = jnp.sum(voices * heads)
-    apart = jnp.sum(voices * heads * copies / excuse_pairs(copies))
+    apart = jnp.sum(voices * present / excuse_pairs(copies))
     memory = voices * heads * previous
     kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
     lead = merged + experience * (apart - merged)
