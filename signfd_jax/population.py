@@ -64,8 +64,9 @@ def default_decoder(num_workers: int) -> Decoder:
     """The decoder to take where none is named.
 
     `correlation_defense` looks at all pairs of workers and at the eigenvectors of their
-    matrix, whose cost grows with the cube of their number: on two CPU cores it takes
-    ten times as long as `population_defense` at a thousand workers.
+    matrix, whose cost grows with the cube of their number: on two CPU cores a round of
+    a thousand workers takes four times as long as under `population_defense`
+    (`python -m benchmarks.round`, ten workers at a time).
 
     Args:
         num_workers: number M of workers (Python int).
