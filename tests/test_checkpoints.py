@@ -288,9 +288,9 @@ def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(capsys):
             struck.append(phase)
             signal.raise_signal(signal.SIGINT)
 
-    gc.callbacks.append(strike)
     try:
         with pytest.raises(KeyboardInterrupt), heeded_interrupts():
+            gc.callbacks.append(strike)  # not before: a collection may come at any time
             gc.collect()
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
