@@ -224,8 +224,7 @@ def take_workers(votes, workers: Int32[Array, " K"]):
         [[ 0  1]
          [ 1 -1]]
     """
-    rows = jax.tree.map(lambda rows: rows[workers], votes)
-    return jax.tree.map(_taken_once, unpack_votes(rows))
+    return unpack_votes(jax.tree.map(lambda rows: rows[workers], votes))
 
 
 def draw_coordinates(key, leaves, limit: int | None) -> list[jax.Array | None]:

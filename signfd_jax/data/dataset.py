@@ -67,13 +67,12 @@ def standardise(inputs: jax.Array | np.ndarray, dataset: Dataset) -> jax.Array:
         1.0
     """
     if not isinstance(dataset, Dataset):
-        raise ValueError(f"dataset must be a Dataset, but is {dataset!r}"[:300])
+        raise ValueError(f"dataset must be a Dataset, but is {type(dataset).__name__}")
     channels = dataset.mean.shape[-1]
-    given = getattr(inputs, "shape", None)
-    if not given or given[-1] != channels:
+    if getattr(inputs, "shape", ())[-1:] != (channels,):
         raise ValueError(
-            f"inputs must be an array [..., {channels}], but "
-            + (f"has shape {given}" if given else f"is {inputs!r}"[:300])
+            f"inputs must be an array [..., {channels}], but is "
+            f"{type(inputs).__name__} of shape {np.shape(inputs)}"
         )
     shape = (1,) * (inputs.ndim - 1) + (-1,)
     mean, std = (jnp.reshape(x, shape) for x in (dataset.mean, dataset.std))

@@ -65,8 +65,8 @@ def load(
         return _digits()
     if not isinstance(downloads, Mapping) or name not in downloads:
         raise DataError(
-            f"downloads must say where {name!r} lies, as DOWNLOADS does; it is "
-            f"{downloads!r}"[:300]
+            f"downloads must be a table, such as DOWNLOADS, that says where {name!r} "
+            "lies"
         )
     if data_dir is None:
         data_dir = os.environ.get("SIGNFD_DATA") or None
