@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from signfd_jax.medians import masked_median
 
-__all__ = ["Structure", "excuse_pairs", "news", "structure"]
+__all__ = ["Structure", "excuse_pairs", "news", "read_backwards", "structure"]
 
 # Thresholds, found by replaying recorded gradients under the catalogue's attacks
 # (benchmarks/robustness.py measures what came of them). Each pair is where a factor
@@ -37,6 +37,8 @@ _MAJORITY = (0.47, 0.53)  # share of the workers that are labelled
 _MISLABELLED = (0.05, 0.02)  # expected share of the weight with a wrong sign
 _LEAD = (0.2, 0.6)  # head-count lead of the larger camp over all others, in workers
 _LEAD_PER_IMBALANCE = 4.0  # more lead is asked for where links contradict the labels
+_LEAD_PER_PAIR = 1.5  # more lead is asked for where many pairs have like data
+_FEW_PAIRS = (2.0, 0.125)  # pairs that need no lead: so many, or this share of workers
 _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
 _TIE = 1e-3  # what the other way to count heads weighs beside the first
 _CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
@@ -44,7 +46,7 @@ _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it miss
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
-_UNALIKE = (0.8, 0.95)  # heads a worker, where copies share one, for a round to be news
+_PAIRED = (0.20, 0.05)  # pairs with like data a worker, for a round to be news
 
 
 class Structure(NamedTuple):
@@ -92,8 +94,9 @@ def structure(
     5. Trust: the labels explain the links (within either camp, and over all), and the
        links that the reliabilities predict are there; the labelled workers are a
        majority, copies counted or not; the larger camp leads clearly, pairs excused and
-       (with experience: or) not, and with experience over the unlabelled too; little
-       weight is likely to carry a wrong sign.
+       (with experience: or) not, and with experience over the unlabelled too, and more
+       clearly where many workers come in pairs; little weight is likely to carry a
+       wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
@@ -193,8 +196,8 @@ def news(
     each round shows who lies in it. One round is noisy, so it is heeded only where it
     can be trusted, where some worker's reliability has changed by more than the noise
     explains (by much more, where the past is trusted), where its labels do not
-    contradict the past's weights on the whole, and where hardly any workers seem to be
-    copies: with very unlike data reliabilities change by themselves.
+    contradict the past's weights on the whole, and where hardly any two workers seem to
+    have like data: where data are so unlike, reliabilities change by themselves.
 
     Args:
         past: what the mean over rounds says.
@@ -225,13 +228,51 @@ def news(
     present = seen.astype(jnp.float32)
     pairs = _pairs(seen)
     copies, _ = _count_copies(jnp.where(pairs, strength, 0.0), pairs, seen)
-    heads = jnp.sum(present / copies) / _positive(jnp.sum(present))
+    paired = _count_pairs(copies, present) / _positive(jnp.sum(present))
     return (
         now.trust
-        * _ramp(heads, _UNALIKE)
+        * _ramp(paired, _PAIRED)
         * _ramp(agreement, _LEAD_OF_NEWS)
         * _ramp(change - _NEWS_PER_TRUST * past.trust, _NEWS)
     )
+
+
+def read_backwards(
+    weights: Float[Array, " M"],
+    anywhere: Float[Array, " M"],
+    where_sure: Float[Array, " M"],
+    voted: Float[Array, " M"],
+) -> Float[Array, " M"]:
+    """Read backwards only those who contradict their opponents' surest signs, too.
+
+    A worker that always lies, and honest otherwise, is wrong most often where the
+    others are surest. One that lies only where the vote is close looks as wrong on the
+    whole; read backwards, its honest votes would be turned into lies just where the
+    sign matters. So its weight goes to 0 unless what it contradicts of the sure
+    signs, allowing for noise, is near to what it contradicts on the whole.
+
+    Args:
+        weights: float `[M]`, a weight for each worker; only negative ones change.
+        anywhere: float `[M]` in [-1, 1], how far each worker agrees, in this round,
+            with the majority of those of positive weight.
+        where_sure: float `[M]` in [-1, 1], the same on the coordinates where that
+            majority is large.
+        voted: float `[M]`, on how many of those each worker voted (coordinates).
+
+    Returns:
+        float32 `[M]`.
+
+    Examples:
+        >>> weights, anywhere = jnp.array([1.0, -1.0, -1.0]), jnp.full(3, -0.3)
+        >>> where_sure, voted = jnp.array([0.5, -0.5, 0.1]), jnp.full(3, 1000.0)
+        >>> print(read_backwards(weights, anywhere, where_sure, voted))
+        [ 1. -1.  0.]
+    """
+    due = jnp.maximum(-anywhere, 0.0)
+    missing = 1 - _ramp(-where_sure / _positive(due), _CONSISTENT)
+    shortfall = (_CONSISTENT[1] * due + where_sure) * jnp.sqrt(voted)
+    doubt = missing * _ramp(shortfall, _SHORTFALL)
+    return jnp.where(weights < 0, weights - doubt * weights, weights)
 
 
 def excuse_pairs(copies: Float[Array, " M"]) -> Float[Array, " M"]:
@@ -256,7 +297,8 @@ def _head_count(voices, present, copies, previous, experience):
     The lead is the lesser, with experience the greater, of two counts: copies merged
     into one head, and pairs of them excused. Were a pair one head only, seven liars
     could outnumber eight honest workers of whom some hold like data; but copies of a
-    few rounds may be chance.
+    few rounds may be chance. Where more than a few workers come in pairs, data are so
+    unlike that honest workers may be of either camp: the lead must be larger.
     """
     heads = present / copies
     merged = jnp.sum(voices * heads)
@@ -267,7 +309,15 @@ def _head_count(voices, present, copies, previous, experience):
     # Where they tie with pairs excused, they are counted with pairs merged.
     sign = jnp.where(lead + _INERTIA * kept + _TIE * merged >= 0, 1.0, -1.0)
     lead = jnp.minimum(sign * merged, sign * apart)
-    return sign, lead + experience * jnp.abs(merged - apart)
+    many = jnp.maximum(_FEW_PAIRS[0], _FEW_PAIRS[1] * jnp.sum(present))
+    unlike = jnp.maximum(_count_pairs(copies, present) - many, 0.0)
+    lead = lead + experience * jnp.abs(merged - apart) - _LEAD_PER_PAIR * unlike
+    return sign, lead
+
+
+def _count_pairs(copies, present):
+    """Heads with pairs excused beyond those without: one for each pair."""
+    return jnp.sum(present / excuse_pairs(copies) - present / copies)
 
 
 def _consistency(correlation, aligned, share, scale, error):
