@@ -148,6 +148,26 @@ def test_liars_who_change_places_each_round_are_read_backwards_in_it():
     assert abs(np.mean(signs[2:] != truth[2:]) - 0.0173) < 5 * 0.0005
 
 
+def test_who_opposes_the_close_votes_only_is_silenced_where_it_lied():
+    """Seven who lie on 70 % of the coordinates, and not where the eight are surest."""
+    rng = np.random.default_rng(9)
+    signal = rng.normal(size=(10, 1, SIZE))
+    votes = np.sign(signal + 2 * rng.normal(size=(10, 15, SIZE))).astype(np.int8)
+    honest = votes[:, 7:].sum(axis=1)
+    for vote, tally in zip(votes, honest, strict=True):
+        close = np.argsort(np.abs(tally), kind="stable")[: SIZE * 7 // 10]
+        vote[:7, close] = -np.sign(tally[close])
+    signs, weights, _, _ = play(votes)
+    np.testing.assert_allclose(weights[1:, :7], 0, atol=1e-6)
+    firm = np.abs(honest) >= 4
+
+    def wrong(signs):
+        return np.mean((signs != np.sign(honest))[1:], where=firm[1:])
+
+    assert wrong(signs) < 0.001
+    assert wrong(np.sign(honest - votes[:, :7].sum(axis=1))) > 0.05  # all backwards
+
+
 def test_votes_without_a_common_sign_are_a_majority_vote():
     votes = np.random.default_rng(5).choice(np.int8([-1, 1]), (4, 15, SIZE))
     signs, weights, _, _ = play(votes)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from signfd_jax import correlation
 from signfd_jax import structure as structure_module
-from signfd_jax.structure import news, structure
+from signfd_jax.structure import news, read_backwards, structure
 
 find = jax.jit(structure)
 THRESHOLDS = {
@@ -124,7 +125,12 @@ def naive_structure(correlation, error, seen, previous):
     if lead < 0:
         aligned = {j: -x for j, x in aligned.items()}
         merged, excused = -merged, -excused
+    pairs = sum(1 / max(copies[j] - 1, 1) - 1 / copies[j] for j in workers)
+    few, share = THRESHOLDS["_FEW_PAIRS"]
     lead = max(merged, excused)
+    lead -= THRESHOLDS["_LEAD_PER_PAIR"] * max(
+        pairs - max(few, share * len(workers)), 0
+    )
 
     heads = sum(1 / copies[j] for j in workers)
     mean = sum(abs(aligned[j]) / copies[j] for j in workers) / max(heads, 1e-9)
@@ -420,6 +426,64 @@ def test_a_pair_with_like_data_is_two_heads_once_there_is_experience():
     np.testing.assert_array_equal(np.sign(found.reliability), np.sign(v))
     new = find(jnp.float32(correlation), *arguments, jnp.float32(0.0))
     np.testing.assert_array_equal(np.sign(new.reliability), -np.sign(v))
+
+
+@pytest.mark.parametrize(("num_pairs", "expected"), [(0, 1), (2, 1), (4, 0), (5, 0)])
+def test_where_many_workers_come_in_pairs_the_larger_camp_must_lead_by_more(
+    num_pairs, expected
+):
+    """Six who lie alike, and nine of whom some hold data like one other's."""
+    v = np.where(np.arange(15) < 6, -0.5, 0.5)
+    correlation = np.outer(v, v)
+    for first in [6, 8, 0, 10, 12][:num_pairs]:
+        correlation[first, first + 1] = correlation[first + 1, first] = 0.95
+    arguments = jnp.float32(0.01), jnp.ones(15, bool), jnp.zeros(15)
+    found = find(jnp.float32(correlation), *arguments)
+    assert float(found.trust) == pytest.approx(expected, abs=1e-3)
+
+
+def naive_read_backwards(weights, votes, camp, margin):
+    """Each worker against the camp's majority, coordinate by coordinate."""
+    tally = votes[camp].sum(axis=0)
+    new = []
+    for weight, row in zip(weights, votes, strict=True):
+        compared = row * np.sign(tally)
+        anywhere = compared[compared != 0].mean()
+        sure = compared[(compared != 0) & (np.abs(tally) >= margin)]
+        due = max(-anywhere, 0)
+        missing = 1 - ramp(-sure.mean() / max(due, 1e-9), "_CONSISTENT")
+        shortfall = THRESHOLDS["_CONSISTENT"][1] * due + sure.mean()
+        missing *= ramp(shortfall * math.sqrt(len(sure)), "_SHORTFALL")
+        new.append(weight * (1 - missing) if weight < 0 else weight)
+    return new
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(None, -0.8), (0.3, 0), (0.5, 0), (0.8, None), (1.0, -0.8)]
+)
+def test_who_lies_only_where_the_vote_is_close_is_not_read_backwards(share, expected):
+    """Seven oppose the others on that share of the coordinates; None: they invert."""
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=20_000)
+    votes = np.sign(signal + 2 * rng.normal(size=(15, 20_000))).astype(np.int8)
+    honest = votes[7:].sum(axis=0)
+    if share is None:
+        votes[:7] *= -1
+    else:
+        close = np.argsort(np.abs(honest), kind="stable")[: int(share * 20_000)]
+        votes[:7, close] = -np.sign(honest[close])
+    camp = np.arange(15) >= 7
+    weights = np.where(camp, 1.0, -0.8)
+    margin = 1.5 * np.sqrt(np.mean(np.square(honest, dtype=np.float64)))
+    agreement = correlation.camp_agreement(
+        jax.random.key(0), jnp.asarray(votes), jnp.asarray(camp), margin, None
+    )
+    found = read_backwards(jnp.float32(weights), *agreement)
+    wanted = naive_read_backwards(weights, votes, camp, margin)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    np.testing.assert_array_equal(found[7:], 1)
+    if expected is not None:
+        np.testing.assert_allclose(found[:7], expected, atol=1e-6)
 
 
 def test_where_heads_tie_those_who_are_no_copies_lead():
