@@ -25,6 +25,7 @@ from signfd_jax.structure import (
     structure,
 )
 from signfd_jax.tally import sum_over_leaves, vote_tree
+from signfd_jax.visits import over_workers
 
 __all__ = [
     "CorrelationDefenseState",
@@ -372,8 +373,12 @@ def camp_agreement(
         [1. 1. 0.]
     """
 
+    def member(row):
+        vote, counts = row
+        return jnp.where(counts, vote, jnp.int8(0)).astype(jnp.int32), ()
+
     def count(rows):
-        tally = _tally(rows, camp)
+        tally, _ = over_workers(member, (rows, camp))
         side = jnp.sign(tally).astype(jnp.int8)
         sure = jnp.abs(tally).astype(jnp.float32) >= margin
         sides = jnp.stack([side, jnp.where(sure, side, jnp.int8(0))])
@@ -384,19 +389,6 @@ def camp_agreement(
     voted = voted.astype(jnp.float32)
     anywhere, where_sure = _ratio(balance.astype(jnp.float32), voted).T
     return anywhere, where_sure, voted[:, 1]
-
-
-def _tally(rows, camp):
-    """Exact sum of the camp's votes, int16 or int32 `[S]`."""
-
-    def add(tally, given):
-        row, counts = given
-        return tally + jnp.where(counts, row, jnp.int8(0)).astype(tally.dtype), None
-
-    # Worker by worker: a sum over the axis would have XLA's CPU backend make the votes
-    # once more, with whatever they are made of, and is slow from 16 workers on.
-    dtype = jnp.int16 if rows.shape[0] < 2**15 else jnp.int32
-    return lax.scan(add, jnp.zeros(rows.shape[1], dtype), (rows, camp))[0]
 
 
 def _rows(key, votes, max_coordinates):
