@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int8
 
 from signfd_jax import packed
 from signfd_jax.checks import check_number, check_size
@@ -33,6 +33,7 @@ __all__ = [
     "correlation_defense",
     "pair_counts",
     "past_structure",
+    "sampled_rows",
 ]
 
 
@@ -155,12 +156,13 @@ def correlation_defense(
         key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
         num_workers = state.cd_weights.shape[0]
         size = max_coordinates if num_workers > sample_above else None
-        balance, pairs = pair_counts(key, votes, size, axis_name)
+        rows = sampled_rows(key, votes, size)
+        balance, pairs = pair_counts(rows, axis_name)
         state = _learn(state, balance, pairs, forgetting)
         weights, reliability = _judge(state, balance, pairs, max_llr)
         camp = (weights > 0) & _voted(pairs)
         sure = _sure_margin(camp, balance, pairs)
-        agreement = camp_agreement(key, votes, camp, sure, size, axis_name)
+        agreement = camp_agreement(rows, camp, sure, axis_name)
         weights = read_backwards(weights, *agreement)
         weights = capped_at_median(weights, _voted(state.cd_pairs))
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
@@ -197,8 +199,7 @@ def past_structure(
         jnp.sqrt(state.cd_noise * squares) / rounds,
         _voted(state.cd_pairs),
         jnp.where(state.cd_round == 1, 0.0, previous),
-        # How far a round scatters is known after some rounds only.
-        jnp.clip(rounds / 5 - 1, 0.0, 1.0),
+        _experience(state),
     )
 
 
@@ -212,13 +213,18 @@ def _judge(state, balance, pairs, max_llr):
     # One round says nothing of consistency: no experience.
     error = jnp.sqrt(state.cd_scatter)
     now = structure(_ratio(balance, pairs), error, here, nothing, 0.0)
-    heed = news(past, now, state.cd_strength, weights, here)
+    heed = news(past, now, state.cd_strength, weights, here, _experience(state))
 
     def mix(old, new):
         return (1 - heed) * old + heed * new
 
     weights = mix(weights, _weights(now, here, max_llr))
     return weights, mix(past.reliability, now.reliability)
+
+
+def _experience(state):
+    """How well the scatter of a round is known: after some rounds only."""
+    return jnp.clip(state.cd_rounds[0] / 5 - 1, 0.0, 1.0)
 
 
 def _sure_margin(camp, balance, pairs):
@@ -304,20 +310,39 @@ def _ratio(balance, pairs):
     return balance / jnp.maximum(pairs, 1e-9)
 
 
+def sampled_rows(key, votes, max_coordinates: int | None) -> list[Int8[Array, "M S"]]:
+    """The votes of each leaf, unpacked, on all coordinates or on a sample of them.
+
+    Args:
+        key: a JAX key for the sample; it is consumed.
+        votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
+        max_coordinates: size of the sample, over all leaves (int); None: all.
+
+    Returns:
+        One int8 `[M, S]` for each leaf.
+
+    Examples:
+        >>> votes = {
+        ...     "b": jnp.ones((2, 3), jnp.int8),
+        ...     "w": jnp.ones((2, 4, 5), jnp.int8),
+        ... }
+        >>> print([rows.shape for rows in sampled_rows(jax.random.key(0), votes, None)])
+        [(2, 3), (2, 20)]
+    """
+    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
+    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
+    return list(map(packed.take_coordinates, leaves, chosen))
+
+
 def pair_counts(
-    key,
-    votes,
-    max_coordinates: int | None,
-    axis_name: str | tuple[str, ...] | None = None,
+    rows: list[Int8[Array, "M S"]], axis_name: str | tuple[str, ...] | None = None
 ):
     r"""Agreements of every pair of workers, minus disagreements, and common votes.
 
     $S_{jk} = \sum_n Y_{j,n} Y_{k,n}$ and $n_{jk} = \sum_n |Y_{j,n}| |Y_{k,n}|$.
 
     Args:
-        key: a JAX key for the sample; it is consumed.
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
-        max_coordinates: use a random sample of so many coordinates (int); None: all.
+        rows: int8 `[M, S]` in {-1, 0, +1} of each leaf, as `sampled_rows` returns them.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
@@ -326,26 +351,23 @@ def pair_counts(
 
     Examples:
         >>> votes = jnp.array([[1, -1, 0, 1], [1, 1, 1, 1]], jnp.int8)
-        >>> balance, pairs = pair_counts(jax.random.key(0), votes, None)
+        >>> balance, pairs = pair_counts([votes])
         >>> print(balance[0], pairs[0])
         [3. 1.] [3. 3.]
     """
 
-    def count(rows):
-        voted = jnp.abs(rows)
-        return _products(rows, rows), _products(voted, voted)
+    def count(leaf):
+        voted = jnp.abs(leaf)
+        return _products(leaf, leaf), _products(voted, voted)
 
-    counts = map(count, _rows(key, votes, max_coordinates))
-    balance, pairs = sum_over_leaves(list(counts), axis_name)
+    balance, pairs = sum_over_leaves(list(map(count, rows)), axis_name)
     return balance.astype(jnp.float32), pairs.astype(jnp.float32)
 
 
 def camp_agreement(
-    key,
-    votes,
+    rows: list[Int8[Array, "M S"]],
     camp: Bool[Array, " M"],
     margin: float | Float[Array, ""],
-    max_coordinates: int | None,
     axis_name: str | tuple[str, ...] | None = None,
 ):
     r"""How far each worker agrees with the majority of a camp, and where that is sure.
@@ -355,11 +377,9 @@ def camp_agreement(
     least `margin`.
 
     Args:
-        key: a JAX key for the sample; it is consumed.
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes`.
+        rows: int8 `[M, S]` in {-1, 0, +1} of each leaf, as `sampled_rows` returns them.
         camp: bool `[M]`, whose votes are summed.
         margin: float scalar, in votes.
-        max_coordinates: use a random sample of so many coordinates (int); None: all.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
@@ -369,7 +389,7 @@ def camp_agreement(
     Examples:
         >>> votes = jnp.array([[1, 1, 1], [1, 1, 0], [1, -1, -1]], jnp.int8)
         >>> camp = jnp.array([True, True, False])
-        >>> print(camp_agreement(jax.random.key(0), votes, camp, 2.0, None)[1])
+        >>> print(camp_agreement([votes], camp, 2.0)[1])
         [1. 1. 0.]
     """
 
@@ -377,25 +397,17 @@ def camp_agreement(
         vote, counts = row
         return jnp.where(counts, vote, jnp.int8(0)).astype(jnp.int32), ()
 
-    def count(rows):
-        tally, _ = over_workers(member, (rows, camp))
+    def count(leaf):
+        tally, _ = over_workers(member, (leaf, camp))
         side = jnp.sign(tally).astype(jnp.int8)
         sure = jnp.abs(tally).astype(jnp.float32) >= margin
         sides = jnp.stack([side, jnp.where(sure, side, jnp.int8(0))])
-        return _products(rows, sides), _products(jnp.abs(rows), jnp.abs(sides))
+        return _products(leaf, sides), _products(jnp.abs(leaf), jnp.abs(sides))
 
-    counts = map(count, _rows(key, votes, max_coordinates))
-    balance, voted = sum_over_leaves(list(counts), axis_name)
+    balance, voted = sum_over_leaves(list(map(count, rows)), axis_name)
     voted = voted.astype(jnp.float32)
     anywhere, where_sure = _ratio(balance.astype(jnp.float32), voted).T
     return anywhere, where_sure, voted[:, 1]
-
-
-def _rows(key, votes, max_coordinates):
-    """Votes of each leaf, int8 `[M, S]`, on all coordinates or a sample."""
-    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
-    return map(packed.take_coordinates, leaves, chosen)
 
 
 def _products(one, other):

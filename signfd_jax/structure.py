@@ -46,7 +46,7 @@ _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it miss
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
-_PAIRED = (0.20, 0.05)  # pairs with like data a worker, for a round to be news
+_ALIKE = (0.20, 0.05)  # share of heads that copies cost, for a round to be news
 
 
 class Structure(NamedTuple):
@@ -109,7 +109,7 @@ def structure(
         previous: float `[M]`, last round's weights, for the inertia; zeros at first.
         experience: float scalar in [0, 1], how well `standard_error` is known; at 0
             nobody is found inconsistent, unlabelled workers are left out and pairs
-            share a head.
+            share a head and need no lead.
 
     Returns:
         A `Structure`; everything in it is finite. Unseen workers have reliability 0
@@ -189,6 +189,7 @@ def news(
     strength: Float[Array, "M M"],
     weights: Float[Array, " M"],
     seen: Bool[Array, " M"],
+    experience: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, ""]:
     r"""How far to decode a round by its own correlations instead of the past's.
 
@@ -196,8 +197,9 @@ def news(
     each round shows who lies in it. One round is noisy, so it is heeded only where it
     can be trusted, where some worker's reliability has changed by more than the noise
     explains (by much more, where the past is trusted), where its labels do not
-    contradict the past's weights on the whole, and where hardly any two workers seem to
-    have like data: where data are so unlike, reliabilities change by themselves.
+    contradict the past's weights on the whole, and where hardly any workers seem to be
+    copies, in single rounds or (in pairs) in the past: with very unlike data
+    reliabilities change by themselves.
 
     Args:
         past: what the mean over rounds says.
@@ -205,6 +207,8 @@ def news(
         strength: float `[M, M]`, mean over rounds of one round's |correlation|.
         weights: float `[M]`, the weights that `past` leads to.
         seen: bool `[M]`, workers that voted in this round.
+        experience: float scalar in [0, 1], as in `structure`; at 0 pairs in the past
+            may be chance, and count for nothing.
 
     Returns:
         float32 scalar in [0, 1].
@@ -228,10 +232,12 @@ def news(
     present = seen.astype(jnp.float32)
     pairs = _pairs(seen)
     copies, _ = _count_copies(jnp.where(pairs, strength, 0.0), pairs, seen)
-    paired = _count_pairs(copies, present) / _positive(jnp.sum(present))
+    shared = jnp.sum(present - present / copies)
+    paired = experience * _count_pairs(past.copies, present)
+    alike = jnp.maximum(shared, paired) / _positive(jnp.sum(present))
     return (
         now.trust
-        * _ramp(paired, _PAIRED)
+        * _ramp(alike, _ALIKE)
         * _ramp(agreement, _LEAD_OF_NEWS)
         * _ramp(change - _NEWS_PER_TRUST * past.trust, _NEWS)
     )
@@ -269,9 +275,8 @@ def read_backwards(
         [ 1. -1.  0.]
     """
     due = jnp.maximum(-anywhere, 0.0)
-    missing = 1 - _ramp(-where_sure / _positive(due), _CONSISTENT)
-    shortfall = (_CONSISTENT[1] * due + where_sure) * jnp.sqrt(voted)
-    doubt = missing * _ramp(shortfall, _SHORTFALL)
+    error = 1 / jnp.sqrt(jnp.maximum(voted, 1.0))
+    doubt = _doubt(-where_sure, due, error)
     return jnp.where(weights < 0, weights - doubt * weights, weights)
 
 
@@ -311,7 +316,7 @@ def _head_count(voices, present, copies, previous, experience):
     lead = jnp.minimum(sign * merged, sign * apart)
     many = jnp.maximum(_FEW_PAIRS[0], _FEW_PAIRS[1] * jnp.sum(present))
     unlike = jnp.maximum(_count_pairs(copies, present) - many, 0.0)
-    lead = lead + experience * jnp.abs(merged - apart) - _LEAD_PER_PAIR * unlike
+    lead = lead + experience * (jnp.abs(merged - apart) - _LEAD_PER_PAIR * unlike)
     return sign, lead
 
 
@@ -331,10 +336,14 @@ def _consistency(correlation, aligned, share, scale, error):
     across_error = error * jnp.sqrt(_positive(jnp.sum(camp**2))) / size
     typical = jnp.sum(camp * jnp.abs(aligned)) / size
     due = jnp.abs(aligned) * typical / scale**2
-    shortfall = (_CONSISTENT[1] * due - across) / across_error
-    missing = 1 - _ramp(across / _positive(due), _CONSISTENT)
-    doubt = jnp.where(aligned < 0, missing * _ramp(shortfall, _SHORTFALL), 0.0)
+    doubt = jnp.where(aligned < 0, _doubt(across, due, across_error), 0.0)
     return 1 - doubt, jnp.maximum(-across, 0.0) * scale**2 / _positive(typical)
+
+
+def _doubt(wrong, due, error):
+    """How surely a worker is less wrong than is due, beyond the error: 0 to 1."""
+    missing = 1 - _ramp(wrong / _positive(due), _CONSISTENT)
+    return missing * _ramp((_CONSISTENT[1] * due - wrong) / error, _SHORTFALL)
 
 
 def _count_copies(strength, pairs, seen):

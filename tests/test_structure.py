@@ -391,6 +391,21 @@ def test_news_is_what_the_past_does_not_know(before, after, error, expected, twi
     assert float(heed) == (0 if twins else expected)
 
 
+@pytest.mark.parametrize(("experience", "expected"), [(0.0, 1), (1.0, 0)])
+def test_pairs_in_the_past_forbid_news_once_there_is_experience(experience, expected):
+    everyone, nothing = jnp.ones(15, bool), jnp.zeros(15)
+    before = np.outer(liars(), liars())
+    for j in range(5):
+        before[2 * j, 2 * j + 1] = before[2 * j + 1, 2 * j] = 0.9
+    now = liars(3, 4, 5)
+    error = jnp.float32(0.001)
+    past = find(jnp.float32(before), error, everyone, nothing)._replace(trust=0.0)
+    now = find(jnp.float32(np.outer(now, now)), 10 * error, everyone, nothing)
+    strength = jnp.full((15, 15), 0.09)
+    arguments = past, now, strength, jnp.ones(15), everyone
+    assert float(news(*arguments, jnp.float32(experience))) == expected
+
+
 def test_news_that_contradicts_all_the_past_is_not_heeded():
     """The signs of all workers turned at once: it is the head count that has failed."""
     everyone, nothing = jnp.ones(15, bool), jnp.zeros(15)
@@ -476,7 +491,7 @@ def test_who_lies_only_where_the_vote_is_close_is_not_read_backwards(share, expe
     weights = np.where(camp, 1.0, -0.8)
     margin = 1.5 * np.sqrt(np.mean(np.square(honest, dtype=np.float64)))
     agreement = correlation.camp_agreement(
-        jax.random.key(0), jnp.asarray(votes), jnp.asarray(camp), margin, None
+        [jnp.asarray(votes)], jnp.asarray(camp), margin
     )
     found = read_backwards(jnp.float32(weights), *agreement)
     wanted = naive_read_backwards(weights, votes, camp, margin)
