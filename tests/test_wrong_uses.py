@@ -459,7 +459,7 @@ OF_ATTACKS = [
     ("warm_up_capture", "capture_rounds", -1, "capture_rounds must be a whole number"),
     ("warm_up_capture", "then", attacks.label_flip(10), "enters at the data"),
     ("weight_aware", "decoder", 3, "decoder must be what"),
-    ("weight_aware", "crossover", 0.5, "crossover must lie in"),
+    ("weight_aware", "crossover", 0.51, r"must lie in \[0, 0.5\]"),
     ("split_like", "key", 0, "key must be a JAX key"),
     ("split_like", "tree", (), lambda keys: keys == ()),
     ("replace_rows", "byzantine", jnp.zeros(4, bool), "a mask of the 2 workers"),

@@ -299,14 +299,15 @@ def weight_aware(decoder=None, crossover: float | jax.Array = 0.45) -> Attack:
     Args:
         decoder: the `Decoder` that the server runs (`knowledge.server_weights`). None:
             they count heads.
-        crossover: the largest share in [0, 1/2) of disagreement that it allows itself
-            (scalar, may be traced); held within about .01.
+        crossover: the largest share in [0, 1/2] of disagreement that it allows itself
+            (scalar, may be traced); held within about .01. At 1/2 chance decides
+            whether it keeps its weight.
 
     Returns:
         An `Attack` on votes.
 
     Raises:
-        ValueError: `crossover` is a Python number outside [0, 1/2).
+        ValueError: `crossover` is a Python number outside [0, 1/2].
 
     Examples:
         >>> attack = weight_aware(crossover=0.0)
@@ -319,7 +320,7 @@ def weight_aware(decoder=None, crossover: float | jax.Array = 0.45) -> Attack:
     References:
         This project.
     """
-    check_number("crossover", crossover, 0, 0.4999)
+    check_number("crossover", crossover, 0, 0.5)
     if decoder is not None:
         check_kind("decoder", decoder, ("weights",), "federated_defense() or the like")
 
