@@ -19,6 +19,7 @@ from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.medians import capped_at_median, masked_median
 from signfd_jax.structure import (
     Structure,
+    attendance,
     excuse_pairs,
     news,
     read_backwards,
@@ -91,7 +92,8 @@ def correlation_defense(
     by its own (`signfd_jax.structure.news`): liars who change places each round show
     only there. And a worker of negative weight that contradicts the others' closest
     votes only, in this round, is not read backwards
-    (`signfd_jax.structure.read_backwards`).
+    (`signfd_jax.structure.read_backwards`); nor is anybody by the past's weights while
+    hardly a worker of the larger camp votes (`signfd_jax.structure.attendance`).
     Where the workers' votes do not fit the model (very unlike data, or honest workers
     that no longer can be told from colluders), this falls back, gradually, to a
     majority vote in which three and more undoubted copies share about one vote.
@@ -207,8 +209,9 @@ def _judge(state, balance, pairs, max_llr):
     """Weights and reliabilities, from the past and from this round's own counts."""
     seen = _voted(state.cd_pairs)
     _, past = past_structure(state, state.cd_weights)
-    weights = _weights(past, seen, max_llr)
     here = _voted(pairs)
+    past = past._replace(trust=past.trust * attendance(past, here))
+    weights = _weights(past, seen, max_llr)
     nothing = jnp.zeros_like(weights)
     # One round says nothing of consistency: no experience.
     error = jnp.sqrt(state.cd_scatter)

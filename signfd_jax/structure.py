@@ -20,7 +20,14 @@ from jaxtyping import Array, Bool, Float
 
 from signfd_jax.medians import masked_median
 
-__all__ = ["Structure", "excuse_pairs", "news", "read_backwards", "structure"]
+__all__ = [
+    "Structure",
+    "attendance",
+    "excuse_pairs",
+    "news",
+    "read_backwards",
+    "structure",
+]
 
 # Thresholds, found by replaying recorded gradients under the catalogue's attacks
 # (benchmarks/robustness.py measures what came of them). Each pair is where a factor
@@ -46,6 +53,7 @@ _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it miss
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
+_ATTENDED = (0.15, 0.3)  # heads of the larger camp for each of the smaller, that vote
 _ALIKE = (0.20, 0.05)  # share of heads that copies cost, for a round to be news
 
 
@@ -241,6 +249,34 @@ def news(
         * _ramp(agreement, _LEAD_OF_NEWS)
         * _ramp(change - _NEWS_PER_TRUST * past.trust, _NEWS)
     )
+
+
+def attendance(found: Structure, here: Bool[Array, " M"]) -> Float[Array, ""]:
+    """How far the larger camp takes part in a round, so that it can be decoded by it.
+
+    The larger camp is that of all workers that have ever voted. Where hardly one of it
+    votes now, nearly all that do would be read backwards; and had honest workers of
+    very unlike data been taken for the smaller camp, they would be just while the liars
+    are away.
+
+    Args:
+        found: what the mean over rounds says.
+        here: bool `[M]`, workers that voted in this round.
+
+    Returns:
+        float32 scalar in [0, 1].
+
+    Examples:
+        >>> v = jnp.array([0.5, 0.5, 0.5, -0.5, -0.5])
+        >>> found = structure(jnp.outer(v, v), 0.01, v != 0, jnp.zeros(5))
+        >>> print(attendance(found, v > 0), attendance(found, v < 0))
+        1.0 0.0
+    """
+    heads = jnp.where(here, found.labelled / excuse_pairs(found.copies), 0.0)
+    larger = jnp.sum(jnp.where(found.reliability > 0, heads, 0.0))
+    smaller = jnp.sum(jnp.where(found.reliability < 0, heads, 0.0))
+    there = _ramp(larger / _positive(smaller), _ATTENDED)
+    return jnp.where(smaller > 0, there, 1.0)
 
 
 def read_backwards(

@@ -114,6 +114,16 @@ def test_sign_inversion_changes_next_to_nothing_from_the_first_round_on(abstain)
         np.testing.assert_allclose(weights, flips * honest_weights, atol=1e-4)
 
 
+def test_who_votes_alone_is_not_read_backwards():
+    """Eight against seven who invert; then the seven alone, whose votes then count."""
+    votes, truth = channel_votes(5, [0.1] * 8 + [0.9] * 7, 12)
+    votes[10:, :8] = 0
+    signs, weights, *_ = play(votes)
+    wrong = np.mean(signs != truth, axis=1)
+    assert np.all(wrong[:10] < 0.01) and np.all(wrong[10:] > 0.99)
+    assert np.all(weights[9, 8:] < 0) and np.all(weights[10:, 8:] > 0)
+
+
 def test_state_is_the_decayed_counts_and_nothing_per_coordinate():
     decoder = sfd.correlation_defense(forgetting=0.9)
     votes, _ = channel_votes(3, [0.2, 0.3, 0.4, 0.6], 5, size=200, abstain=0.2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from signfd_jax import correlation
 from signfd_jax import structure as structure_module
-from signfd_jax.structure import news, read_backwards, structure
+from signfd_jax.structure import attendance, news, read_backwards, structure
 
 find = jax.jit(structure)
 THRESHOLDS = {
@@ -499,6 +499,28 @@ def test_who_lies_only_where_the_vote_is_close_is_not_read_backwards(share, expe
     np.testing.assert_array_equal(found[7:], 1)
     if expected is not None:
         np.testing.assert_allclose(found[:7], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("larger", "smaller", "expected"),
+    [
+        (8, 7, 1),
+        (3, 7, 1),
+        (2, 7, (2 / 7 - 0.15) / 0.15),
+        (1, 7, 0),
+        (0, 3, 0),
+        (0, 0, 1),
+    ],
+)
+def test_attendance_counts_the_camps_that_vote(larger, smaller, expected):
+    v = liars(*range(7))
+    found = find(jnp.float32(np.outer(v, v)), 0.001, jnp.ones(15, bool), jnp.zeros(15))
+    sign = np.sign(found.reliability)
+    assert (sign > 0).sum() == 8 and float(found.labelled.min()) == 1
+    here = np.zeros(15, bool)
+    here[np.flatnonzero(sign > 0)[:larger]] = True
+    here[np.flatnonzero(sign < 0)[:smaller]] = True
+    assert float(attendance(found, jnp.asarray(here))) == pytest.approx(expected, 1e-4)
 
 
 def test_where_heads_tie_those_who_are_no_copies_lead():
