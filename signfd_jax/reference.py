@@ -122,15 +122,18 @@ def reference_defense(
             ),
             axis_name,
         )
+        # XLA turns a division by `size` into this or not, depending on whether the
+        # coordinates are split: it rounds otherwise, and ties would be lost.
+        share = 1 / size
         state = ReferenceState(
             ref_round=state.ref_round + 1,
             ref_agreed=agreed,
             ref_total=decay * state.ref_total + 1,
-            ref_agreed_share=sums / size,
+            ref_agreed_share=sums * share,
         )
         crossover = 1 - state.ref_agreed_share / state.ref_total
         margin = margin / jnp.maximum(decided, 1).astype(jnp.float32)
-        return decoded, state, DecodeInfo(weight_sums / size, crossover, margin)
+        return decoded, state, DecodeInfo(weight_sums * share, crossover, margin)
 
     needs = "it keeps counters for each worker and coordinate"
     return Decoder(init, decode, weights, needs)
