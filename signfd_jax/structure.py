@@ -40,6 +40,8 @@ _IDENTICAL = (0.90, 0.98)  # correlation that makes a copy whatever was predicte
 _DUE = 0.5  # share of its predicted correlation that a pair must show to be linked
 _SLACK = 1.3  # by how much honest pairs may exceed the rank-one prediction
 _BALANCE = (0.70, 0.85)  # share of links that the labels explain
+_UNANIMOUS = (0.6, 0.8)  # lead over all heads: is hardly anybody of the other camp?
+_BALANCE_EXCUSED = 0.15  # how much less of the links then needs to be explained
 _MAJORITY = (0.47, 0.53)  # share of the workers that are labelled
 _MISLABELLED = (0.05, 0.02)  # expected share of the weight with a wrong sign
 _LEAD = (0.2, 0.6)  # head-count lead of the larger camp over all others, in workers
@@ -50,6 +52,7 @@ _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
 _TIE = 1e-3  # what the other way to count heads weighs beside the first
 _CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
 _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it missing?
+_SHORTFALL_NOW = (2.5, 4.5)  # the same, of one round: there are many to mistake
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
@@ -100,11 +103,11 @@ def structure(
        pairs are excused with experience), with some inertia towards the labels of last
        round.
     5. Trust: the labels explain the links (within either camp, and over all), and the
-       links that the reliabilities predict are there; the labelled workers are a
-       majority, copies counted or not; the larger camp leads clearly, pairs excused and
-       (with experience: or) not, and with experience over the unlabelled too, and more
-       clearly where many workers come in pairs; little weight is likely to carry a
-       wrong sign.
+       links that the reliabilities predict are there (fewer will do where nearly all
+       heads are of one camp); the labelled workers are a majority, copies counted or
+       not; the larger camp leads clearly, pairs excused and (with experience: or) not,
+       and with experience over the unlabelled too, and more clearly where many workers
+       come in pairs; little weight is likely to carry a wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
@@ -169,8 +172,9 @@ def structure(
     )
     influence = influence * heads
     wrong = jnp.sum(influence * jax.scipy.stats.norm.cdf(-deviations))
+    unanimous = _ramp(lead / _positive(jnp.sum(heads)), _UNANIMOUS)
     trust = (
-        _ramp(balance, _BALANCE)
+        _ramp(balance + _BALANCE_EXCUSED * unanimous, _BALANCE)
         * _ramp(majority, _MAJORITY)
         * _ramp(lead - _LEAD_PER_IMBALANCE * (1 - balance), _LEAD)
         * _ramp(wrong / _positive(jnp.sum(influence)), _MISLABELLED)
@@ -204,10 +208,10 @@ def news(
     Liars who change places each round leave nothing in the mean over many rounds, but
     each round shows who lies in it. One round is noisy, so it is heeded only where it
     can be trusted, where some worker's reliability has changed by more than the noise
-    explains (by much more, where the past is trusted), where its labels do not
-    contradict the past's weights on the whole, and where hardly any workers seem to be
-    copies, in single rounds or (in pairs) in the past: with very unlike data
-    reliabilities change by themselves.
+    explains (by much more, where the past is trusted), where its labels agree with the
+    past's weights in more workers than they contradict them, or than they leave out,
+    and where hardly any workers seem to be copies, in single rounds or (in pairs) in
+    the past: with very unlike data reliabilities change by themselves.
 
     Args:
         past: what the mean over rounds says.
@@ -235,9 +239,12 @@ def news(
     """
     change = jnp.abs(now.reliability - past.reliability) / _positive(now.error)
     change = jnp.max(jnp.where(seen, change, 0.0), initial=0.0)
-    agreement = jnp.sum(jnp.sign(now.reliability) * now.labelled * weights)
-    agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
     present = seen.astype(jnp.float32)
+    voices = jnp.sign(now.reliability) * now.labelled * weights
+    unlabelled = jnp.sum((1 - now.labelled) * jnp.abs(weights) * present)
+    against = jnp.maximum(jnp.sum(jnp.maximum(-voices, 0.0)), unlabelled)
+    agreement = jnp.sum(jnp.maximum(voices, 0.0)) - against
+    agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
     pairs = _pairs(seen)
     copies, _ = _count_copies(jnp.where(pairs, strength, 0.0), pairs, seen)
     shared = jnp.sum(present - present / copies)
@@ -312,7 +319,7 @@ def read_backwards(
     """
     due = jnp.maximum(-anywhere, 0.0)
     error = 1 / jnp.sqrt(jnp.maximum(voted, 1.0))
-    doubt = _doubt(-where_sure, due, error)
+    doubt = _doubt(-where_sure, due, error, _SHORTFALL_NOW)
     return jnp.where(weights < 0, weights - doubt * weights, weights)
 
 
@@ -372,14 +379,15 @@ def _consistency(correlation, aligned, share, scale, error):
     across_error = error * jnp.sqrt(_positive(jnp.sum(camp**2))) / size
     typical = jnp.sum(camp * jnp.abs(aligned)) / size
     due = jnp.abs(aligned) * typical / scale**2
-    doubt = jnp.where(aligned < 0, _doubt(across, due, across_error), 0.0)
+    doubt = _doubt(across, due, across_error, _SHORTFALL)
+    doubt = jnp.where(aligned < 0, doubt, 0.0)
     return 1 - doubt, jnp.maximum(-across, 0.0) * scale**2 / _positive(typical)
 
 
-def _doubt(wrong, due, error):
+def _doubt(wrong, due, error, shortfall):
     """How surely a worker is less wrong than is due, beyond the error: 0 to 1."""
     missing = 1 - _ramp(wrong / _positive(due), _CONSISTENT)
-    return missing * _ramp((_CONSISTENT[1] * due - wrong) / error, _SHORTFALL)
+    return missing * _ramp((_CONSISTENT[1] * due - wrong) / error, shortfall)
 
 
 def _count_copies(strength, pairs, seen):

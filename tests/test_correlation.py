@@ -1,29 +1,17 @@
 """Correlation defense: accurate from round 0 on, and blind to sign inversion."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from channels import channel_votes
 from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
-from signfd_jax import correlation
 
 SIZE = 10_000
 DECODER = sfd.correlation_defense()
 decode = jax.jit(DECODER.decode)
-
-
-def channel_votes(seed, crossover, rounds, size=SIZE, abstain=0.0):
-    """Votes `[T, M, size]` of workers that err independently, and the true signs."""
-    rng = np.random.default_rng(seed)
-    truth = rng.choice(np.array([-1, 1], np.int8), (rounds, size))
-    shape = (rounds, len(crossover), size)
-    wrong = rng.random(shape, np.float32) < np.float32(crossover)[:, None]
-    votes = np.where(wrong, -truth[:, None], truth[:, None])
-    return votes * (rng.random(shape, np.float32) >= abstain).astype(np.int8), truth
 
 
 def play(votes, decoder=DECODER, decode=decode, state=None):
@@ -37,50 +25,6 @@ def play(votes, decoder=DECODER, decode=decode, state=None):
         weights.append(np.asarray(info.weights))
         crossovers.append(np.asarray(info.crossover))
     return np.array(signs), np.array(weights), np.array(crossovers), state
-
-
-def naive_pair_counts(votes):
-    num_workers = len(votes)
-    balance, pairs = np.zeros((2, num_workers, num_workers))
-    for j in range(num_workers):
-        for k in range(num_workers):
-            for one, other in zip(votes[j], votes[k], strict=True):
-                balance[j, k] += int(one) * int(other)
-                pairs[j, k] += one != 0 and other != 0
-    return balance, pairs
-
-
-def test_pair_counts_are_what_a_loop_counts():
-    rng = np.random.default_rng(0)
-    flat = rng.integers(-1, 2, (5, 60)).astype(np.int8)
-    tree = {"b": jnp.asarray(flat[:, 0]), "w": jnp.asarray(flat[:, 1:].reshape(5, -1))}
-    expected = naive_pair_counts(flat)
-    for limit in (None, 60, 1000):
-        rows = correlation.sampled_rows(jax.random.key(0), tree, limit)
-        counts = correlation.pair_counts(rows)
-        np.testing.assert_array_equal(counts, expected)
-
-
-def test_sampled_pair_counts_estimate_the_correlations():
-    """2,000 of 40,000 coordinates: a correlation has a standard error of at most
-    1/sqrt(1000) (half of the pairs abstain); 6 of them, 36 pairs: probability 1e-7.
-    """
-    votes, _ = channel_votes(0, [0.1, 0.2, 0.3, 0.4, 0.8, 0.9], 1, 40_000, 0.3)
-    tree = {"v": jnp.asarray(votes[0, :, :400]), "w": jnp.asarray(votes[0, :, 400:])}
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def sample(*arguments):
-        return correlation.pair_counts(correlation.sampled_rows(*arguments))
-
-    whole = sample(jax.random.key(0), tree, None)
-    seen = set()
-    for seed in range(3):
-        balance, pairs = sample(jax.random.key(seed), tree, 2_000)
-        assert pairs[0, 0] <= 2_000 and pairs[0, 0] > 1_200
-        error = balance / pairs - whole[0] / whole[1]
-        np.testing.assert_allclose(error, np.zeros((6, 6)), atol=6 / np.sqrt(900))
-        seen.add(float(balance[0, 1]))
-    assert len(seen) > 1  # Another key, another sample.
 
 
 def test_first_round_knows_the_crossover_probabilities():
@@ -128,9 +72,11 @@ def test_state_is_the_decayed_counts_and_nothing_per_coordinate():
     decoder = sfd.correlation_defense(forgetting=0.9)
     votes, _ = channel_votes(3, [0.2, 0.3, 0.4, 0.6], 5, size=200, abstain=0.2)
     *_, state = play(votes, decoder, jax.jit(decoder.decode))
-    counts = [naive_pair_counts(vote) for vote in votes]
     decay = 0.9 ** np.arange(4, -1, -1)
-    expected = np.tensordot(decay, np.array(counts), axes=1)
+    expected = [
+        np.einsum("t,tjn,tkn->jk", decay, vote, vote)
+        for vote in (np.float64(votes), np.abs(votes, dtype=np.float64))
+    ]
     np.testing.assert_allclose(state.cd_balance, expected[0], rtol=1e-5)
     np.testing.assert_allclose(state.cd_pairs, expected[1], rtol=1e-5)
     np.testing.assert_allclose(state.cd_rounds, [decay.sum(), (decay**2).sum()], 1e-5)

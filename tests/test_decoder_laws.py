@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from channels import channel_votes
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import signfd_jax as sfd
 from signfd_jax import attacks
+from signfd_jax.correlation import past_structure
 
 DECODERS = {
     "majority vote": sfd.majority_vote(),
@@ -34,16 +36,6 @@ M, SIZE, ROUNDS = 7, 600, 5
 # Weights from an eigenvector, or in the fixed point of another M, differ in their last
 # bits: that can decide a tally that nearly ties.
 NEAR_TIES = 1e-3
-
-
-def channel_votes(seed, crossover, rounds, size, abstain=0.0):
-    """Votes `[T, M, size]` of workers that err independently, and the true signs."""
-    rng = np.random.default_rng(seed)
-    truth = rng.choice(np.array([-1, 1], np.int8), (rounds, size))
-    shape = (rounds, len(crossover), size)
-    wrong = rng.random(shape, np.float32) < np.float32(crossover)[:, None]
-    votes = np.where(wrong, -truth[:, None], truth[:, None])
-    return votes * (rng.random(shape, np.float32) >= abstain).astype(np.int8), truth
 
 
 @functools.cache
@@ -188,18 +180,30 @@ def test_three_workers_of_whom_one_inverts():
 DEFAULT = sfd.correlation_defense()
 
 
-@settings(max_examples=15)
+def trusts(votes):
+    """How far the default trusts what it found, round by round."""
+    state, found = DEFAULT.init(votes.shape[1], jnp.zeros(votes.shape[2:])), []
+    for vote in votes:
+        previous = state.cd_weights
+        _, state, _ = jitted(DEFAULT)(state, jnp.asarray(vote))
+        found.append(float(past_structure(state, previous)[1].trust))
+    return found
+
+
+@settings(max_examples=25)
 @given(seed=seeds)
 def test_negating_one_worker_leaves_the_decoded_signs(seed):
-    """In all rounds, while the reliable remain a strict majority: 5 or 6 of 9."""
+    """In all rounds, outside the fall-back, while 5 or 6 of 9 are reliable."""
     rng = np.random.default_rng(seed)
     crossover = rng.uniform(0.1, 0.4, 9)
     crossover[:3] = 1 - crossover[:3]
     votes, _ = channel_votes(seed, crossover, 4, 2_000)
-    signs, infos, _ = play(DEFAULT, votes)
     flips = np.ones(9)
     flips[rng.integers(0, 9)] = -1
-    negated, negated_infos, _ = play(DEFAULT, votes * np.int8(flips)[:, None])
+    opposed = votes * np.int8(flips)[:, None]
+    assume(min(trusts(votes) + trusts(opposed)) == 1)
+    signs, infos, _ = play(DEFAULT, votes)
+    negated, negated_infos, _ = play(DEFAULT, opposed)
     assert np.mean(negated != signs) <= NEAR_TIES
     np.testing.assert_allclose(
         negated_infos.weights, flips * infos.weights, rtol=1e-3, atol=1e-3
@@ -264,13 +268,16 @@ SETTINGS = {
     "L=6, p=.45": (6, np.full(15, 0.45)),
     "L=7, p=.05 to .45": (7, np.linspace(0.05, 0.45, 15)),
 }
-_OUTVOTED = (
-    "liars who oppose together on a tenth of the coordinates, and are honest on the "
-    "rest, outvote the honest there, and too little betrays them elsewhere: "
-)
 UNMET = {
-    ("coordinate_specialist(.1)", "L=6, p=.45"): _OUTVOTED + ".81 instead of .99",
-    ("coordinate_specialist(.1)", "L=7, p=.05 to .45"): _OUTVOTED + ".89",
+    ("coordinate_specialist(.1)", "L=6, p=.45"): (
+        "votes that are hardly better than chance do not show within ten rounds who "
+        "left whom: one round is decoded by the liars: .96, not .99, of the rounds 6 "
+        "to 29"
+    ),
+    ("coordinate_specialist(.1)", "L=7, p=.05 to .45"): (
+        "liars who are honest on nine tenths of the coordinates have earned the weight "
+        "by which they outvote, on the rest, the least reliable honest: .89, not .99"
+    ),
 }
 
 
@@ -282,10 +289,10 @@ def honest_gradients(setting):
     """
     _, crossover = SETTINGS[setting]
     rng = np.random.default_rng(sum(map(ord, setting)))
-    truth = rng.choice([-1.0, 1.0], (10, 1, 10_000))
+    truth = rng.choice([-1.0, 1.0], (30, 1, 10_000))
     signal = -np.asarray(jax.scipy.stats.norm.ppf(jnp.asarray(crossover)))
     order = rng.permutation(15)
-    noise = rng.normal(size=(10, 15, 10_000))
+    noise = rng.normal(size=(30, 15, 10_000))
     return np.float32(truth * signal[order][:, None] + noise)
 
 
@@ -319,5 +326,5 @@ def test_what_all_honest_workers_agree_on_is_decoded(attack_name, setting):
             unanimous = np.all(honest == honest[:1], axis=0)
             agreed += np.sum(unanimous)
             decoded_so += np.sum(unanimous & (np.asarray(decoded) == honest[0]))
-    assert agreed > 150
+    assert agreed > 500
     assert decoded_so >= 0.99 * agreed

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signfd_jax import correlation
 from signfd_jax import structure as structure_module
+from signfd_jax.agreement import camp_agreement
 from signfd_jax.structure import attendance, news, read_backwards, structure
 
 find = jax.jit(structure)
@@ -171,8 +171,9 @@ def naive_structure(correlation, error, seen, previous):
     wrong /= max(sum(influence.values()), 1e-9)
     lead_wanted = THRESHOLDS["_LEAD_PER_IMBALANCE"] * (1 - fit)
     lead_wanted += heads - labelled_heads
+    unanimous = ramp((lead - (heads - labelled_heads)) / max(heads, 1e-9), "_UNANIMOUS")
     trust = (
-        ramp(fit, "_BALANCE")
+        ramp(fit + THRESHOLDS["_BALANCE_EXCUSED"] * unanimous, "_BALANCE")
         * ramp(majority, "_MAJORITY")
         * ramp(lead - lead_wanted, "_LEAD")
         * ramp(wrong, "_MISLABELLED")
@@ -406,6 +407,21 @@ def test_pairs_in_the_past_forbid_news_once_there_is_experience(experience, expe
     assert float(news(*arguments, jnp.float32(experience))) == expected
 
 
+@pytest.mark.parametrize(("size", "expected"), [(0.0, 0), (0.3, 1)])
+def test_news_that_leaves_out_more_workers_than_agree_is_not_heeded(size, expected):
+    """Two turn away from thirteen, of whom seven agree visibly in one round or not."""
+    everyone, nothing = jnp.ones(15, bool), jnp.zeros(15)
+    before, after = np.full(15, 0.3), np.full(15, 0.3)
+    after[:2], after[8:] = -0.3, size
+    past = find(jnp.float32(np.outer(before, before)), 1e-4, everyone, nothing)
+    correlation = jnp.float32(np.outer(after, after))
+    now = find(correlation, 0.01, everyone, nothing, jnp.float32(0.0))
+    assert float(now.trust) == 1
+    past = past._replace(trust=jnp.float32(0.0))
+    heed = news(past, now, jnp.abs(correlation), jnp.ones(15), everyone)
+    assert float(heed) == expected
+
+
 def test_news_that_contradicts_all_the_past_is_not_heeded():
     """The signs of all workers turned at once: it is the head count that has failed."""
     everyone, nothing = jnp.ones(15, bool), jnp.zeros(15)
@@ -468,7 +484,7 @@ def naive_read_backwards(weights, votes, camp, margin):
         due = max(-anywhere, 0)
         missing = 1 - ramp(-sure.mean() / max(due, 1e-9), "_CONSISTENT")
         shortfall = THRESHOLDS["_CONSISTENT"][1] * due + sure.mean()
-        missing *= ramp(shortfall * math.sqrt(len(sure)), "_SHORTFALL")
+        missing *= ramp(shortfall * math.sqrt(len(sure)), "_SHORTFALL_NOW")
         new.append(weight * (1 - missing) if weight < 0 else weight)
     return new
 
@@ -490,9 +506,7 @@ def test_who_lies_only_where_the_vote_is_close_is_not_read_backwards(share, expe
     camp = np.arange(15) >= 7
     weights = np.where(camp, 1.0, -0.8)
     margin = 1.5 * np.sqrt(np.mean(np.square(honest, dtype=np.float64)))
-    agreement = correlation.camp_agreement(
-        [jnp.asarray(votes)], jnp.asarray(camp), margin
-    )
+    agreement = camp_agreement([jnp.asarray(votes)], jnp.asarray(camp), margin)
     found = read_backwards(jnp.float32(weights), *agreement)
     wanted = naive_read_backwards(weights, votes, camp, margin)
     np.testing.assert_allclose(found, wanted, atol=1e-3)
@@ -546,3 +560,18 @@ def test_who_sides_with_the_larger_camp_on_the_whole_is_heard():
         assert np.all(found[:8] > 0.3)
         np.testing.assert_array_equal(np.sign(found[8:]), sign)
         assert np.all(np.abs(found[8:]) <= found[0] + 1e-6)
+
+
+@pytest.mark.parametrize(("num_liars", "expected"), [(0, 1), (6, 0)])
+def test_some_links_may_contradict_where_nearly_all_heads_are_of_one_camp(
+    num_liars, expected
+):
+    """Every worker contradicts two of the fourteen others: one link in seven."""
+    v = liars(*range(num_liars))
+    correlation = np.outer(v, v)
+    for j in range(15):
+        correlation[j, j - 1] = correlation[j - 1, j] = -correlation[j, j - 1]
+    arguments = jnp.ones(15, bool), jnp.zeros(15)
+    found = find(jnp.float32(correlation), jnp.float32(0.01), *arguments)
+    assert 5 / 7 < THRESHOLDS["_BALANCE"][0] + 0.02  # unexcused, hardly any trust
+    assert float(found.trust) == pytest.approx(expected, abs=1e-3)
