@@ -1,6 +1,6 @@
 """How often workers vote alike: any two of them, and each with a camp's majority.
 
-Shapes: `M` workers, `S` coordinates of a leaf: all of it, or a sample.
+Shapes: `M` workers, `K` some of them, `S` coordinates of a leaf: all, or a sample.
 """
 
 import jax
@@ -40,32 +40,34 @@ def sampled_rows(key, votes, max_coordinates: int | None) -> list[Int8[Array, "M
 
 
 def pair_counts(
-    rows: list[Int8[Array, "M S"]], axis_name: str | tuple[str, ...] | None = None
+    rows: list[Int8[Array, "K S"]],
+    others: list[Int8[Array, "M S"]],
+    axis_name: str | tuple[str, ...] | None = None,
 ):
-    r"""Agreements of every pair of workers, minus disagreements, and common votes.
+    r"""Agreements of workers with others, minus disagreements, and common votes.
 
     $S_{jk} = \sum_n Y_{j,n} Y_{k,n}$ and $n_{jk} = \sum_n |Y_{j,n}| |Y_{k,n}|$.
 
     Args:
-        rows: int8 `[M, S]` in {-1, 0, +1} of each leaf, as `sampled_rows` returns them.
+        rows: int8 `[K, S]` in {-1, 0, +1} of each leaf, as `sampled_rows` returns them.
+        others: int8 `[M, S]` likewise, on the same coordinates; may be `rows`.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
-        float32 `[M, M]` and float32 `[M, M]`, exact integers before the conversion
+        float32 `[K, M]` and float32 `[K, M]`, exact integers before the conversion
         (for fewer than 2**31 coordinates) and so independent of any order.
 
     Examples:
         >>> votes = jnp.array([[1, -1, 0, 1], [1, 1, 1, 1]], jnp.int8)
-        >>> balance, pairs = pair_counts([votes])
+        >>> balance, pairs = pair_counts([votes], [votes])
         >>> print(balance[0], pairs[0])
         [3. 1.] [3. 3.]
     """
 
-    def count(leaf):
-        voted = jnp.abs(leaf)
-        return _products(leaf, leaf), _products(voted, voted)
+    def count(one, other):
+        return _products(one, other), _products(jnp.abs(one), jnp.abs(other))
 
-    balance, pairs = sum_over_leaves(list(map(count, rows)), axis_name)
+    balance, pairs = sum_over_leaves(list(map(count, rows, others)), axis_name)
     return balance.astype(jnp.float32), pairs.astype(jnp.float32)
 
 

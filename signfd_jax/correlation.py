@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from signfd_jax.agreement import camp_agreement, pair_counts, sampled_rows
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
-from signfd_jax.medians import capped_at_median, masked_median
+from signfd_jax.medians import capped_at_median, in_medians
 from signfd_jax.structure import (
     Structure,
     attendance,
@@ -150,7 +150,7 @@ def correlation_defense(
         num_workers = state.cd_weights.shape[0]
         size = max_coordinates if num_workers > sample_above else None
         rows = sampled_rows(key, votes, size)
-        balance, pairs = pair_counts(rows, axis_name)
+        balance, pairs = pair_counts(rows, rows, axis_name)
         state = _learn(state, balance, pairs, forgetting)
         weights, reliability = _judge(state, balance, pairs, max_llr)
         camp = (weights > 0) & _voted(pairs)
@@ -233,8 +233,7 @@ def _sure_margin(camp, balance, pairs):
 
 def _weights(found: Structure, seen, max_llr):
     llr = llr_weights((1 - found.reliability) / 2, max_llr=max_llr)
-    typical = jnp.maximum(masked_median(jnp.abs(llr), seen), 1e-9)
-    informed = jnp.clip(llr / typical, -1.0, 1.0) / excuse_pairs(found.copies) ** 2
+    informed = in_medians(llr, seen) / excuse_pairs(found.copies) ** 2
     cautious = 1.0 / excuse_pairs(found.blatant_copies)
     return capped_at_median(found.trust * informed + (1 - found.trust) * cautious, seen)
 

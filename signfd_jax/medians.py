@@ -6,7 +6,7 @@ Shapes: `M` workers.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-__all__ = ["capped_at_median", "masked_median"]
+__all__ = ["capped_at_median", "in_medians", "masked_median"]
 
 
 def masked_median(values: Float[Array, " M"], seen: Bool[Array, " M"]):
@@ -35,6 +35,26 @@ def _middle_values(values, seen):
     high = ascending[jnp.minimum(count // 2, values.shape[0] - 1)]
     nobody = count == 0
     return jnp.where(nobody, 0.0, low), jnp.where(nobody, 0.0, high)
+
+
+def in_medians(
+    values: Float[Array, " M"], seen: Bool[Array, " M"]
+) -> Float[Array, " M"]:
+    """Values in units of the median |value| of those seen, clipped to [-1, 1].
+
+    Args:
+        values: float `[M]`.
+        seen: bool `[M]`.
+
+    Returns:
+        float `[M]`; the signs of the values where the median is zero.
+
+    Examples:
+        >>> print(in_medians(jnp.array([1.0, -2.0, 8.0]), jnp.ones(3, bool)))
+        [ 0.5 -1.   1. ]
+    """
+    typical = jnp.maximum(masked_median(jnp.abs(values), seen), 1e-9)
+    return jnp.clip(values / typical, -1.0, 1.0)
 
 
 def capped_at_median(

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from signfd_jax import packed
+from signfd_jax.agreement import pair_counts, sampled_rows
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.correlation import (
     CorrelationDefenseState,
@@ -21,8 +21,8 @@ from signfd_jax.correlation import (
 )
 from signfd_jax.counting import outcomes_against_others
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
-from signfd_jax.medians import capped_at_median, masked_median
-from signfd_jax.tally import count_agreements, sum_over_leaves, vote_tree
+from signfd_jax.medians import capped_at_median, in_medians
+from signfd_jax.tally import count_agreements, vote_tree
 
 __all__ = ["PopulationDefenseState", "default_decoder", "population_defense"]
 
@@ -197,9 +197,8 @@ def population_defense(
 
         seen = state.pd_evidence >= 1
         llr = llr_weights((1 - reliability) / 2, max_llr=max_llr)
-        typical = jnp.maximum(masked_median(jnp.abs(llr), seen), 1e-9)
-        informed = jnp.clip(llr / typical, -1.0, 1.0)
-        weights = (found.trust * informed + (1 - found.trust)) / copies
+        weights = found.trust * in_medians(llr, seen) + (1 - found.trust)
+        weights = weights / copies
         weights = capped_at_median(weights, seen)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
         state = state._replace(
@@ -247,23 +246,10 @@ def _reliability(state, copied, found):
 
 def _correlations(key, votes, theirs, max_coordinates, axis_name):
     """Correlations of the members with everybody in this round, of a sample."""
-    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    chosen = packed.draw_coordinates(key, leaves, max_coordinates)
-    members = jax.tree.leaves(theirs)
-    counts = []
-    for leaf, member, places in zip(leaves, members, chosen, strict=True):
-        rows = packed.take_coordinates(leaf, places)
-        own = packed.take_coordinates(member, places)
-        counts.append((_products(own, rows), _products(jnp.abs(own), jnp.abs(rows))))
-    balance, common = sum_over_leaves(counts, axis_name)
-    return balance.astype(jnp.float32) / jnp.maximum(common, 1).astype(jnp.float32)
-
-
-def _products(rows, others):
-    contract_last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(
-        rows, others, contract_last, preferred_element_type=jnp.int32
-    )
+    members = sampled_rows(key, theirs, max_coordinates)
+    everybody = sampled_rows(key, votes, max_coordinates)
+    balance, pairs = pair_counts(members, everybody, axis_name)
+    return balance / jnp.maximum(pairs, 1.0)
 
 
 def _copied(correlation, typical, committee, max_coordinates):

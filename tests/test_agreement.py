@@ -18,7 +18,7 @@ def naive_pair_counts(votes):
             for one, other in zip(votes[j], votes[k], strict=True):
                 balance[j, k] += int(one) * int(other)
                 pairs[j, k] += one != 0 and other != 0
-    return balance, pairs
+    return np.array([balance, pairs])
 
 
 def test_pair_counts_are_what_a_loop_counts():
@@ -28,8 +28,11 @@ def test_pair_counts_are_what_a_loop_counts():
     expected = naive_pair_counts(flat)
     for limit in (None, 60, 1000):
         rows = agreement.sampled_rows(jax.random.key(0), tree, limit)
-        counts = agreement.pair_counts(rows)
+        counts = agreement.pair_counts(rows, rows)
         np.testing.assert_array_equal(counts, expected)
+        some = [leaf[1:3] for leaf in rows]
+        counts = agreement.pair_counts(some, rows)
+        np.testing.assert_array_equal(counts, expected[:, 1:3])
 
 
 def test_sampled_pair_counts_estimate_the_correlations():
@@ -41,7 +44,8 @@ def test_sampled_pair_counts_estimate_the_correlations():
 
     @functools.partial(jax.jit, static_argnums=2)
     def sample(*arguments):
-        return agreement.pair_counts(agreement.sampled_rows(*arguments))
+        rows = agreement.sampled_rows(*arguments)
+        return agreement.pair_counts(rows, rows)
 
     whole = sample(jax.random.key(0), tree, None)
     seen = set()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signfd_jax.medians import capped_at_median, masked_median
+from signfd_jax.medians import capped_at_median, in_medians, masked_median
 
 
 @settings(max_examples=40)
@@ -21,6 +21,15 @@ def test_masked_median(values, seen):
     assert float(median) == pytest.approx(
         (np.median(values[seen]) if seen.any() else 0), rel=1e-5
     )
+
+
+def test_in_medians_knows_those_seen_only():
+    values = jnp.array([4.0, -1.0, 2.0, 100.0, -0.5])
+    seen = jnp.array([True, True, True, False, True])
+    found = in_medians(values, seen)
+    np.testing.assert_allclose(found, [1, -1 / 1.5, 1, 1, -0.5 / 1.5], rtol=1e-6)
+    nobody = in_medians(jnp.array([3.0, 0.0, -2.0]), jnp.zeros(3, bool))
+    np.testing.assert_array_equal(nobody, [1, 0, -1])
 
 
 @settings(max_examples=40)
