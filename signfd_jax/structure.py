@@ -52,7 +52,7 @@ _INERTIA = 0.5  # workers' worth of head count that last round's labels keep
 _TIE = 1e-3  # what the other way to count heads weighs beside the first
 _CONSISTENT = (0.6, 0.8)  # share of its due that a liar's wrongness must show
 _SHORTFALL = (1.0, 3.0)  # what is missing of it, in standard errors: is it missing?
-_SHORTFALL_NOW = (2.5, 4.5)  # the same, of one round: there are many to mistake
+_SHORTFALL_NOW = (3.5, 5.5)  # the same, of one round: there are many to mistake
 _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another worker?
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
@@ -288,9 +288,9 @@ def attendance(found: Structure, here: Bool[Array, " M"]) -> Float[Array, ""]:
 
 def read_backwards(
     weights: Float[Array, " M"],
-    anywhere: Float[Array, " M"],
-    where_sure: Float[Array, " M"],
-    voted: Float[Array, " M"],
+    of_round: tuple[Float[Array, " M"], Float[Array, " M"], Float[Array, " M"]],
+    of_rounds: tuple[Float[Array, " M"], Float[Array, " M"], Float[Array, " M"]],
+    experience: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, " M"]:
     """Read backwards only those who contradict their opponents' surest signs, too.
 
@@ -298,29 +298,37 @@ def read_backwards(
     others are surest. One that lies only where the vote is close looks as wrong on the
     whole; read backwards, its honest votes would be turned into lies just where the
     sign matters. So its weight goes to 0 unless what it contradicts of the sure
-    signs, allowing for noise, is near to what it contradicts on the whole.
+    signs, allowing for noise, is near to what it contradicts on the whole: in this
+    round, if it shows there, and in the mean over rounds.
 
     Args:
         weights: float `[M]`, a weight for each worker; only negative ones change.
-        anywhere: float `[M]` in [-1, 1], how far each worker agrees, in this round,
-            with the majority of those of positive weight.
-        where_sure: float `[M]` in [-1, 1], the same on the coordinates where that
-            majority is large.
-        voted: float `[M]`, on how many of those each worker voted (coordinates).
+        of_round: three float `[M]`: how far each worker agrees, in this round, with the
+            majority of those of positive weight, in [-1, 1]; the same on the
+            coordinates where that majority is large; and the standard error of either.
+        of_rounds: the same three, of the means over rounds.
+        experience: float scalar in [0, 1], as in `structure`; at 0 the means tell
+            nothing.
 
     Returns:
         float32 `[M]`.
 
     Examples:
         >>> weights, anywhere = jnp.array([1.0, -1.0, -1.0]), jnp.full(3, -0.3)
-        >>> where_sure, voted = jnp.array([0.5, -0.5, 0.1]), jnp.full(3, 1000.0)
-        >>> print(read_backwards(weights, anywhere, where_sure, voted))
+        >>> where_sure, error = jnp.array([0.5, -0.5, 0.1]), jnp.full(3, 0.03)
+        >>> sides = anywhere, where_sure, error
+        >>> print(read_backwards(weights, sides, sides))
         [ 1. -1.  0.]
     """
-    due = jnp.maximum(-anywhere, 0.0)
-    error = 1 / jnp.sqrt(jnp.maximum(voted, 1.0))
-    doubt = _doubt(-where_sure, due, error, _SHORTFALL_NOW)
-    return jnp.where(weights < 0, weights - doubt * weights, weights)
+
+    def doubt(sides, shortfall):
+        anywhere, where_sure, error = sides
+        return _doubt(-where_sure, jnp.maximum(-anywhere, 0.0), error, shortfall)
+
+    doubts = jnp.maximum(
+        doubt(of_round, _SHORTFALL_NOW), experience * doubt(of_rounds, _SHORTFALL)
+    )
+    return jnp.where(weights < 0, weights - doubts * weights, weights)
 
 
 def excuse_pairs(copies: Float[Array, " M"]) -> Float[Array, " M"]:

@@ -58,6 +58,18 @@ def test_sign_inversion_changes_next_to_nothing_from_the_first_round_on(abstain)
         np.testing.assert_allclose(weights, flips * honest_weights, atol=1e-4)
 
 
+def test_sign_inversion_changes_next_to_nothing_where_signs_depend_on_each_other():
+    """Each vote a hundred times: as noisy as 400 coordinates; round 0 cannot know."""
+    votes, _ = channel_votes(11, [0.35] * 15, 40, size=400)
+    votes = np.repeat(votes, 100, axis=2)
+    honest, _, _, _ = play(votes)
+    for num_byzantine in (3, 6, 7):
+        inverted = votes.copy()
+        inverted[:, :num_byzantine] *= -1
+        signs, _, _, _ = play(inverted)
+        assert np.max(np.mean(signs != honest, axis=1)[1:]) <= 1e-4
+
+
 def test_who_votes_alone_is_not_read_backwards():
     """Eight against seven who invert; then the seven alone, whose votes then count."""
     votes, truth = channel_votes(5, [0.1] * 8 + [0.9] * 7, 12)
@@ -79,6 +91,7 @@ def test_state_is_the_decayed_counts_and_nothing_per_coordinate():
     ]
     np.testing.assert_allclose(state.cd_balance, expected[0], rtol=1e-5)
     np.testing.assert_allclose(state.cd_pairs, expected[1], rtol=1e-5)
+    np.testing.assert_allclose(state.cd_sides[2], [decay.sum()] * 4, rtol=1e-5)
     np.testing.assert_allclose(state.cd_rounds, [decay.sum(), (decay**2).sum()], 1e-5)
     params = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     sizes = [leaf.size for leaf in jax.tree.leaves(decoder.init(4, params))]

@@ -473,20 +473,23 @@ def test_where_many_workers_come_in_pairs_the_larger_camp_must_lead_by_more(
     assert float(found.trust) == pytest.approx(expected, abs=1e-3)
 
 
-def naive_read_backwards(weights, votes, camp, margin):
+def naive_sides(votes, camp, margin):
     """Each worker against the camp's majority, coordinate by coordinate."""
     tally = votes[camp].sum(axis=0)
-    new = []
-    for weight, row in zip(weights, votes, strict=True):
+    sides = []
+    for row in votes:
         compared = row * np.sign(tally)
-        anywhere = compared[compared != 0].mean()
         sure = compared[(compared != 0) & (np.abs(tally) >= margin)]
-        due = max(-anywhere, 0)
-        missing = 1 - ramp(-sure.mean() / max(due, 1e-9), "_CONSISTENT")
-        shortfall = THRESHOLDS["_CONSISTENT"][1] * due + sure.mean()
-        missing *= ramp(shortfall * math.sqrt(len(sure)), "_SHORTFALL_NOW")
-        new.append(weight * (1 - missing) if weight < 0 else weight)
-    return new
+        anywhere = compared[compared != 0]
+        sides.append((anywhere.mean(), sure.mean(), 1 / math.sqrt(len(sure))))
+    return sides
+
+
+def naive_doubt(anywhere, where_sure, error, shortfall):
+    due = max(-anywhere, 0)
+    missing = 1 - ramp(-where_sure / max(due, 1e-9), "_CONSISTENT")
+    lacking = THRESHOLDS["_CONSISTENT"][1] * due + where_sure
+    return missing * ramp(lacking / error, shortfall)
 
 
 @pytest.mark.parametrize(
@@ -507,12 +510,36 @@ def test_who_lies_only_where_the_vote_is_close_is_not_read_backwards(share, expe
     weights = np.where(camp, 1.0, -0.8)
     margin = 1.5 * np.sqrt(np.mean(np.square(honest, dtype=np.float64)))
     agreement = camp_agreement([jnp.asarray(votes)], jnp.asarray(camp), margin)
-    found = read_backwards(jnp.float32(weights), *agreement)
-    wanted = naive_read_backwards(weights, votes, camp, margin)
+    of_round = *agreement[:2], 1 / jnp.sqrt(agreement[2])
+    of_rounds = *agreement[:2], jnp.full(15, 0.1)
+    found = read_backwards(jnp.float32(weights), of_round, of_rounds)
+    wanted = [
+        weight * (1 - max(
+            naive_doubt(*sides, "_SHORTFALL_NOW"),
+            naive_doubt(*sides[:2], 0.1, "_SHORTFALL"),
+        ))
+        if weight < 0 else weight
+        for weight, sides in zip(weights, naive_sides(votes, camp, margin), strict=True)
+    ]  # fmt: skip
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     np.testing.assert_array_equal(found[7:], 1)
     if expected is not None:
         np.testing.assert_allclose(found[:7], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("experience", "error", "expected"),
+    [(1.0, 0.02, 0), (0.0, 0.02, -1), (1.0, 0.3, -1)],
+)
+def test_what_one_round_does_not_show_the_mean_over_rounds_does(
+    experience, error, expected
+):
+    one = jnp.ones(1)
+    doubtful = -0.3 * one, 0.0 * one
+    found = read_backwards(
+        -one, (*doubtful, 0.1 * one), (*doubtful, error * one), jnp.float32(experience)
+    )
+    assert float(found[0]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
