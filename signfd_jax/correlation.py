@@ -92,8 +92,9 @@ def correlation_defense(
     by its own (`signfd_jax.structure.news`): liars who change places each round show
     only there. And a worker of negative weight that contradicts the others' closest
     votes only, in this round beyond doubt or in the mean over rounds, is not read
-    backwards (`signfd_jax.structure.read_backwards`); nor is anybody by the past's weights while
-    hardly a worker of the larger camp votes (`signfd_jax.structure.attendance`).
+    backwards (`signfd_jax.structure.read_backwards`); nor is anybody by the past's
+    weights while hardly a worker of the larger camp votes
+    (`signfd_jax.structure.attendance`).
     Where the workers' votes do not fit the model (very unlike data, or honest workers
     that no longer can be told from colluders), this falls back, gradually, to a
     majority vote in which three and more undoubted copies share about one vote.
@@ -209,7 +210,7 @@ def past_structure(
 
 
 def _judge(state, balance, pairs, max_llr):
-    """Weights and reliabilities, and how far they are of this round and not the past."""
+    """Weights and reliabilities, and how far they are of this round, not the past."""
     seen = _voted(state.cd_pairs)
     _, past = past_structure(state, state.cd_weights)
     here = _voted(pairs)
