@@ -29,6 +29,8 @@ class Options:
 
     decoder: str = "correlation_defense"
     """Name of the decoder."""
+    dataset: str = "mnist"
+    """Name of the data set."""
     rounds: int = 300
     """Number of rounds."""
     num_byzantine: tuple[int, ...] = (3, 6, 7)
@@ -51,7 +53,8 @@ def lockstep(options: Options) -> jax.Array:
         float32 `[T, len(num_byzantine)]`.
     """
     config = PRESETS["mnist-mlp"].experiment
-    dataset = jax.tree.map(jnp.asarray, data.load("mnist", data_dir=options.data_dir))
+    dataset = data.load(options.dataset, data_dir=options.data_dir)
+    dataset = jax.tree.map(jnp.asarray, dataset)
     split = partition.iid(np.asarray(dataset.train_labels), config.num_workers)
     draw = batches.worker_batches(
         dataset, jax.tree.map(jnp.asarray, split), config.batch_size
@@ -65,7 +68,8 @@ def lockstep(options: Options) -> jax.Array:
     decoder = registry.make(registry.DECODERS, choice, {})
     gradients = jax.vmap(jax.grad(models.loss_fn(model)), in_axes=(None, 0))
     liars = jnp.asarray((0, *options.num_byzantine))[:, None]
-    lies = jnp.where(jnp.arange(config.num_workers) < liars, -1, 1).astype(jnp.int8)
+    lies = jnp.where(jnp.arange(config.num_workers)[None] < liars, -1, 1)
+    lies = lies.astype(jnp.int8)
 
     def one_round(carry, key):
         params, states = carry
@@ -123,7 +127,8 @@ def main() -> None:
             f"{(column > 1e-4).sum()} of {options.rounds} rounds"
         )
     if options.json is not None:
-        about = {"decoder": options.decoder, "rounds": options.rounds}
+        about = {"decoder": options.decoder, "dataset": options.dataset}
+        about |= {"rounds": options.rounds}
         record = about | {"liars": results, "environment": records.environment()}
         records.write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 

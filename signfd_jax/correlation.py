@@ -26,7 +26,12 @@ from signfd_jax.structure import (
 )
 from signfd_jax.tally import vote_tree
 
-__all__ = ["CorrelationDefenseState", "correlation_defense", "past_structure"]
+__all__ = [
+    "CorrelationDefenseState",
+    "correlation_defense",
+    "error_of_mean",
+    "past_structure",
+]
 
 
 # Variance of what an inverter's agreements lack of their due in one round, in variances
@@ -198,15 +203,36 @@ def past_structure(
         >>> print(past_structure(after, state.cd_weights)[0][0] * 3)
         [3. 1. 1.]
     """
-    rounds, squares = state.cd_rounds
     correlation = _ratio(state.cd_balance, state.cd_pairs)
     return correlation, structure(
         correlation,
-        jnp.sqrt(state.cd_noise * squares) / rounds,
+        error_of_mean(state.cd_noise, state.cd_rounds),
         _voted(state.cd_pairs),
         jnp.where(state.cd_round == 1, 0.0, previous),
         _experience(state),
     )
+
+
+def error_of_mean(
+    variance: Float[Array, "..."], rounds: Float[Array, "2"]
+) -> Float[Array, "..."]:
+    r"""Standard error of a mean over rounds of which the past ones are decayed.
+
+    $\sqrt{\sigma^2 \sum_t a_t^2} / \sum_t a_t$ with factors of decay $a_t$.
+
+    Args:
+        variance: float, any shape: $\sigma^2$, of what is averaged in one round.
+        rounds: float `[2]`, $\sum_t a_t$ and $\sum_t a_t^2$, as in the state.
+
+    Returns:
+        float, shape of `variance`; infinite or NaN before the first round.
+
+    Examples:
+        >>> print(error_of_mean(jnp.array(4.0), jnp.array([100.0, 100.0])).round(6))
+        0.2
+    """
+    factors, squares = rounds
+    return jnp.sqrt(variance * squares) / factors
 
 
 def _judge(state, balance, pairs, max_llr):
@@ -255,11 +281,11 @@ def _look_at_sides(state, weights, agreement, heed):
     """The weights, but for those who only lie where the others are not sure."""
     anywhere, where_sure, votes = agreement
     # The signs of coordinates depend on each other: more noise than that of votes.
-    error = jnp.sqrt(1 / jnp.maximum(votes, 1.0) + _SIDES_NOISE * state.cd_scatter)
-    of_round = anywhere, where_sure, error
-    rounds, squares = state.cd_rounds
+    variance = 1 / jnp.maximum(votes, 1.0) + _SIDES_NOISE * state.cd_scatter
+    of_round = anywhere, where_sure, jnp.sqrt(variance)
     anywhere, where_sure, _ = state.cd_sides / jnp.maximum(state.cd_sides[2:], 1e-9)
-    of_rounds = anywhere, where_sure, error * jnp.sqrt(squares) / rounds
+    error = error_of_mean(variance, state.cd_rounds)
+    of_rounds = anywhere, where_sure, error
     # Of a round that is news, the means know nothing.
     experience = _experience(state) * (1 - heed)
     return read_backwards(weights, of_round, of_rounds, experience)

@@ -17,6 +17,7 @@ from signfd_jax.checks import check_number, check_size
 from signfd_jax.correlation import (
     CorrelationDefenseState,
     correlation_defense,
+    error_of_mean,
     past_structure,
 )
 from signfd_jax.counting import outcomes_against_others
@@ -255,9 +256,8 @@ def _correlations(key, votes, theirs, max_coordinates, axis_name):
 def _copied(correlation, typical, committee, max_coordinates):
     """How many members each worker is a copy of: float32 `[M]`."""
     strength = jnp.abs(correlation)
-    rounds, squares = committee.cd_rounds
     noise = committee.cd_noise + 1 / max_coordinates
-    error = jnp.sqrt(noise * squares) / rounds
+    error = error_of_mean(noise, committee.cd_rounds)
     # One round does not tell how noisy it is.
     error = jnp.where(committee.cd_round == 1, jnp.inf, error)
     start, sure = _COPY
