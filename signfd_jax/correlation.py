@@ -225,7 +225,7 @@ def error_of_mean(
         rounds: float `[2]`, $\sum_t a_t$ and $\sum_t a_t^2$, as in the state.
 
     Returns:
-        float, shape of `variance`; infinite or NaN before the first round.
+        float, shape of `variance`; NaN before the first round.
 
     Examples:
         >>> print(error_of_mean(jnp.array(4.0), jnp.array([100.0, 100.0])).round(6))
