@@ -202,12 +202,10 @@ def peers_of(gradients: jax.Array, memory: float, skipped: dict[str, str]):
     if importlib.util.find_spec("torch") is None:
         skipped["PyTorch, ByzFL"] = "not installed"
         return {}
-    import torch  # pyright: ignore[reportMissingImports]
-
     from benchmarks import pytorch
 
     num_workers, size = gradients.shape
-    rows = torch.from_numpy(np.array(gradients))
+    rows = pytorch.tensor(gradients)
     columns = rows.T.contiguous()
     competitors: dict[str, Callable[[], Any]] = {}
 
@@ -217,7 +215,7 @@ def peers_of(gradients: jax.Array, memory: float, skipped: dict[str, str]):
         if need > memory:
             skipped[name] = f"would need {need / 2**30:.0f} GiB"
         else:
-            competitors[name] = make()
+            competitors[name] = pytorch.waited_for(make())
 
     def released(initial_rounds):
         defense = pytorch.ReleasedDefense((size,), num_workers, initial_rounds)
@@ -226,7 +224,7 @@ def peers_of(gradients: jax.Array, memory: float, skipped: dict[str, str]):
         defense.agree.random_(0, ROUNDS + 1)
         decoded = pytorch.majority_vote(columns)
         expected = np.sign(np.sign(np.asarray(gradients[:, :CHECKED])).sum(0))
-        measure.check_equal("PyTorch", decoded[:CHECKED], expected)
+        measure.check_equal("PyTorch", decoded[:CHECKED].cpu(), expected)
         return lambda: defense.decode(columns)
 
     add("PyTorch majority vote", 1, lambda: lambda: pytorch.majority_vote(columns))

@@ -6,8 +6,12 @@ changes its mind within seconds: compare the ratios of one run. What the machine
 is measured in that same run: `copy_pass`, one read and one write of an array, and
 `matrix_rate`. Every section of a file of results carries its own environment
 (`write_section`).
+
+Products of float32 matrices are computed in float32, as PyTorch does: left to itself,
+XLA takes TensorFloat-32 on a GPU.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from signfd_jax.experiments import records
+
+jax.config.update("jax_default_matmul_precision", "highest")
 
 __all__ = [
     "Timing",
@@ -235,20 +242,38 @@ def check_equal(name: str, found: Any, expected: Any, *, tolerance: float = 0.0)
 
 
 def peak_memory() -> int:
-    """Most memory that this process has held since it began (bytes)."""
+    """Most memory held since this process began (bytes): the GPU's, where it uses one.
+
+    Returns:
+        Bytes on the first device, or of the process where the device counts none.
+    """
+    on_device = jax.devices()[0].memory_stats()
+    if on_device is not None:
+        return on_device["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def environment() -> dict[str, Any]:
     """What a timing depends on: device, versions, commit, and who else is computing."""
-    return records.environment() | {
+    found = records.environment()
+    return found | {
+        "versions": found["versions"] | _peer_versions(),
         "processor": _processor(),
         "commit": _commit(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg()[0],
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
+
+
+def _peer_versions() -> dict[str, str]:
+    """Of what the library is compared with, as far as it is installed."""
+    installed = {}
+    for name in ("torch", "byzfl"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def _processor() -> str:

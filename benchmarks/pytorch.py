@@ -1,4 +1,4 @@
-"""What the library is compared with, in plain PyTorch on the CPU.
+"""What the library is compared with, in plain PyTorch, on the device that JAX uses.
 
 Shapes: `M` workers, `*leaf` one parameter tensor. `ReleasedDefense` follows a
 description of the authors' released decoder: float32 counters a tensor, the workers on
@@ -9,15 +9,52 @@ import itertools
 import sys
 import types
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
-__all__ = ["MODELS", "Loop", "ReleasedDefense", "byzfl_rules", "majority_vote"]
+__all__ = [
+    "MODELS",
+    "Loop",
+    "ReleasedDefense",
+    "byzfl_rules",
+    "majority_vote",
+    "tensor",
+    "waited_for",
+]
+
+DEVICE = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+# Convolutions in float32, as products of matrices are by default.
+torch.backends.cudnn.allow_tf32 = False
 
 _EPSILON = 1e-5  # added to every share, as released
 _MAX_LLR = 10.0
+
+
+def tensor(array) -> torch.Tensor:
+    """A copy of an array of JAX or NumPy, on the device."""
+    return torch.from_numpy(np.array(array)).to(DEVICE)
+
+
+def waited_for(run: Callable[[], Any]) -> Callable[[], None]:
+    """The same, returning when the device has computed it, for `measure.interleaved`.
+
+    Args:
+        run: a function without arguments.
+
+    Returns:
+        A function without arguments or results.
+    """
+
+    def run_and_wait():
+        run()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run_and_wait
 
 
 def majority_vote(gradients: torch.Tensor) -> torch.Tensor:
@@ -36,15 +73,15 @@ class ReleasedDefense:
 
     def __init__(self, shape: tuple[int, ...], num_workers: int, initial_rounds: int):
         """Before the first round of a tensor of that shape."""
-        self.agree = torch.zeros(*shape, num_workers)
-        self.total = torch.zeros(*shape, num_workers)
+        self.agree = torch.zeros(*shape, num_workers, device=DEVICE)
+        self.total = torch.zeros(*shape, num_workers, device=DEVICE)
         self.round = 0
         self._initial_rounds = initial_rounds
 
     def weights(self) -> torch.Tensor:
         """Weights of the next round: a scalar, `[M]` or `[*leaf, M]` (nats)."""
         if self.round == 0:
-            return torch.ones(())
+            return torch.ones((), device=DEVICE)
         if self.round < self._initial_rounds:
             agree = self.agree.flatten(0, -2)
             share = agree.sum(0) / (agree.shape[0] * self.round)
@@ -107,10 +144,11 @@ class Loop:
             for name, leaf in self.params.items()
         }
 
-    def gradients(self, images, labels) -> tuple[float, tuple[torch.Tensor, ...]]:
+    def gradients(self, images, labels):
         """Loss and gradients of one worker: images `[B, C, H, W]`, labels `[B]`."""
         loss = functional.cross_entropy(self._model(self.params, images), labels)
-        return loss.item(), torch.autograd.grad(loss, list(self.params.values()))
+        gradients = torch.autograd.grad(loss, list(self.params.values()))
+        return loss.detach(), gradients
 
     def round(self, images, labels, num_byzantine: int, decode: bool) -> None:
         """One round under sign inversion by the last workers.
@@ -143,7 +181,7 @@ class Loop:
 def _from_flax(leaf) -> torch.Tensor:
     """Kernels, `[in, out]` and `[K, K, C, O]`, with their axes in PyTorch's order."""
     order = {2: (1, 0), 4: (3, 2, 0, 1)}.get(leaf.ndim, tuple(range(leaf.ndim)))
-    return torch.from_numpy(np.array(np.asarray(leaf).transpose(order), order="C"))
+    return tensor(np.array(np.asarray(leaf).transpose(order), order="C"))
 
 
 def _dense(params, name, inputs):

@@ -8,6 +8,7 @@ compared first. The images are noise: no time depends on what they show.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import math
 from collections.abc import Callable
@@ -45,8 +46,7 @@ DECODERS: dict[str, Callable[[], sfd.Decoder]] = {
     # Its phase with weights for each coordinate, from the first round on.
     "federated_defense": lambda: sfd.federated_defense(initial_rounds=0),
 }
-CHUNK = 10  # workers at a time, ...
-CHUNKED_FROM = 100  # ... where there are so many
+CHUNKED_FROM = 100  # workers
 WORKLOADS = (
     "mnist_mlp/15x64",
     "mnist_mlp/100x16",
@@ -64,6 +64,8 @@ class Options:
     """Network / workers x batch size."""
     decoders: tuple[str, ...] = tuple(DECODERS)
     """Decoders, by the names above."""
+    chunk: int = 10
+    """Workers at a time, measured beside all at once where they are many."""
     seconds: float = 20.0
     """Time for each workload, shared by all competitors (at least three rounds)."""
     peers: bool = True
@@ -86,14 +88,15 @@ def parameters(network: str):
     return model.init(jax.random.key(1), jnp.zeros((2, *shape)))
 
 
-def entries(names: tuple[str, ...], num_workers: int) -> dict[str, tuple]:
+def entries(options: Options, num_workers: int) -> dict[str, tuple]:
     """What is measured for so many workers: decoder and `worker_chunk` by label."""
-    whole = {name: (name, None) for name in names}
+    chunk = options.chunk
+    whole = {name: (name, None) for name in options.decoders}
     if num_workers <= 128:  # there it is `correlation_defense`
         whole.pop("population_defense", None)
     if num_workers < CHUNKED_FROM:
         return whole
-    return whole | {f"{name}, {CHUNK} at a time": (name, CHUNK) for name in whole}
+    return whole | {f"{name}, {chunk} at a time": (name, chunk) for name in whole}
 
 
 def simulated(
@@ -126,23 +129,20 @@ def simulated(
 
 def looped(network: str, batch, num_byzantine: int):
     """PyTorch's competitors by name, after its first losses and gradients agree."""
-    import torch  # pyright: ignore[reportMissingImports]
-
     from benchmarks import pytorch
 
     params = {
         "/".join(str(key.key) for key in path[1:]): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(parameters(network))
     }
-    images = torch.from_numpy(np.array(batch[0].transpose(0, 1, 4, 2, 3)))
-    labels = torch.from_numpy(np.array(batch[1], np.int64))
+    images = pytorch.tensor(batch[0].transpose(0, 1, 4, 2, 3))
+    labels = pytorch.tensor(np.array(batch[1], np.int64))
     competitors = {}
     for name, decode in (("PyTorch", True), ("PyTorch, majority vote", False)):
         loop = pytorch.Loop(network, params, batch[1].shape[0], LEARNING_RATE)
         check_gradients(network, loop, images[0], labels[0], batch)
-        competitors[name] = lambda loop=loop, decode=decode: loop.round(
-            images, labels, num_byzantine, decode
-        )
+        round = functools.partial(loop.round, images, labels, num_byzantine, decode)
+        competitors[name] = pytorch.waited_for(round)
     return competitors
 
 
@@ -163,10 +163,12 @@ def check_gradients(network: str, loop: Any, images, labels, batch) -> None:
     function = models.loss_fn(NETWORKS[network][0])
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     expected, tree = jax.jit(jax.value_and_grad(function))(parameters(network), first)
-    measure.check_equal(f"{network}, loss", loss, float(expected), tolerance=1e-4)
+    measure.check_equal(
+        f"{network}, loss", float(loss), float(expected), tolerance=1e-4
+    )
     for leaf, found in zip(jax.tree.leaves(tree), gradients, strict=True):
         order = {2: (1, 0), 4: (2, 3, 1, 0)}.get(leaf.ndim, range(leaf.ndim))
-        found = np.asarray(found).transpose(tuple(order))
+        found = np.asarray(found.cpu()).transpose(tuple(order))
         measure.check_equal(f"{network}, gradient", found, leaf, tolerance=1e-2)
 
 
@@ -181,7 +183,7 @@ def measure_workload(options: Options, workload: str, rate: float) -> dict[str, 
     if options.peers and importlib.util.find_spec("torch") is not None:
         competitors |= looped(network, batch, num_byzantine)
     losses = {}
-    for label, (name, chunk) in entries(options.decoders, num_workers).items():
+    for label, (name, chunk) in entries(options, num_workers).items():
         made = simulated(network, name, batch, num_byzantine, chunk)
         competitors[label], losses[label], compile_s[label] = made
     honest = num_workers - num_byzantine
