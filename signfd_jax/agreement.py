@@ -5,10 +5,10 @@ Shapes: `M` workers, `K` some of them, `S` coordinates of a leaf: all, or a samp
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int8
 
 from signfd_jax import packed
+from signfd_jax.products import row_products
 from signfd_jax.tally import sum_over_leaves
 from signfd_jax.visits import over_workers
 
@@ -65,7 +65,7 @@ def pair_counts(
     """
 
     def count(one, other):
-        return _products(one, other), _products(jnp.abs(one), jnp.abs(other))
+        return row_products(one, other), row_products(jnp.abs(one), jnp.abs(other))
 
     balance, pairs = sum_over_leaves(list(map(count, rows, others)), axis_name)
     return balance.astype(jnp.float32), pairs.astype(jnp.float32)
@@ -109,14 +109,9 @@ def camp_agreement(
         side = jnp.sign(tally).astype(jnp.int8)
         sure = jnp.abs(tally).astype(jnp.float32) >= margin
         sides = jnp.stack([side, jnp.where(sure, side, jnp.int8(0))])
-        return _products(leaf, sides), _products(jnp.abs(leaf), jnp.abs(sides))
+        return row_products(leaf, sides), row_products(jnp.abs(leaf), jnp.abs(sides))
 
     balance, voted = sum_over_leaves(list(map(count, rows)), axis_name)
     balance, voted = balance.astype(jnp.float32), voted.astype(jnp.float32)
     anywhere, where_sure = (balance / jnp.maximum(voted, 1.0)).T
     return anywhere, where_sure, voted[:, 1]
-
-
-def _products(one, other):
-    contract_last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(one, other, contract_last, preferred_element_type=jnp.int32)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float32, Int8, Int32
 
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.products import row_products
 from signfd_jax.tally import (
     agreements,
     fixed_point,
@@ -243,12 +244,7 @@ def _sum_posteriors(
     total = jnp.zeros((2, votes.shape[0]), jnp.int32)
     for start in range(0, votes.shape[1], _SLICE):
         part = slice(start, start + _SLICE)
-        tens, ones = lax.dot_general(
-            digits[:, part],
-            votes[:, part],
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.int32,
-        )[:2]
+        tens, ones = row_products(digits[:, part], votes[:, part])[:2]
         high = (tens >> 9) + (ones >> 16)
         total += jnp.stack([high, (tens & 511) * _DIGIT + (ones & 0xFFFF)])
     return total

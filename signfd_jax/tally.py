@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, Int32
 
 from signfd_jax import packed
+from signfd_jax.products import row_products
 from signfd_jax.visits import over_workers, sum_coordinates
 
 __all__ = [
@@ -285,11 +286,7 @@ def sum_rows(rows: Int8[Array, "M *leaf"]) -> Int32[Array, " M"]:
 
 
 def _sum_rows(rows: Int8[Array, "M N"]) -> Int32[Array, " M"]:
-    ones = jnp.ones((8, rows.shape[1]), jnp.int8)
-    contract_last = (((1,), (1,)), ((), ()))
-    return lax.dot_general(rows, ones, contract_last, preferred_element_type=jnp.int32)[
-        :, 0
-    ]
+    return row_products(rows, jnp.ones((8, rows.shape[1]), jnp.int8))[:, 0]
 
 
 def leaves_with_weights(votes, weights) -> list[tuple[Any, Any]]:

@@ -15,6 +15,7 @@ import pytest
 import signfd_jax as sfd
 from signfd_jax import attacks, packed, signs, tally
 from signfd_jax.aggregators import RULES
+from signfd_jax.products import row_products
 
 pytestmark = pytest.mark.gpu
 
@@ -117,6 +118,21 @@ def test_what_is_counted_is_the_same_bit_for_bit(both):
     decoded = np.concatenate([leaf.reshape(-1) for leaf in gpu["decoded"].values()])
     outcomes = rows.astype(int) * decoded.astype(int)
     assert gpu["agreements"][0].tolist() == (outcomes > 0).sum(1).tolist()
+
+
+def test_products_of_any_length(both):
+    """XLA doubles some that are short (jax 0.11.2, H200)."""
+    lengths = [1, 2, 3, 4, 7, 15, 59, 90, 127, 129, 255, 257, 1001]
+
+    def products(key):
+        rows = jax.random.randint(key, (5, max(lengths)), -127, 128, jnp.int8)
+        return rows, [row_products(rows[:, :n], rows[:, :n]) for n in lengths]
+
+    (rows, gpu), _ = both(products, jax.random.key(7))
+    rows = rows.astype(int)
+    for length, found in zip(lengths, gpu, strict=True):
+        expected = rows[:, :length] @ rows[:, :length].T
+        np.testing.assert_array_equal(found, expected, err_msg=str(length))
 
 
 @pytest.mark.parametrize("wire", ["ternary", "one_bit"])
