@@ -86,8 +86,9 @@ def test_decoders_learn_the_same(both, name):
 
     start = decoder.init(M, PARAMS)
     (_, gpu), (_, cpu) = both(rounds, start, jax.random.key(0))
-    chex.assert_trees_all_close(gpu[1], cpu[1], rtol=1e-3, atol=1e-4)
-    # Rounding of the weights may tip a vote that is all but a tie.
+    # Rounding of the weights may tip a vote that is all but a tie; one of N = 2190
+    # decoded signs moves a crossover p by 1/N, and its LLR by 1/(N p (1 - p)).
+    chex.assert_trees_all_close(gpu[1], cpu[1], rtol=5e-3, atol=5e-3)
     for found, expected in zip(
         jax.tree.leaves(gpu[0]), jax.tree.leaves(cpu[0]), strict=True
     ):
