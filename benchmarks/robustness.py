@@ -174,10 +174,11 @@ def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[st
 
     Returns:
         The cells in which the default is worse than majority vote by more than .01
-        (or, unattacked, than the attack-free accuracy), and the i.i.d. cells in which
-        it is not within .02 (fewer than 7 attackers) or .04 (7) of the attack-free.
+        (or, unattacked, than the attack-free accuracy), those in which it is that far
+        below only if two errors are not allowed for, and the i.i.d. cells in which it
+        is not within .02 (fewer than 7 attackers) or .04 (7) of the attack-free.
     """
-    below_vote, off_target, judged = [], [], 0
+    below_vote, within_errors, off_target, judged = [], [], [], 0
     for (setting, decoder, attack, num), ours in table.items():
         if decoder != DEFAULT:
             continue
@@ -186,9 +187,10 @@ def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[st
         entry = {"setting": setting, "attack": attack, "num_byzantine": num}
         if vote is not None:
             judged += 1
-            if worse(ours, vote, 0.01):
-                mean, error = paired(ours, vote)
-                below_vote.append(entry | {"difference": mean, "error": error})
+            mean, error = paired(ours, vote)
+            if mean < -0.01:
+                cells = below_vote if worse(ours, vote, 0.01) else within_errors
+                cells.append(entry | {"difference": mean, "error": error})
         target = 0.02 if num < 7 else 0.04
         if free is not None and setting.startswith("iid") and worse(ours, free, target):
             mean, error = paired(ours, free)
@@ -196,6 +198,7 @@ def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[st
     return {
         "cells_judged": judged,
         "worse_than_majority_vote": below_vote,
+        "below_it_within_two_errors": within_errors,
         "iid_off_target": off_target,
     }
 

@@ -45,6 +45,15 @@ def test_the_two_promises(ours, num_byzantine, below_vote, off_target):
     assert len(verdict["iid_off_target"]) == off_target
 
 
+def test_a_loss_within_its_errors_is_named_but_not_counted():
+    table = {cell("majority_vote"): [0.9, 0.9], cell(robustness.DEFAULT): [0.9, 0.8]}
+    verdict = robustness.judge(table)
+    assert verdict["worse_than_majority_vote"] == []
+    [near] = verdict["below_it_within_two_errors"]
+    assert near["difference"] == pytest.approx(-0.05)
+    assert near["error"] == pytest.approx(0.05)
+
+
 def test_only_iid_data_have_a_target():
     table = {
         ("one_class/64", "majority_vote", "none", 0): [0.7],
