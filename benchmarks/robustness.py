@@ -11,7 +11,9 @@ that the mean paired difference is below -x less two standard errors.
 
 Each decoder has its own folder of cells, so several processes can share the work
 (`--decoders`), and a grid that was stopped goes on. `--report` runs nothing: it writes
-the table of what is there (`--json`, `--figure`).
+the table of what is there (`--json`, `--figure`). Two errors of three seeds are passed
+by chance once in eleven times, so a cell that is near is run with more, and judged by
+them: `--seeds 12 --folder FOLDER`, then `--more FOLDER` in the report.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tyro
@@ -86,6 +89,10 @@ class Options:
     """Folder of the same cells with ternary votes: which lose more than .01 to them?"""
     seeds: int = 3
     """Paired training seeds."""
+    more: Path | None = None
+    """Folder of some of the same cells with `more_seeds`, by which those are judged."""
+    more_seeds: int = 12
+    """Paired training seeds of the cells in `more`."""
     data_dir: Path | None = None
     """Folder of the data sets; default: the variable SIGNFD_DATA."""
     report: bool = False
@@ -166,11 +173,15 @@ def worse(ours: Sequence[float], theirs: Sequence[float], by: float) -> bool:
     return mean < -by - 2 * error
 
 
-def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[str, Any]:
+def judge(
+    table: Mapping[tuple[str, str, str, int], Sequence[float]],
+    more: Mapping[tuple[str, str, str, int], Sequence[float]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Hold the default against the two promises, cell by cell.
 
     Args:
         table: accuracies of the seeds by (setting, decoder, attack, attackers).
+        more: of some cells, of more seeds; they decide where both decoders have them.
 
     Returns:
         The cells in which the default is worse than majority vote by more than .01
@@ -178,29 +189,38 @@ def judge(table: Mapping[tuple[str, str, str, int], Sequence[float]]) -> dict[st
         below only if two errors are not allowed for, and the i.i.d. cells in which it
         is not within .02 (fewer than 7 attackers) or .04 (7) of the attack-free.
     """
-    below_vote, within_errors, off_target, judged = [], [], [], 0
+    below_vote, within_errors, off_target, judged, decided = [], [], [], 0, 0
     for (setting, decoder, attack, num), ours in table.items():
         if decoder != DEFAULT:
             continue
         free = table.get((setting, BASELINE, "none", 0))
-        vote = table.get((setting, BASELINE, attack, num))
         entry = {"setting": setting, "attack": attack, "num_byzantine": num}
-        if vote is not None:
-            judged += 1
-            mean, error = paired(ours, vote)
-            if mean < -0.01:
-                cells = below_vote if worse(ours, vote, 0.01) else within_errors
-                cells.append(entry | {"difference": mean, "error": error})
         target = 0.02 if num < 7 else 0.04
         if free is not None and setting.startswith("iid") and worse(ours, free, target):
-            mean, error = paired(ours, free)
-            off_target.append(entry | {"difference": mean, "error": error})
+            off_target.append(entry | _difference(ours, free))
+        vote_cell = setting, BASELINE, attack, num
+        vote = table.get(vote_cell)
+        if vote is None:
+            continue
+        judged += 1
+        if (setting, DEFAULT, attack, num) in more and vote_cell in more:
+            ours, vote = more[setting, DEFAULT, attack, num], more[vote_cell]
+            decided += 1
+        if paired(ours, vote)[0] < -0.01:
+            cells = below_vote if worse(ours, vote, 0.01) else within_errors
+            cells.append(entry | _difference(ours, vote))
     return {
         "cells_judged": judged,
+        "cells_with_more_seeds": decided,
         "worse_than_majority_vote": below_vote,
         "below_it_within_two_errors": within_errors,
         "iid_off_target": off_target,
     }
+
+
+def _difference(ours, theirs):
+    mean, error = paired(ours, theirs)
+    return {"difference": mean, "error": error, "seeds": len(ours)}
 
 
 def lost_to(
@@ -222,11 +242,10 @@ def lost_to(
     losses = []
     for cell in both:
         if worse(ours[cell], theirs[cell], by):
-            mean, error = paired(ours[cell], theirs[cell])
             names = ("setting", "decoder", "attack", "num_byzantine")
             losses.append(
                 dict(zip(names, cell, strict=True))
-                | {"difference": mean, "error": error}
+                | _difference(ours[cell], theirs[cell])
             )
     losses.sort(key=lambda entry: entry["difference"])
     return {"cells_compared": len(both), "lost_to_ternary_votes": losses}
@@ -307,7 +326,13 @@ def report(options: Options) -> dict[str, Any]:
                     cells = [_entry(values) for values in row]
                     print(f"  {attack:34s}{num}  " + "  ".join(cells))
     print(f"\nThe worst attack on each:\n\n{summary(table)}\n")
-    verdict = judge(table)
+    more = {}
+    if options.more is not None:
+        again = dataclasses.replace(
+            options, folder=options.more, seeds=options.more_seeds
+        )
+        more = _table(collect(again))
+    verdict = judge(table, more)
     if options.beside is not None:
         ternary = dataclasses.replace(options, folder=options.beside, wire="ternary")
         verdict |= lost_to(_table(collect(ternary)), table)

@@ -54,6 +54,16 @@ def test_a_loss_within_its_errors_is_named_but_not_counted():
     assert near["error"] == pytest.approx(0.05)
 
 
+def test_more_seeds_decide_where_both_decoders_have_them():
+    ours, vote = cell(robustness.DEFAULT), cell("majority_vote")
+    table = {vote: [0.9, 0.9], ours: [0.8, 0.8]}
+    assert len(robustness.judge(table)["worse_than_majority_vote"]) == 1
+    assert len(robustness.judge(table, {ours: [0.9] * 4})["worse_than_majority_vote"])
+    verdict = robustness.judge(table, {ours: [0.8, 0.9, 1.0], vote: [0.9] * 3})
+    assert verdict["cells_with_more_seeds"] == 1
+    assert verdict["worse_than_majority_vote"] == []
+
+
 def test_only_iid_data_have_a_target():
     table = {
         ("one_class/64", "majority_vote", "none", 0): [0.7],
