@@ -383,7 +383,7 @@ def _consistency(correlation, aligned, share, scale, error):
     """
     camp = jnp.where(aligned > 0, share, 0.0)
     size = _positive(jnp.sum(camp))
-    across = -(correlation @ camp) / size
+    across = -_times(correlation, camp) / size
     across_error = error * jnp.sqrt(_positive(jnp.sum(camp**2))) / size
     typical = jnp.sum(camp * jnp.abs(aligned)) / size
     due = jnp.abs(aligned) * typical / scale**2
@@ -438,7 +438,7 @@ def _reliability_by_camp(correlation, links, heads, error):
     camp = jnp.sign(leading) * member * heads
     others = _positive(jnp.sum(jnp.abs(camp)) - jnp.abs(camp))
     spread = jnp.sqrt(_positive(jnp.sum(camp**2) - camp**2))
-    return (correlation @ camp) / others, error * spread / others
+    return _times(correlation, camp) / others, error * spread / others
 
 
 def _balance(links, links_due, labels, share):
@@ -460,6 +460,11 @@ def _ramp(value, bounds):
     """0 at or before `bounds[0]`, 1 at or beyond `bounds[1]`, linear between."""
     start, end = bounds
     return jnp.clip((value - start) / (end - start), 0.0, 1.0)
+
+
+def _times(matrix, vector):
+    # Else a GPU keeps three digits of these, and a TPU two.
+    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
 def _positive(value):
