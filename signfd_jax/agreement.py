@@ -102,10 +102,10 @@ def camp_agreement(
 
     def member(row):
         vote, counts = row
-        return jnp.where(counts, vote, jnp.int8(0)).astype(jnp.int32), ()
+        return vote.astype(jnp.int32) * counts, ()
 
     def count(leaf):
-        tally, _ = over_workers(member, (leaf, camp))
+        tally, _ = over_workers(member, (leaf, camp.astype(jnp.int32)), simple=True)
         side = jnp.sign(tally).astype(jnp.int8)
         sure = jnp.abs(tally).astype(jnp.float32) >= margin
         sides = jnp.stack([side, jnp.where(sure, side, jnp.int8(0))])
