@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 __all__ = ["guarded", "join", "launch"]
 
@@ -71,6 +72,9 @@ def join(
             local_device_ids=devices,
             heartbeat_timeout_seconds=heartbeat,
         )
+        # CPUs wait 30 seconds for each other's addresses, no more: exchange them while
+        # all are here, not after the data are read, which takes each its own time.
+        multihost_utils.sync_global_devices("joined")
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ValueError(
