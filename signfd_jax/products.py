@@ -10,7 +10,8 @@ from jaxtyping import Array, Int8, Int32
 __all__ = ["row_products"]
 
 # On NVIDIA GPUs XLA doubles products of fewer than 128 coordinates, unless they are a
-# multiple of four (jax 0.11.2, H200). Zeros that are appended to more cost a copy.
+# multiple of four (jax 0.11.2, H200). Zeros are appended up to twice as many, to be
+# sure; to long rows they would cost a copy.
 _FEW, _MULTIPLE = 256, 16
 
 
