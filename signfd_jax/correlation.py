@@ -22,6 +22,7 @@ from signfd_jax.structure import (
     excuse_pairs,
     news,
     read_backwards,
+    steadiness,
     structure,
 )
 from signfd_jax.tally import vote_tree
@@ -59,6 +60,9 @@ class CorrelationDefenseState(NamedTuple):
         cd_sides: float32 `[3, M]`, each worker's agreement with those that were read
             straight, anywhere and where they were sure, summed over the rounds in
             which it voted; and the number of these; decayed.
+        cd_labels: float32 `[2, M]`, each worker's label, in [-1, 1]: how surely it was
+            of the larger camp, or of the smaller; and |label|; both summed over rounds,
+            decayed.
     """
 
     cd_round: jax.Array
@@ -70,6 +74,7 @@ class CorrelationDefenseState(NamedTuple):
     cd_strength: jax.Array
     cd_scatter: jax.Array
     cd_sides: jax.Array
+    cd_labels: jax.Array
 
 
 def correlation_defense(
@@ -158,6 +163,7 @@ def correlation_defense(
             cd_strength=jnp.zeros(square, jnp.float32),
             cd_scatter=jnp.zeros((), jnp.float32),
             cd_sides=jnp.zeros((3, num_workers), jnp.float32),
+            cd_labels=jnp.zeros((2, num_workers), jnp.float32),
         )
 
     @functools.partial(jax.jit, static_argnames="axis_name")
@@ -168,7 +174,9 @@ def correlation_defense(
         rows = sampled_rows(key, votes, size)
         balance, pairs = pair_counts(rows, rows, axis_name)
         state = _learn(state, balance, pairs, forgetting)
-        weights, reliability, heed = _judge(state, balance, pairs, max_llr)
+        _, past = past_structure(state, state.cd_weights)
+        state = state._replace(cd_labels=_learn_labels(state, past, forgetting))
+        weights, reliability, heed = _judge(state, past, balance, pairs, max_llr)
         camp = (weights > 0) & _voted(pairs)
         sure = _sure_margin(camp, balance, pairs)
         agreement = camp_agreement(rows, camp, sure, axis_name)
@@ -235,18 +243,32 @@ def error_of_mean(
     return jnp.sqrt(variance * squares) / factors
 
 
-def _judge(state, balance, pairs, max_llr):
+def _learn_labels(state, past, forgetting):
+    """Fold in which camp each worker is of, by what all rounds say."""
+    label = jnp.sign(past.reliability) * past.labelled
+    labels = jnp.asarray(forgetting, jnp.float32) * state.cd_labels
+    return labels + jnp.stack([label, jnp.abs(label)])
+
+
+def _judge(state, past, balance, pairs, max_llr):
     """Weights and reliabilities, and how far they are of this round, not the past."""
-    seen = _voted(state.cd_pairs)
-    _, past = past_structure(state, state.cd_weights)
-    here = _voted(pairs)
-    past = past._replace(trust=past.trust * attendance(past, here))
-    weights = _weights(past, seen, max_llr)
-    nothing = jnp.zeros_like(weights)
+    seen, here = _voted(state.cd_pairs), _voted(pairs)
     # One round says nothing of consistency: no experience.
     error = jnp.sqrt(state.cd_scatter)
+    nothing = jnp.zeros_like(past.reliability)
     now = structure(_ratio(balance, pairs), error, here, nothing, 0.0)
-    heed = news(past, now, state.cd_strength, weights, here, _experience(state))
+    # In a round in which they are not alike, workers are nobody's copies.
+    copies = jnp.minimum(past.blatant_copies, now.blatant_copies)
+    past = past._replace(
+        trust=past.trust * attendance(past, here),
+        blatant_copies=jnp.where(here, copies, past.blatant_copies),
+    )
+    experience = _experience(state)
+    doubt = experience * (1 - steadiness(past, state.cd_labels))
+    doubted = past._replace(trust=past.trust * (1 - doubt))
+    weights = _weights(doubted, seen, max_llr)
+    # Doubt in the past does not make a round news.
+    heed = news(past, now, state.cd_strength, weights, here, experience)
 
     def mix(old, new):
         return (1 - heed) * old + heed * new

@@ -26,6 +26,7 @@ __all__ = [
     "excuse_pairs",
     "news",
     "read_backwards",
+    "steadiness",
     "structure",
 ]
 
@@ -57,6 +58,7 @@ _NEWS = (3.0, 6.0)  # change of a reliability, in standard errors: is it another
 _NEWS_PER_TRUST = 12.0  # more change is asked for where the past is trusted
 _LEAD_OF_NEWS = (0.2, 0.6)  # workers by which one round must agree with the past
 _ATTENDED = (0.15, 0.3)  # heads of the larger camp for each of the smaller, that vote
+_STEADY = (0.7, 0.9)  # share of its past in which the larger camp has been the larger
 _ALIKE = (0.20, 0.05)  # share of heads that copies cost, for a round to be news
 
 
@@ -284,6 +286,38 @@ def attendance(found: Structure, here: Bool[Array, " M"]) -> Float[Array, ""]:
     smaller = jnp.sum(jnp.where(found.reliability < 0, heads, 0.0))
     there = _ramp(larger / _positive(smaller), _ATTENDED)
     return jnp.where(smaller > 0, there, 1.0)
+
+
+def steadiness(found: Structure, labels: Float[Array, "2 M"]) -> Float[Array, ""]:
+    """How steadily those of the larger camp have been of the larger camp.
+
+    Who is right does not change from round to round. Where data are so unlike that
+    honest workers are of either camp, which camp is the larger does change; then none
+    should be read backwards. Workers who turn into liars leave the larger camp, and
+    those who stay in it have always been there.
+
+    Args:
+        found: what the mean over rounds says.
+        labels: float `[2, M]`, sums over rounds, this one included, of each worker's
+            label in [-1, 1] (how surely it is of the larger camp, or of the smaller),
+            and of |label|.
+
+    Returns:
+        float32 scalar in [0, 1].
+
+    Examples:
+        >>> v = jnp.array([0.5, 0.5, 0.5, -0.5, -0.5])
+        >>> found = structure(jnp.outer(v, v), 0.01, v != 0, jnp.zeros(5))
+        >>> always, sometimes = jnp.sign(v) * 10, jnp.array([10.0, 2, 2, -10, -10])
+        >>> print(steadiness(found, jnp.stack([always, jnp.full(5, 10.0)])))
+        1.0
+        >>> print(steadiness(found, jnp.stack([sometimes, jnp.full(5, 10.0)])))
+        0.0
+    """
+    label_sums, sizes = labels
+    camp = jnp.where(found.reliability > 0, found.labelled / found.copies, 0.0)
+    share = jnp.sum(camp * label_sums / _positive(sizes)) / _positive(jnp.sum(camp))
+    return _ramp(share, _STEADY)
 
 
 def read_backwards(
