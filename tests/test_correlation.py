@@ -93,6 +93,8 @@ def test_state_is_the_decayed_counts_and_nothing_per_coordinate():
     np.testing.assert_allclose(state.cd_pairs, expected[1], rtol=1e-5)
     np.testing.assert_allclose(state.cd_sides[2], [decay.sum()] * 4, rtol=1e-5)
     np.testing.assert_allclose(state.cd_rounds, [decay.sum(), (decay**2).sum()], 1e-5)
+    assert np.all(np.abs(state.cd_labels[0]) <= state.cd_labels[1])
+    assert np.all(state.cd_labels[1] <= decay.sum() * (1 + 1e-5))
     params = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     sizes = [leaf.size for leaf in jax.tree.leaves(decoder.init(4, params))]
     assert max(sizes) == 16
@@ -178,6 +180,31 @@ def test_identical_colluders_share_one_vote():
     assert np.all(np.abs(weights[:, :6]).sum(axis=1) <= weights[:, 6:].min(axis=1))
     # Nine workers of p = .3 err with .0988; one random vote more costs below .01.
     assert np.mean(signs != truth) < 0.0988 + 0.01 + 5 * 0.0017
+
+
+def test_colluders_share_one_vote_only_while_they_collude():
+    """Six send one random vector in two rounds of three; nobody else agrees at all."""
+    votes = np.random.default_rng(9).choice(np.int8([-1, 1]), (24, 15, SIZE))
+    together = np.arange(24) % 3 < 2
+    votes[together, :6] = votes[together, :1]
+    _, weights, _, _ = play(votes)
+    assert np.all(weights[~together] == 1) and np.all(weights[:, 6:] == 1)
+    # A mean correlation of 2/3 makes copies of them by half: two and a half of five.
+    assert np.all(weights[9:, :6][together[9:]] < 0.5)
+
+
+def test_a_majority_that_changes_is_no_reason_to_read_anybody_backwards():
+    """Eight against seven; after sixty rounds, the eighth of them goes over.
+
+    The mean over rounds follows some 40 rounds later, and says that all others have
+    changed camps. Those who leave for the smaller camp are another matter: see above.
+    """
+    votes, _ = channel_votes(13, [0.3] * 15, 120, size=2_000)
+    votes[:60, 8:] *= -1
+    votes[60:, :7] *= -1
+    _, weights, _, _ = play(votes)
+    assert np.all(weights[10:60, 8:] < 0)
+    assert np.all(weights[110:] > 0.5)
 
 
 def test_more_than_sample_above_workers_are_decoded_from_a_sample():

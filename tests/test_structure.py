@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from signfd_jax import structure as structure_module
 from signfd_jax.agreement import camp_agreement
-from signfd_jax.structure import attendance, news, read_backwards, structure
+from signfd_jax.structure import (
+    attendance,
+    news,
+    read_backwards,
+    steadiness,
+    structure,
+)
 
 find = jax.jit(structure)
 THRESHOLDS = {
@@ -562,6 +568,21 @@ def test_attendance_counts_the_camps_that_vote(larger, smaller, expected):
     here[np.flatnonzero(sign > 0)[:larger]] = True
     here[np.flatnonzero(sign < 0)[:smaller]] = True
     assert float(attendance(found, jnp.asarray(here))) == pytest.approx(expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steady", "expected"), [(1.0, 1), (0.9, 1), (0.8, 0.5), (0.7, 0), (-1.0, 0)]
+)
+def test_steadiness_asks_those_of_the_larger_camp(steady, expected):
+    """Half of the eight have always been of it; what the seven have been is the same."""
+    v = liars(*range(7))
+    found = find(jnp.float32(np.outer(v, v)), 0.001, jnp.ones(15, bool), jnp.zeros(15))
+    assert float(found.labelled.min()) == float(found.copies.max()) == 1
+    sizes = np.linspace(1, 50, 15)
+    for seven in (-1, 0, 1):
+        shares = np.r_[np.full(7, seven), np.ones(4), np.full(4, 2 * steady - 1)]
+        labels = jnp.float32([shares * sizes, sizes])
+        assert float(steadiness(found, labels)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_where_heads_tie_those_who_are_no_copies_lead():
