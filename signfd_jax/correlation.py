@@ -106,8 +106,10 @@ def correlation_defense(
     weights while hardly a worker of the larger camp votes
     (`signfd_jax.structure.attendance`).
     Where the workers' votes do not fit the model (very unlike data, or honest workers
-    that no longer can be told from colluders), this falls back, gradually, to a
-    majority vote in which three and more undoubted copies share about one vote.
+    that no longer can be told from colluders), or where the past has kept changing its
+    mind about who is right (`signfd_jax.structure.steadiness`), this falls back,
+    gradually, to a majority vote in which three and more undoubted copies share about
+    one vote, if they are copies in this round, too.
 
     Args:
         max_llr: largest |log-likelihood ratio| (nats, positive scalar).

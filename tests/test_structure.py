@@ -574,7 +574,7 @@ def test_attendance_counts_the_camps_that_vote(larger, smaller, expected):
     ("steady", "expected"), [(1.0, 1), (0.9, 1), (0.8, 0.5), (0.7, 0), (-1.0, 0)]
 )
 def test_steadiness_asks_those_of_the_larger_camp(steady, expected):
-    """Half of the eight have always been of it; what the seven have been is the same."""
+    """Half of the eight have always been of it; the seven have no say."""
     v = liars(*range(7))
     found = find(jnp.float32(np.outer(v, v)), 0.001, jnp.ones(15, bool), jnp.zeros(15))
     assert float(found.labelled.min()) == float(found.copies.max()) == 1
