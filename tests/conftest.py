@@ -28,8 +28,13 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A test must not pass because of what an earlier version of the code compiled to.
-jax.config.update("jax_enable_compilation_cache", False)
+# Programs are compiled anew, unless a folder for them is named: the runs of one tree
+# that CI makes share it.
+COMPILED = os.environ.get("SIGNFD_COMPILED")
+jax.config.update("jax_enable_compilation_cache", bool(COMPILED))
+if COMPILED:
+    jax.config.update("jax_compilation_cache_dir", COMPILED)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 hypothesis.settings.register_profile(
     "signfd_jax",
