@@ -6,14 +6,14 @@ lock itself in, and it is accurate from the first round on.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from signfd_jax.agreement import camp_agreement, pair_counts, sampled_rows
-from signfd_jax.checks import check_number, check_size
+from signfd_jax.checks import check_choice, check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
 from signfd_jax.medians import capped_at_median, in_medians
 from signfd_jax.structure import (
@@ -81,21 +81,25 @@ def correlation_defense(
     max_llr: float | jax.Array = 10.0,
     forgetting: float | jax.Array = 0.98,
     *,
+    weighting: Literal["label", "llr"] = "label",
     sample_above: int = 64,
     max_coordinates: int = 16384,
     seed: int = 0,
 ) -> Decoder:
-    r"""Weight votes by reliabilities read off the correlations between workers.
+    r"""Read votes straight or backwards, as the correlations between workers say.
 
     $C_{jk} = \sum_n Y_{j,n} Y_{k,n} / \sum_n |Y_{j,n}| |Y_{k,n}|$, averaged over rounds
     with forgetting, this round included. `signfd_jax.structure.structure` finds in it
-    the reliabilities $v_m = 1 - 2 p_m$, copies, and a trust $\alpha$; the weights are
+    the reliabilities $v_m = 1 - 2 p_m$, how surely each has a sign ($\ell_m$ in [0, 1]),
+    copies, and a trust $\alpha$; the weights are
 
-    $w_m \propto \alpha \frac{\mathrm{LLR}(v_m) / \operatorname{median} |\mathrm{LLR}|}
+    $w_m = \alpha \frac{\ell_m \operatorname{sign} v_m}
     {\max(\text{copies}_m - 1, 1)^2}
     + (1 - \alpha) \frac{1}{\max(\text{blatant copies}_m - 1, 1)}$,
 
-    clipped to the median |weight|. (Together, k copies weigh about 1/k of one worker,
+    clipped to the median |weight|. Reliability earns no more than one vote: liars who
+    are honest on most coordinates could not be outvoted on the rest by honest workers
+    who are less reliable than they; and what a single round says of it is noisy. (Together, k copies weigh about 1/k of one worker,
     but a pair is excused: with like data honest workers are nobody's copies; with very
     unlike data those that hold the same classes look like it.) A round whose own
     correlations contradict the mean, beyond their noise and on firm ground, is decoded
@@ -112,18 +116,21 @@ def correlation_defense(
     one vote, if they are copies in this round, too.
 
     Args:
-        max_llr: largest |log-likelihood ratio| (nats, positive scalar).
+        max_llr: largest |log-likelihood ratio| (nats, positive scalar), with "llr".
         forgetting: factor in (0, 1] by which the past is multiplied each round
             (scalar). It trades noise against how soon a turncoat is found out: at .98
             the correlations are a mean over about 100 rounds.
+        weighting: "label" as above; or "llr", with $\mathrm{LLR}(v_m) /
+            \operatorname{median} |\mathrm{LLR}|$ for $\ell_m \operatorname{sign} v_m$,
+            which errs less where honest workers differ (in their batch sizes, say)
+            and the liars are no more reliable than they are anywhere.
         sample_above: above so many workers (int), correlations come from a sample.
         max_coordinates: size of that sample (int, coordinates), drawn anew each round.
         seed: seed of the key that the sample is drawn by (int).
 
     Returns:
         A `Decoder`. Its weights come from this round's votes too; `weights(state)` are
-        those of the last round, float32 `[M]`, in units of the median worker's
-        log-likelihood ratio.
+        those of the last round, float32 `[M]`, in [-1, 1].
 
     Raises:
         ValueError: an argument is out of range.
@@ -146,10 +153,14 @@ def correlation_defense(
         dependent classifiers](https://arxiv.org/abs/1510.05830), AISTATS 2016.
     """
     check_number("max_llr", max_llr, 1e-6, 1e6)
+    check_choice("weighting", weighting, ("label", "llr"))
     check_number("forgetting", forgetting, 1e-6, 1.0)
     check_size("sample_above", sample_above)
     check_size("max_coordinates", max_coordinates)
     check_size("seed", seed, 0)
+
+    def weigh(found, seen):
+        return _weights(found, seen, max_llr if weighting == "llr" else None)
 
     def init(num_workers, params):
         del params
@@ -178,7 +189,7 @@ def correlation_defense(
         state = _learn(state, balance, pairs, forgetting)
         _, past = past_structure(state, state.cd_weights)
         state = state._replace(cd_labels=_learn_labels(state, past, forgetting))
-        weights, reliability, heed = _judge(state, past, balance, pairs, max_llr)
+        weights, reliability, heed = _judge(state, past, balance, pairs, weigh)
         camp = (weights > 0) & _voted(pairs)
         sure = _sure_margin(camp, balance, pairs)
         agreement = camp_agreement(rows, camp, sure, axis_name)
@@ -252,7 +263,7 @@ def _learn_labels(state, past, forgetting):
     return labels + jnp.stack([label, jnp.abs(label)])
 
 
-def _judge(state, past, balance, pairs, max_llr):
+def _judge(state, past, balance, pairs, weigh):
     """Weights and reliabilities, and how far they are of this round, not the past."""
     seen, here = _voted(state.cd_pairs), _voted(pairs)
     # One round says nothing of consistency: no experience.
@@ -268,14 +279,14 @@ def _judge(state, past, balance, pairs, max_llr):
     experience = _experience(state)
     doubt = experience * (1 - steadiness(past, state.cd_labels))
     doubted = past._replace(trust=past.trust * (1 - doubt))
-    weights = _weights(doubted, seen, max_llr)
+    weights = weigh(doubted, seen)
     # Doubt in the past does not make a round news.
     heed = news(past, now, state.cd_strength, weights, here, experience)
 
     def mix(old, new):
         return (1 - heed) * old + heed * new
 
-    weights = mix(weights, _weights(now, here, max_llr))
+    weights = mix(weights, weigh(now, here))
     return weights, mix(past.reliability, now.reliability), heed
 
 
@@ -316,8 +327,13 @@ def _look_at_sides(state, weights, agreement, heed):
 
 
 def _weights(found: Structure, seen, max_llr):
-    llr = llr_weights((1 - found.reliability) / 2, max_llr=max_llr)
-    informed = in_medians(llr, seen) / excuse_pairs(found.copies) ** 2
+    """By label, or by log-likelihood ratio where that has a bound."""
+    if max_llr is None:
+        informed = found.label
+    else:
+        llr = llr_weights((1 - found.reliability) / 2, max_llr=max_llr)
+        informed = in_medians(llr, seen)
+    informed = informed / excuse_pairs(found.copies) ** 2
     cautious = 1.0 / excuse_pairs(found.blatant_copies)
     return capped_at_median(found.trust * informed + (1 - found.trust) * cautious, seen)
 

@@ -75,6 +75,9 @@ class Structure(NamedTuple):
         error: float32 `[M]`, standard error of `reliability`.
         labelled: float32 `[M]` in [0, 1], whether a worker's reliability has a sign
             that the noise does not explain.
+        label: float32 `[M]` in [-1, 1], which way to read a worker, and how surely:
+            that sign times `labelled`; nearer to 0 if it is wrong on some coordinates
+            only.
     """
 
     reliability: jax.Array
@@ -83,6 +86,7 @@ class Structure(NamedTuple):
     trust: jax.Array
     error: jax.Array
     labelled: jax.Array
+    label: jax.Array
 
 
 def structure(
@@ -185,15 +189,16 @@ def structure(
         correlation, aligned, labelled * heads, scale, error
     )
     inconsistent = experience * (1 - consistent)
-    aligned = (1 - inconsistent) * aligned + inconsistent * towards
+    consistently = (1 - inconsistent) * aligned + inconsistent * towards
     return Structure(
-        reliability=jnp.clip(aligned / scale, -1.0, 1.0),
+        reliability=jnp.clip(consistently / scale, -1.0, 1.0),
         copies=copies,
         blatant_copies=blatant,
         # Two workers that disagree cannot be told apart.
         trust=jnp.where(jnp.sum(seen) < 3, 0.0, trust),
         error=aligned_error / scale,
         labelled=labelled,
+        label=labelled * jnp.clip(consistently / _positive(jnp.abs(aligned)), -1, 1),
     )
 
 
@@ -211,8 +216,7 @@ def news(
     each round shows who lies in it. One round is noisy, so it is heeded only where it
     can be trusted, where some worker's reliability has changed by more than the noise
     explains (by much more, where the past is trusted), where its labels agree with the
-    past's weights in more workers than they contradict them, or than they leave out,
-    and where hardly any workers seem to be copies, in single rounds or (in pairs) in
+    past's weights in more workers than they contradict or leave out, and where hardly any workers seem to be copies, in single rounds or (in pairs) in
     the past: with very unlike data reliabilities change by themselves.
 
     Args:
@@ -244,7 +248,7 @@ def news(
     present = seen.astype(jnp.float32)
     voices = jnp.sign(now.reliability) * now.labelled * weights
     unlabelled = jnp.sum((1 - now.labelled) * jnp.abs(weights) * present)
-    against = jnp.maximum(jnp.sum(jnp.maximum(-voices, 0.0)), unlabelled)
+    against = jnp.sum(jnp.maximum(-voices, 0.0)) + unlabelled
     agreement = jnp.sum(jnp.maximum(voices, 0.0)) - against
     agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
     pairs = _pairs(seen)
