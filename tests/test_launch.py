@@ -199,14 +199,18 @@ def compiled(tmp_path_factory):
         yield
 
 
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [*SIGNFD, *FLAGS, "--output-dir", str(folder), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},  # as users have it
-    )
+def start(folder, *arguments, control_c=signal.SIG_DFL):
+    before = signal.signal(signal.SIGINT, control_c)  # what the process inherits
+    try:
+        return subprocess.Popen(
+            [*SIGNFD, *FLAGS, "--output-dir", str(folder), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"XLA_FLAGS": ""},  # as users have it
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process):
@@ -233,9 +237,13 @@ def until(process, condition):
         time.sleep(0.02)
 
 
-def has_checkpoint(folder, least):
+def checkpoints(folder):
     names = [path.name for path in folder.glob("shared-*/checkpoints/*")]
-    return any(name.isdecimal() and int(name) >= least for name in names)
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def has_checkpoint(folder, least):
+    return any(rounds >= least for rounds in checkpoints(folder))
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +320,19 @@ def test_silent_process_and_control_c(tmp_path):
     assert "interrupted" in err
     (metrics,) = (tmp_path / "stopped").glob("shared-*/metrics.jsonl")
     assert has_checkpoint(tmp_path / "stopped", read_lines(metrics)[-1]["round"])
+
+
+@pytest.mark.slow
+def test_background_job_ignores_control_c(tmp_path):
+    long = ("--processes", 2, "--rounds", 1_000_000)
+    with start(tmp_path, *long, control_c=signal.SIG_IGN) as process:
+        until(process, lambda: has_checkpoint(tmp_path, 20))
+        process.send_signal(signal.SIGINT)
+        now = max(checkpoints(tmp_path))
+        until(process, lambda: has_checkpoint(tmp_path, now + 40))
+        process.send_signal(signal.SIGTERM)
+        code, _, err = finish(process)
+    assert (code, err.count("\n")) == (130, 1)
 
 
 @pytest.mark.slow

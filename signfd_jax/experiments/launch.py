@@ -22,6 +22,8 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from signfd_jax.experiments.resuming import heeded_signals
+
 __all__ = ["guarded", "join", "launch"]
 
 _PROGRAM = "import sys; from signfd_jax.cli import main; sys.exit(main())"
@@ -193,7 +195,7 @@ def _watch(processes, logs):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = heeded_signals()
     for number in before:
         signal.signal(number, pass_on)
     try:

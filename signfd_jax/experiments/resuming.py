@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from signfd_jax.experiments import checkpoints, records
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment
 
-__all__ = ["agreed", "held_back_signals", "resume", "schedule"]
+__all__ = ["agreed", "heeded_signals", "held_back_signals", "resume", "schedule"]
 
 _SECONDS = 30.0  # before the first checkpoint, so that a short run has none
 _SHARE = 20  # checkpoints take at most the twentieth part of the time
@@ -145,6 +146,24 @@ def schedule(
     return offer
 
 
+def heeded_signals() -> dict[int, Any]:
+    """Handlers of Ctrl-C and SIGTERM, without those of them that are ignored.
+
+    A shell's background jobs ignore Ctrl-C: it is meant for another.
+
+    Returns:
+        The handler of each, by the signal's number.
+
+    Examples:
+        >>> before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        >>> [signal.Signals(number).name for number in heeded_signals()]
+        ['SIGTERM']
+        >>> _ = signal.signal(signal.SIGINT, before)
+    """
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    return {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
+
+
 @contextlib.contextmanager
 def held_back_signals() -> Iterator[list[int]]:
     """Hold back the first Ctrl-C or SIGTERM, so that a run can stop in good order.
@@ -166,8 +185,7 @@ def held_back_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # signals are for the main thread alone
         return
-    heeded = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    heeded = {n: h for n, h in heeded.items() if h not in (signal.SIG_IGN, None)}
+    heeded = heeded_signals()
 
     def hold_back(number, _):
         stopped.append(number)
