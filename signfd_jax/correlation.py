@@ -6,7 +6,7 @@ lock itself in, and it is accurate from the first round on.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def correlation_defense(
     max_llr: float | jax.Array = 10.0,
     forgetting: float | jax.Array = 0.98,
     *,
-    weighting: Literal["label", "llr"] = "label",
+    weighting: str = "label",
     sample_above: int = 64,
     max_coordinates: int = 16384,
     seed: int = 0,

@@ -112,8 +112,9 @@ def structure(
        links that the reliabilities predict are there (fewer will do where nearly all
        heads are of one camp); the labelled workers are a majority, copies counted or
        not; the larger camp leads clearly, pairs excused and (with experience: or) not,
-       and with experience over the unlabelled too, and more clearly where many workers
-       come in pairs; little weight is likely to carry a wrong sign.
+       those counted too that only lean to a camp, and with experience over the
+       unlabelled, and more clearly where many workers come in pairs; little weight is
+       likely to carry a wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
@@ -156,10 +157,13 @@ def structure(
     deviations = jnp.abs(aligned) / aligned_error
     labelled = _ramp(deviations, _LABEL)
 
-    sign, lead = _head_count(
-        jnp.sign(aligned) * labelled, present, copies, previous, experience
-    )
+    voices = jnp.sign(aligned) * labelled
+    sign, lead = _head_count(voices, present, copies, previous, experience)
     aligned = sign * aligned
+    # Who is not labelled may still lean to the other camp.
+    leaning = jnp.sign(aligned) * present
+    lead = jnp.minimum(lead, jnp.sum(leaning / copies))
+    lead = jnp.minimum(lead, jnp.sum(leaning / excuse_pairs(copies)))
     # Whom even many rounds have not labelled may be of the other camp.
     lead = lead - experience * jnp.sum((1 - labelled) * heads)
 
@@ -173,10 +177,7 @@ def structure(
         jnp.sum(labelled * heads) / jnp.maximum(jnp.sum(heads), 1e-9),
         jnp.sum(labelled * present) / jnp.maximum(jnp.sum(present), 1.0),
     )
-    influence = jnp.clip(
-        jnp.abs(aligned) / _positive(masked_median(jnp.abs(aligned), seen)), 0, 1
-    )
-    influence = influence * heads
+    influence = labelled * heads
     wrong = jnp.sum(influence * jax.scipy.stats.norm.cdf(-deviations))
     unanimous = _ramp(lead / _positive(jnp.sum(heads)), _UNANIMOUS)
     trust = (
@@ -216,7 +217,8 @@ def news(
     each round shows who lies in it. One round is noisy, so it is heeded only where it
     can be trusted, where some worker's reliability has changed by more than the noise
     explains (by much more, where the past is trusted), where its labels agree with the
-    past's weights in more workers than they contradict or leave out, and where hardly any workers seem to be copies, in single rounds or (in pairs) in
+    past's weights in more workers than they contradict them, or than they leave out,
+    and where hardly any workers seem to be copies, in single rounds or (in pairs) in
     the past: with very unlike data reliabilities change by themselves.
 
     Args:
@@ -248,7 +250,7 @@ def news(
     present = seen.astype(jnp.float32)
     voices = jnp.sign(now.reliability) * now.labelled * weights
     unlabelled = jnp.sum((1 - now.labelled) * jnp.abs(weights) * present)
-    against = jnp.sum(jnp.maximum(-voices, 0.0)) + unlabelled
+    against = jnp.maximum(jnp.sum(jnp.maximum(-voices, 0.0)), unlabelled)
     agreement = jnp.sum(jnp.maximum(voices, 0.0)) - against
     agreement = agreement / _positive(masked_median(jnp.abs(weights), seen))
     pairs = _pairs(seen)

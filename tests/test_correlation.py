@@ -40,8 +40,41 @@ def test_first_round_knows_the_crossover_probabilities():
     np.testing.assert_array_equal(np.sign(weights[0]), np.sign(0.5 - crossover))
     llr = np.log(1 / crossover - 1)
     ideal = np.mean(np.sign(llr @ votes[0]) != truth[0])
-    # The cap at the median costs something where workers differ so much.
+    # One vote for each costs something where workers differ so much.
     assert ideal < np.mean(signs[0] != truth[0]) < ideal + 0.02
+
+
+def test_weights_are_labels_or_log_likelihood_ratios_in_medians():
+    """Reliability earns no more than a vote; where it does, nobody must exploit it.
+
+    Fifteen who tell the truth: by label as in a majority vote, by ratio better.
+    """
+    crossover = np.linspace(0.05, 0.45, 15)
+    crossover[[1, 4, 7, 10]] = 1 - crossover[[1, 4, 7, 10]]
+    votes, truth = channel_votes(14, crossover, 4)
+    signs, weights, _, _ = play(votes)
+    labels = np.sign(0.5 - crossover)
+    np.testing.assert_array_equal(weights[1:], np.broadcast_to(labels, (3, 15)))
+    np.testing.assert_array_equal(signs[1:], np.sign(labels @ votes[1:]))
+
+    by_ratio = sfd.correlation_defense(weighting="llr")
+    better, ratios, _, _ = play(votes, by_ratio, jax.jit(by_ratio.decode))
+    llr = np.log(1 / crossover - 1)
+    expected = np.clip(llr / np.median(np.abs(llr)), -1, 1)
+    np.testing.assert_allclose(ratios[-1], expected, atol=0.1)
+    assert np.mean(better != truth) < np.mean(signs != truth)
+
+
+def test_who_lies_on_some_coordinates_only_has_no_label():
+    """Seven who oppose eight on 60 % of the coordinates, honest on the others."""
+    votes, truth = channel_votes(15, [0.2] * 15, 12)
+    lies = np.random.default_rng(15).permutation(SIZE)[: SIZE * 6 // 10]
+    votes[:, :7, lies] = -truth[:, None, lies]
+    signs, weights, _, _ = play(votes)
+    np.testing.assert_allclose(weights[8:, :7], 0, atol=0.05)
+    np.testing.assert_array_equal(weights[8:, 7:], np.ones((4, 8)))
+    honest = np.sign(votes[8:, 7:].sum(axis=1))
+    np.testing.assert_array_equal(signs[8:][honest != 0], honest[honest != 0])
 
 
 @pytest.mark.parametrize("abstain", [0.0, 0.5])
@@ -158,7 +191,7 @@ def test_three_camps_without_a_majority_are_a_majority_vote():
     camps = [channel_votes(seed, [0.3] * 5, 3)[0] for seed in range(3)]
     votes = np.concatenate(camps, axis=1)
     signs, weights, _, _ = play(votes)
-    assert np.all(weights[0] > 0)
+    assert np.all(weights[0] >= 0)
     np.testing.assert_array_equal(weights[1:], np.ones((2, 15)))
     np.testing.assert_array_equal(signs[1:], np.sign(votes[1:].sum(axis=1)))
 
@@ -167,9 +200,12 @@ def test_the_larger_of_two_camps_is_right():
     """Eight workers that agree, and seven that agree about something else."""
     larger, _ = channel_votes(6, [0.3] * 8, 3)
     smaller, _ = channel_votes(7, [0.3] * 7, 3)
-    _, weights, _, _ = play(np.concatenate([larger, smaller], axis=1))
-    assert np.all(weights[:, :8] > 0.7)
-    assert np.all(np.abs(weights[:, 8:]) < 0.1)
+    signs, weights, _, _ = play(np.concatenate([larger, smaller], axis=1))
+    np.testing.assert_array_equal(weights[:, :8], np.ones((3, 8)))
+    # Chance makes them lean together, but by less than what labels a worker.
+    assert np.all(np.abs(weights[:, 8:]) < 0.3)
+    tally = larger.sum(axis=1)
+    np.testing.assert_array_equal(signs[tally != 0], np.sign(tally)[tally != 0])
 
 
 def test_identical_colluders_share_one_vote():
@@ -256,6 +292,7 @@ def test_a_worker_long_gone_counts_no_longer():
     ("options", "message"),
     [
         (dict(max_llr=0.0), "max_llr must lie"),
+        (dict(weighting="votes"), "weighting"),
         (dict(forgetting=0.0), "forgetting must lie"),
         (dict(forgetting=1.5), "forgetting must lie"),
         (dict(sample_above=0), "sample_above must be an int >= 1"),

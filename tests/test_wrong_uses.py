@@ -186,6 +186,7 @@ for option, bad, says in [
     )
 for decoder, option, bad in [
     ("correlation_defense", "max_llr", -1.0),
+    ("correlation_defense", "weighting", "LLR"),
     ("correlation_defense", "forgetting", 0.0),
     ("correlation_defense", "sample_above", 0),
     ("correlation_defense", "max_coordinates", 0),
