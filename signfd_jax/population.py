@@ -106,9 +106,9 @@ def population_defense(
        members', the mean over rounds. Who is far more like many members than members
        are like each other is one of $\frac MK$ times as many copies, which share one
        vote.
-    5. The weights are those of `correlation_defense`: log-likelihood ratios in units of
-       the median, mixed with equal ones as far as the committee's correlations do not
-       fit the model, and clipped to the median |weight|.
+    5. The weights are log-likelihood ratios in units of the median, mixed with equal
+       ones as far as the committee's correlations do not fit the model, and clipped to
+       the median |weight|.
 
     It does not see copies that are fewer than about $3 / K$ of the population, or that
     agree only a little more often than honest workers do: these have the weight
