@@ -112,9 +112,9 @@ def structure(
        links that the reliabilities predict are there (fewer will do where nearly all
        heads are of one camp); the labelled workers are a majority, copies counted or
        not; the larger camp leads clearly, pairs excused and (with experience: or) not,
-       those counted too that only lean to a camp, and with experience over the
-       unlabelled, and more clearly where many workers come in pairs; little weight is
-       likely to carry a wrong sign.
+       those counted too that only lean to a camp, as surely as they do, and with
+       experience over the unlabelled, and more clearly where many workers come in
+       pairs; little weight is likely to carry a wrong sign.
     6. Consistency. A worker of the smaller camp that is always wrong disagrees with the
        larger camp as much as it agrees with its own. One that lies on some coordinates
        only disagrees less: read backwards, its honest votes would be turned into lies,
@@ -160,12 +160,11 @@ def structure(
     voices = jnp.sign(aligned) * labelled
     sign, lead = _head_count(voices, present, copies, previous, experience)
     aligned = sign * aligned
-    # Who is not labelled may still lean to the other camp.
-    leaning = jnp.sign(aligned) * present
-    lead = jnp.minimum(lead, jnp.sum(leaning / copies))
-    lead = jnp.minimum(lead, jnp.sum(leaning / excuse_pairs(copies)))
-    # Whom even many rounds have not labelled may be of the other camp.
+    # Whom even many rounds have not labelled may be of the other camp; whom few have
+    # not, of the one that it leans to.
     lead = lead - experience * jnp.sum((1 - labelled) * heads)
+    leaning = jnp.sign(aligned) * jax.scipy.special.erf(deviations / jnp.sqrt(2.0))
+    lead = jnp.minimum(lead, jnp.sum(leaning * present / excuse_pairs(copies)))
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
@@ -177,7 +176,10 @@ def structure(
         jnp.sum(labelled * heads) / jnp.maximum(jnp.sum(heads), 1e-9),
         jnp.sum(labelled * present) / jnp.maximum(jnp.sum(present), 1.0),
     )
-    influence = labelled * heads
+    influence = jnp.clip(
+        jnp.abs(aligned) / _positive(masked_median(jnp.abs(aligned), seen)), 0, 1
+    )
+    influence = influence * heads
     wrong = jnp.sum(influence * jax.scipy.stats.norm.cdf(-deviations))
     unanimous = _ramp(lead / _positive(jnp.sum(heads)), _UNANIMOUS)
     trust = (
