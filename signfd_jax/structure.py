@@ -164,7 +164,10 @@ def structure(
     # not, of the one that it leans to.
     lead = lead - experience * jnp.sum((1 - labelled) * heads)
     leaning = jnp.sign(aligned) * jax.scipy.special.erf(deviations / jnp.sqrt(2.0))
-    lead = jnp.minimum(lead, jnp.sum(leaning * present / excuse_pairs(copies)))
+    leaning = jnp.maximum(
+        jnp.sum(leaning * heads), jnp.sum(leaning * present / excuse_pairs(copies))
+    )
+    lead = jnp.minimum(lead, leaning)
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))

@@ -163,6 +163,8 @@ def naive_structure(correlation, error, seen, previous):
         balance([j for j in workers if aligned[j] < 0]),
     )
     labelled_heads = sum(labelled[j] / copies[j] for j in workers)
+    leaning = {j: np.sign(aligned[j]) * math.erf(deviation[j] / math.sqrt(2))
+               for j in workers}  # fmt: skip
     majority = min(
         labelled_heads / max(heads, 1e-9),
         sum(labelled.values()) / max(len(workers), 1),
@@ -175,9 +177,16 @@ def naive_structure(correlation, error, seen, previous):
     wrong = sum(influence[j] * math.erfc(deviation[j] / math.sqrt(2)) / 2
                 for j in workers)  # fmt: skip
     wrong /= max(sum(influence.values()), 1e-9)
+    lead -= heads - labelled_heads
+    lead = min(
+        lead,
+        max(
+            sum(leaning[j] / copies[j] for j in workers),
+            sum(leaning[j] / max(copies[j] - 1, 1) for j in workers),
+        ),
+    )
     lead_wanted = THRESHOLDS["_LEAD_PER_IMBALANCE"] * (1 - fit)
-    lead_wanted += heads - labelled_heads
-    unanimous = ramp((lead - (heads - labelled_heads)) / max(heads, 1e-9), "_UNANIMOUS")
+    unanimous = ramp(lead / max(heads, 1e-9), "_UNANIMOUS")
     trust = (
         ramp(fit + THRESHOLDS["_BALANCE_EXCUSED"] * unanimous, "_BALANCE")
         * ramp(majority, "_MAJORITY")
@@ -185,13 +194,16 @@ def naive_structure(correlation, error, seen, previous):
         * ramp(wrong, "_MISLABELLED")
     )
     scale = math.sqrt(max(mean, 1e-9))
-    aligned = naive_consistency(correlation, aligned, labelled, copies, scale, error)
+    consistent = naive_consistency(correlation, aligned, labelled, copies, scale, error)
     every = range(len(seen))
+    label = {j: labelled[j] * min(consistent[j] / max(abs(aligned[j]), 1e-9), 1.0)
+             for j in workers}  # fmt: skip
     return (
-        [min(max(aligned.get(j, 0.0) / scale, -1.0), 1.0) for j in every],
+        [min(max(consistent.get(j, 0.0) / scale, -1.0), 1.0) for j in every],
         [copies.get(j, 1.0) for j in every],
         [blatant.get(j, 1.0) for j in every],
         trust if len(workers) >= 3 else 0.0,
+        [label.get(j, 0.0) for j in every],
     )
 
 
@@ -222,6 +234,7 @@ def test_structure_is_what_loops_find(num_workers, seed):
     np.testing.assert_allclose(found.blatant_copies, expected[2], atol=1e-3)
     np.testing.assert_allclose(found.reliability, expected[0], atol=5e-3)
     assert float(found.trust) == pytest.approx(expected[3], abs=2e-2)
+    np.testing.assert_allclose(found.label, expected[4], atol=2e-2)
 
 
 @pytest.mark.parametrize("num_workers", [3, 4, 15, 40])
@@ -448,6 +461,17 @@ def test_the_larger_camp_leads_over_those_whom_experience_has_not_labelled():
     v[7:10] = 0.3
     found = find(jnp.float32(np.outer(v, v)), *arguments)
     assert float(found.trust) == 1
+
+
+@pytest.mark.parametrize(("turned", "expected"), [(0, 0.0), (5, 1.0)])
+def test_those_who_only_lean_to_a_camp_are_counted_with_it(turned, expected):
+    """Six alike, and nine of whom each is half labelled: all against them, or not."""
+    v = np.array([0.4] * 6 + [-0.06] * 9)
+    v[6 : 6 + turned] *= -1
+    arguments = jnp.float32(0.03), jnp.ones(15, bool), jnp.zeros(15), 0.0
+    found = find(jnp.float32(np.outer(v, v)), *arguments)
+    assert np.all(found.labelled[6:] < 0.6)
+    assert float(found.trust) == expected
 
 
 def test_a_pair_with_like_data_is_two_heads_once_there_is_experience():
