@@ -29,8 +29,9 @@ class DecodeInfo(NamedTuple):
     """What one decoding round tells about the workers: for eyes and plots.
 
     Attributes:
-        weights: float32 `[M]`, weight of each worker's vote in this round (nats),
-            the mean over coordinates where weights differ between them.
+        weights: float32 `[M]`, weight of each worker's vote in this round (in nats, or
+            in votes: see the decoder), the mean over coordinates where weights differ
+            between them.
         crossover: float32 `[M]`, estimated probability that a vote is wrong, the
             mean over coordinates likewise. It includes the votes of this round.
         margin: float32 scalar in [0, 1]: |tally| over the sum of the |weights|,
