@@ -90,8 +90,8 @@ def correlation_defense(
 
     $C_{jk} = \sum_n Y_{j,n} Y_{k,n} / \sum_n |Y_{j,n}| |Y_{k,n}|$, averaged over rounds
     with forgetting, this round included. `signfd_jax.structure.structure` finds in it
-    the reliabilities $v_m = 1 - 2 p_m$, how surely each has a sign ($\ell_m$ in [0, 1]),
-    copies, and a trust $\alpha$; the weights are
+    the reliabilities $v_m = 1 - 2 p_m$, how surely each has a sign ($\ell_m$ in
+    [0, 1]), copies, and a trust $\alpha$; the weights are
 
     $w_m = \alpha \frac{\ell_m \operatorname{sign} v_m}
     {\max(\text{copies}_m - 1, 1)^2}
@@ -99,9 +99,10 @@ def correlation_defense(
 
     clipped to the median |weight|. Reliability earns no more than one vote: liars who
     are honest on most coordinates could not be outvoted on the rest by honest workers
-    who are less reliable than they; and what a single round says of it is noisy. (Together, k copies weigh about 1/k of one worker,
-    but a pair is excused: with like data honest workers are nobody's copies; with very
-    unlike data those that hold the same classes look like it.) A round whose own
+    who are less reliable than they; and what a single round says of it is noisy.
+    (Together, k copies weigh about 1/k of one worker, but a pair is excused: with like
+    data honest workers are nobody's copies; with very unlike data those that hold the
+    same classes look like it.) A round whose own
     correlations contradict the mean, beyond their noise and on firm ground, is decoded
     by its own (`signfd_jax.structure.news`): liars who change places each round show
     only there. And a worker of negative weight that contradicts the others' closest
