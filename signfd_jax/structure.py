@@ -164,10 +164,7 @@ def structure(
     # not, of the one that it leans to.
     lead = lead - experience * jnp.sum((1 - labelled) * heads)
     leaning = jnp.sign(aligned) * jax.scipy.special.erf(deviations / jnp.sqrt(2.0))
-    leaning = jnp.maximum(
-        jnp.sum(leaning * heads), jnp.sum(leaning * present / excuse_pairs(copies))
-    )
-    lead = jnp.minimum(lead, leaning)
+    lead = jnp.minimum(lead, jnp.maximum(*_balance_of_heads(leaning, present, copies)))
 
     scale = jnp.sqrt(
         _positive(jnp.sum(jnp.abs(aligned) * heads) / _positive(jnp.sum(heads)))
@@ -402,8 +399,7 @@ def _head_count(voices, present, copies, previous, experience):
     unlike that honest workers may be of either camp: the lead must be larger.
     """
     heads = present / copies
-    merged = jnp.sum(voices * heads)
-    apart = jnp.sum(voices * present / excuse_pairs(copies))
+    merged, apart = _balance_of_heads(voices, present, copies)
     memory = voices * heads * previous
     kept = jnp.sum(memory) / jnp.maximum(jnp.sum(jnp.abs(memory)), 1e-9)
     lead = merged + experience * (apart - merged)
@@ -414,6 +410,12 @@ def _head_count(voices, present, copies, previous, experience):
     unlike = jnp.maximum(_count_pairs(copies, present) - many, 0.0)
     lead = lead + experience * (jnp.abs(merged - apart) - _LEAD_PER_PAIR * unlike)
     return sign, lead
+
+
+def _balance_of_heads(voices, present, copies):
+    """Heads for less heads against: with copies merged, and with pairs excused."""
+    merged = jnp.sum(voices * (present / copies))
+    return merged, jnp.sum(voices * present / excuse_pairs(copies))
 
 
 def _count_pairs(copies, present):
