@@ -15,16 +15,11 @@ from jaxtyping import Array, Float
 from signfd_jax.agreement import camp_agreement, pair_counts, sampled_rows
 from signfd_jax.checks import check_choice, check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.evidence import positive
+from signfd_jax.heads import excuse_pairs
+from signfd_jax.judging import attendance, news, read_backwards, steadiness
 from signfd_jax.medians import capped_at_median, in_medians
-from signfd_jax.structure import (
-    Structure,
-    attendance,
-    excuse_pairs,
-    news,
-    read_backwards,
-    steadiness,
-    structure,
-)
+from signfd_jax.structure import Structure, structure
 from signfd_jax.tally import vote_tree
 
 __all__ = [
@@ -104,15 +99,15 @@ def correlation_defense(
     data honest workers are nobody's copies; with very unlike data those that hold the
     same classes look like it.) A round whose own
     correlations contradict the mean, beyond their noise and on firm ground, is decoded
-    by its own (`signfd_jax.structure.news`): liars who change places each round show
+    by its own (`signfd_jax.judging.news`): liars who change places each round show
     only there. And a worker of negative weight that contradicts the others' closest
     votes only, in this round beyond doubt or in the mean over rounds, is not read
-    backwards (`signfd_jax.structure.read_backwards`); nor is anybody by the past's
+    backwards (`signfd_jax.judging.read_backwards`); nor is anybody by the past's
     weights while hardly a worker of the larger camp votes
-    (`signfd_jax.structure.attendance`).
+    (`signfd_jax.judging.attendance`).
     Where the workers' votes do not fit the model (very unlike data, or honest workers
     that no longer can be told from colluders), or where the past has kept changing its
-    mind about who is right (`signfd_jax.structure.steadiness`), this falls back,
+    mind about who is right (`signfd_jax.judging.steadiness`), this falls back,
     gradually, to a majority vote in which three and more undoubted copies share about
     one vote, if they are copies in this round, too.
 
@@ -319,7 +314,7 @@ def _look_at_sides(state, weights, agreement, heed):
     # The signs of coordinates depend on each other: more noise than that of votes.
     variance = 1 / jnp.maximum(votes, 1.0) + _SIDES_NOISE * state.cd_scatter
     of_round = anywhere, where_sure, jnp.sqrt(variance)
-    anywhere, where_sure, _ = state.cd_sides / jnp.maximum(state.cd_sides[2:], 1e-9)
+    anywhere, where_sure, _ = state.cd_sides / positive(state.cd_sides[2:])
     error = error_of_mean(variance, state.cd_rounds)
     of_rounds = anywhere, where_sure, error
     # Of a round that is news, the means know nothing.
@@ -357,7 +352,7 @@ def _learn(state, balance, pairs, forgetting):
 
     def variance(at_first, now, mean):
         """One round's variance, given its deviation from a mean of rounds before."""
-        now = now / (1 + squares / jnp.maximum(rounds, 1e-9) ** 2)
+        now = now / (1 + squares / positive(rounds) ** 2)
         later = jnp.where(state.cd_round == 1, now, 0.9 * mean + 0.1 * now)
         return jnp.where(state.cd_round == 0, at_first, later)
 
@@ -401,4 +396,4 @@ def _count(mask):
 
 
 def _ratio(balance, pairs):
-    return balance / jnp.maximum(pairs, 1e-9)
+    return balance / positive(pairs)

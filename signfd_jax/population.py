@@ -22,6 +22,7 @@ from signfd_jax.correlation import (
 )
 from signfd_jax.counting import outcomes_against_others
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.evidence import positive, ramp
 from signfd_jax.medians import capped_at_median, in_medians
 from signfd_jax.tally import count_agreements, vote_tree
 
@@ -30,8 +31,7 @@ __all__ = ["PopulationDefenseState", "default_decoder", "population_defense"]
 _MOST_PAIRED = 512  # workers; see `default_decoder`
 
 
-# What makes a copy, by |correlation| with a member; each pair is where a factor starts
-# to move from 0 and where it reaches 1.
+# What makes a copy, by |correlation| with a member; each pair is for `ramp`.
 _SLACK = 1.3  # by how much honest pairs may exceed the committee's median correlation
 _COPY = (0.2, 0.5)  # beyond that, ...
 _ERRORS = 4.0  # ... or from so many standard errors on
@@ -235,7 +235,7 @@ def _reliability(state, copied, found):
     """Every worker's reliability $v_m$ in [-1, 1], and how many copies it has."""
     balance = 2 * state.pd_agreement - 1
     of_members = jnp.mean(jnp.abs(found.reliability))
-    scale = jnp.mean(jnp.abs(balance)) / jnp.maximum(of_members, 1e-9)
+    scale = jnp.mean(jnp.abs(balance)) / positive(of_members)
     reliability = jnp.clip(balance / jnp.clip(scale, 1e-3, 1.0), -1.0, 1.0)
     num_workers, num_members = copied.shape[0], found.copies.shape[0]
     copies = 1 + jnp.maximum(copied - _CHANCE, 0.0) * (num_workers / num_members)
@@ -262,7 +262,6 @@ def _copied(correlation, typical, committee, max_coordinates):
     error = jnp.where(committee.cd_round == 1, jnp.inf, error)
     start, sure = _COPY
     beyond = strength - _SLACK * typical - jnp.maximum(start, _ERRORS * error)
-    likely = jnp.clip(beyond / (sure - start), 0.0, 1.0)
-    start, sure = _IDENTICAL
-    identical = jnp.clip((strength - start) / (sure - start), 0.0, 1.0)
+    likely = ramp(beyond, (0.0, sure - start))
+    identical = ramp(strength, _IDENTICAL)
     return jnp.sum(jnp.maximum(likely, identical), axis=0)
