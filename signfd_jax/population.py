@@ -31,7 +31,8 @@ __all__ = ["PopulationDefenseState", "default_decoder", "population_defense"]
 _MOST_PAIRED = 512  # workers; see `default_decoder`
 
 
-# What makes a copy, by |correlation| with a member; each pair is for `ramp`.
+# What makes a copy, by |correlation| with a member; each pair is where a factor starts
+# to move from 0 and where it reaches 1.
 _SLACK = 1.3  # by how much honest pairs may exceed the committee's median correlation
 _COPY = (0.2, 0.5)  # beyond that, ...
 _ERRORS = 4.0  # ... or from so many standard errors on

@@ -19,12 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from signfd_jax.evidence import doubt_wrongness, positive, ramp
-from signfd_jax.heads import (
-    balance_of_heads,
-    count_copies,
-    count_pairs,
-    worker_pairs,
-)
+from signfd_jax.heads import balance_of_heads, count_copies, count_pairs, worker_pairs
 from signfd_jax.medians import masked_median
 
 __all__ = ["Structure", "structure"]
