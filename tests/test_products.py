@@ -8,7 +8,9 @@ import pytest
 from signfd_jax.products import row_products
 
 
-@pytest.mark.parametrize("length", [0, 1, 3, 15, 16, 17, 127, 128, 255, 256, 257, 5001])
+@pytest.mark.parametrize(
+    "length", [0, 1, 3, 15, 16, 17, 127, 128, 255, 256, 257, 5001, 2**15 + 5]
+)
 def test_against_a_wider_integer(length):
     rng = np.random.default_rng(length)
     rows = rng.integers(-128, 128, (4, length), np.int8)
