@@ -12,18 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Int8, Int32
-
-from signfd_jax import signs
+from jaxtyping import Array, Bool, Int8, Int32, UInt8
 
 __all__ = [
     "PackedVotes",
     "draw_coordinates",
     "holds_packed",
+    "in_leaf_shape",
     "is_packed",
     "join_chunks",
-    "leaf_order",
     "pack_one_bit",
     "pack_ternary",
     "row_agreements",
@@ -35,6 +34,8 @@ __all__ = [
 ]
 
 _FULL = 0xFF
+# Of the eight bits of a byte, from the highest: `[8, 1]`, to broadcast over the bytes.
+_SHIFTS = np.arange(7, -1, -1, dtype=np.uint8)[:, None]
 
 
 @functools.partial(
@@ -44,15 +45,19 @@ _FULL = 0xFF
 )
 @dataclasses.dataclass(frozen=True)
 class PackedVotes:
-    """The votes of all workers on one leaf, eight to a byte as `signs.pack` packs them.
+    """The votes of all workers on one leaf, eight to a byte.
 
-    It stands where an int8 array `[M, ...]` could, as one leaf of a tree of votes.
+    It stands where an int8 array `[M, ...]` could, as one leaf of a tree of votes. The
+    k-th bit of byte b, from the highest, is of coordinate `k * ceil(N / 8) + b`:
+    neighbours lie in neighbouring bytes, so that 32 and more are packed and unpacked
+    by one instruction, where those of `signs.pack`, which lie in one byte, go one by
+    one.
 
     Attributes:
         signs: uint8 `[M, ceil(N / 8)]`, a bit is 1 where the vote is +1.
         voted: uint8 `[M, ceil(N / 8)]`, a bit is 1 where the vote is not 0; or
             `[M, 1]`, all bits alike, where workers abstain as a whole or not at all.
-        leaf_shape: the shape of the leaf, whose N coordinates are packed in order.
+        leaf_shape: the shape of the leaf, whose N coordinates are those packed.
     """
 
     # Not jax.Array: JAX also puts shapes, dtypes and specs in the place of arrays.
@@ -133,9 +138,7 @@ def pack_ternary(votes):
 
     def pack(leaf):
         rows = leaf.reshape(leaf.shape[0], -1)
-        return PackedVotes(
-            signs.pack(rows), signs.pack(jnp.abs(rows)), tuple(leaf.shape[1:])
-        )
+        return PackedVotes(_pack(rows > 0), _pack(rows != 0), tuple(leaf.shape[1:]))
 
     return jax.tree.map(pack, votes)
 
@@ -160,9 +163,16 @@ def pack_one_bit(votes):
     def pack(leaf):
         rows = leaf.reshape(leaf.shape[0], -1)
         voted = jnp.where(rows[:, :1] != 0, jnp.uint8(_FULL), jnp.uint8(0))
-        return PackedVotes(signs.pack(rows), voted, tuple(leaf.shape[1:]))
+        return PackedVotes(_pack(rows > 0), voted, tuple(leaf.shape[1:]))
 
     return jax.tree.map(pack, votes)
+
+
+def _pack(bits: Bool[Array, "M N"]) -> UInt8[Array, "M bytes"]:
+    num_workers, size = bits.shape
+    bits = jnp.pad(bits, ((0, 0), (0, -size % 8))).astype(jnp.uint8)
+    bits = bits.reshape(num_workers, 8, -(-size // 8)) << _SHIFTS[None]
+    return jnp.sum(bits, axis=1, dtype=jnp.uint8)
 
 
 def unpack_votes(votes):
@@ -182,8 +192,11 @@ def unpack_votes(votes):
     def unpack(leaf):
         if not is_packed(leaf):
             return leaf
-        rows = jax.vmap(lambda row: leaf_order(row_votes(row), row))(leaf)
-        return rows.reshape(leaf.shape)
+        rows = jax.vmap(row_votes)(leaf)
+        size, width = math.prod(leaf.leaf_shape), rows.shape[2]
+        # Not one slice of all: XLA's CPU backend would divide to find every vote.
+        parts = [rows[:, k, : max(size - k * width, 0)] for k in range(8)]
+        return jnp.concatenate(parts, axis=1).reshape(leaf.shape)
 
     return jax.tree.map(unpack, votes, is_leaf=is_packed)
 
@@ -272,22 +285,25 @@ def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M 
         >>> print(take_coordinates(packed, jnp.array([3, 2])))
         [[1 0]]
     """
-    if chosen is None or not is_packed(leaf):
-        rows = unpack_votes(leaf).reshape(leaf.shape[0], -1)
-        return rows if chosen is None else _taken_once(rows[:, chosen])
-    shift = jnp.uint8(7) - (chosen % 8).astype(jnp.uint8)
+    if not is_packed(leaf):
+        rows = leaf.reshape(leaf.shape[0], -1)
+        return rows if chosen is None else _once(rows[:, chosen])
+    if chosen is None:
+        return _once(unpack_votes(leaf).reshape(leaf.shape[0], -1))
+    num_bytes = leaf.signs.shape[1]
+    shift = jnp.uint8(7) - (chosen // num_bytes).astype(jnp.uint8)
 
     def bits(plane):
         # A plane of one byte a worker serves all coordinates.
-        taken = plane if plane.shape[1] == 1 else plane[:, chosen // 8]
+        taken = plane if plane.shape[1] == 1 else plane[:, chosen % num_bytes]
         return ((taken >> shift[None]) & jnp.uint8(1)).astype(jnp.int8)
 
-    return _taken_once(jnp.int8(2) * bits(leaf.signs) - bits(leaf.voted))
+    return _once(jnp.int8(2) * bits(leaf.signs) - bits(leaf.voted))
 
 
-def _taken_once(sample):
-    # Else XLA's CPU backend takes it again in a product's loops: thrice the time.
-    return lax.optimization_barrier(sample)
+def _once(rows):
+    # Else XLA's CPU backend makes them again in a product's loops: thrice the time.
+    return lax.optimization_barrier(rows)
 
 
 def row_votes(row):
@@ -297,9 +313,8 @@ def row_votes(row):
         row: int8 `[...]`, which stays as it is, or `PackedVotes` of arrays `[bytes]`.
 
     Returns:
-        int8 in {-1, 0, +1}: `[...]`, or of packed votes `[8, bytes]`, the k-th bits of
-        all bytes side by side: so XLA's CPU backend unpacks 32 at an instruction, while
-        eight neighbours at a time take ten times as long. See `leaf_order`.
+        int8 in {-1, 0, +1}: `[...]`, or of packed votes `[8, bytes]`, their coordinates
+        in order, with those that pad the last row; see `in_leaf_shape`.
 
     Examples:
         >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1]], jnp.int8))
@@ -308,13 +323,12 @@ def row_votes(row):
     """
     if not is_packed(row):
         return row
-    shifts = jnp.arange(7, -1, -1, dtype=jnp.uint8)[:, None]
-    bits = lambda plane: ((plane[None] >> shifts) & jnp.uint8(1)).astype(jnp.int8)  # noqa: E731
+    bits = lambda plane: ((plane[None] >> _SHIFTS) & jnp.uint8(1)).astype(jnp.int8)  # noqa: E731
     return jnp.int8(2) * bits(row.signs) - bits(row.voted)
 
 
-def leaf_order(values, votes):
-    """Put what was made from `row_votes` back into the order of the leaf.
+def in_leaf_shape(values, votes):
+    """Give what was made from `row_votes` the shape of the leaf.
 
     Args:
         values: `[8, bytes]`, one number for each coordinate of packed votes; of other
@@ -327,13 +341,13 @@ def leaf_order(values, votes):
     Examples:
         >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1]], jnp.int8))
         >>> row = jax.tree.map(lambda rows: rows[0], packed)
-        >>> print(leaf_order(row_votes(row), row))
+        >>> print(in_leaf_shape(row_votes(row), row))
         [ 1 -1  0  1]
     """
     if not is_packed(votes):
         return values
     size = math.prod(votes.leaf_shape)
-    return values.T.reshape(-1)[:size].reshape(votes.leaf_shape)
+    return values.reshape(-1)[:size].reshape(votes.leaf_shape)
 
 
 def row_agreements(

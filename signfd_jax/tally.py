@@ -148,7 +148,7 @@ def _vote(votes, weights, largest, weigh):
         row_sums = weights
     else:
         (tally, total), row_sums = over_workers(visit, (votes, weights))
-    tally = packed.leaf_order(tally, votes)
+    tally = packed.in_leaf_shape(tally, votes)
     margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
         total.astype(jnp.float32), 1.0
     )
