@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 
 import signfd_jax as sfd
 from benchmarks import measure
-from signfd_jax import packed, tally
+from signfd_jax import models, packed, tally
 
 DECODERS = {
     "population_defense": sfd.population_defense,
@@ -60,14 +60,6 @@ class Options:
     """Measure one `workers/features/decoder` in this process, print it, and end."""
 
 
-def softmax_loss(params: Any, batch: Any) -> jax.Array:
-    """Mean cross-entropy of one worker's batch: inputs `[B, F]`, labels `[B]`."""
-    inputs, labels = batch
-    logits = inputs @ params["w"] + params["b"][None]
-    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
-
-
 def population(num_workers: int, features: int, decoder: str, chunk: int | None):
     """One round of a population, jitted, and its state before the first."""
     rng = np.random.default_rng(0)
@@ -80,15 +72,16 @@ def population(num_workers: int, features: int, decoder: str, chunk: int | None)
         pixels = images[indices].astype(jnp.float32)
         return (pixels - 127.0) / 52.0, labels[indices]
 
+    model = models.SoftmaxRegression(CLASSES)
     simulation = sfd.simulation(
-        softmax_loss,
+        models.loss_fn(model),
         sfd.sign_sgd(1e-3, num_workers, decoder=DECODERS[decoder]()),
         num_workers=num_workers,
         attack=sfd.attacks.sign_inversion(),
         lookup=lookup,
         worker_chunk=chunk,
     )
-    params = {"w": jnp.zeros((features, CLASSES)), "b": jnp.zeros(CLASSES)}
+    params = model.init(jax.random.key(1), jnp.zeros((1, features)))
     liars = jnp.arange(num_workers) % 5 < 2
     state = simulation.init(jax.random.key(0), params, liars)
 

@@ -99,13 +99,14 @@ def camp_agreement(
         >>> print(camp_agreement([votes], camp, 2.0)[1])
         [1. 1. 0.]
     """
+    narrow = jnp.int8 if camp.size <= jnp.iinfo(jnp.int8).max else jnp.int32
 
     def member(row):
         vote, counts = row
-        return vote.astype(jnp.int32) * counts, ()
+        return vote.astype(narrow) * counts, ()
 
     def count(leaf):
-        tally, _ = over_workers(member, (leaf, camp.astype(jnp.int32)), simple=True)
+        tally, _ = over_workers(member, (leaf, camp.astype(narrow)), simple=True)
         side = jnp.sign(tally).astype(jnp.int8)
         sure = jnp.abs(tally).astype(jnp.float32) >= margin
         sides = jnp.stack([side, jnp.where(sure, side, jnp.int8(0))])

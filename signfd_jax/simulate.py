@@ -19,8 +19,12 @@ from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks.contract import apply_by_row
 from signfd_jax.checks import check_callable, check_kind, check_mask, check_size
 from signfd_jax.decoding import DecodeInfo
+from signfd_jax.visits import over_workers
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
+
+# Coordinates from which on it pays to read a gradient once, and not to copy it first.
+_LONG = 2**15
 
 
 class SimulationState(NamedTuple):
@@ -201,7 +205,7 @@ def simulation(
                 batch, attack_state = attacked(batch)
             losses, gradients = worker_gradients(state.params, batch)
             honest = ~workers.byzantine & workers.present
-            total = jax.tree.map(lambda g: _sum_rows(g, honest), gradients)
+            total = jax.tree.map(lambda g: _sum_honest(g, honest), gradients)
             if attack.entry != "data":
                 gradients, attack_state = attacked(gradients)
             return losses, total, gradients, attack_state
@@ -346,12 +350,17 @@ def run(
     return lax.scan(one_round, state, length=num_rounds)
 
 
-def _sum_rows(gradient, honest):
-    rows = honest.reshape((-1,) + (1,) * (gradient.ndim - 1))
-    kept = jnp.where(rows, gradient, jnp.zeros((), gradient.dtype))
-    # A product with ones: XLA's CPU backend sums rows twenty times slower.
-    ones = jnp.ones((kept.shape[0],), kept.dtype)
-    return jnp.tensordot(ones, kept, axes=1, precision=lax.Precision.HIGHEST)
+def _sum_honest(gradient, honest):
+    def kept(gradient, honest):
+        return jnp.where(honest, gradient, jnp.zeros((), gradient.dtype))
+
+    if gradient[0].size >= _LONG:
+        rows = gradient, honest
+        return over_workers(lambda row: (kept(*row), ()), rows)[0]
+    # XLA's CPU backend shares a product with ones among the cores.
+    ones = jnp.ones_like(gradient, shape=honest.shape)
+    rows = jax.vmap(kept)(gradient, honest)
+    return jnp.tensordot(ones, rows, axes=1, precision=lax.Precision.HIGHEST)
 
 
 def _honest_mean(losses, honest):

@@ -1,7 +1,7 @@
 """Visiting the workers one after the other, or all at once, whichever is faster.
 
-Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf. What is summed over
-the workers is int32, so that the order of the visits changes nothing.
+Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf. Where a result must
+not depend on the order of the visits, what is summed over the workers is int32.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def over_workers(
 
     Args:
         visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
-            are int32 of any shape, so that their sum is exact in any order.
+            may have any shape; their sum has their dtype.
         rows: tree of `[M, ...]`.
         simple: a visit takes a few operations, so that up to 16 workers come all at
             once on a CPU too: their sums then stay in registers.
@@ -54,7 +54,9 @@ def over_workers(
 
     def all_at_once(rows):
         terms, kept = jax.vmap(visit)(rows)
-        total = jax.tree.map(lambda term: jnp.sum(term, axis=0, dtype=jnp.int32), terms)
+        total = jax.tree.map(
+            lambda term: jnp.sum(term, axis=0, dtype=term.dtype), terms
+        )
         return total, kept
 
     def few_at_once(rows):

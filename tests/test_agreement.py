@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from channels import channel_votes
 
 from signfd_jax import agreement
@@ -56,3 +57,23 @@ def test_sampled_pair_counts_estimate_the_correlations():
         np.testing.assert_allclose(error, np.zeros((6, 6)), atol=6 / np.sqrt(900))
         seen.add(float(balance[0, 1]))
     assert len(seen) > 1  # Another key, another sample.
+
+
+@pytest.mark.parametrize("num_workers", [5, 15, 128, 129, 300])
+def test_a_camp_is_counted_exactly_however_large_it_is(num_workers):
+    """Where all agree, the tally of so many votes does not overflow."""
+    rng = np.random.default_rng(num_workers)
+    votes = rng.integers(-1, 2, (num_workers, 40)).astype(np.int8)
+    votes[:, 0], votes[:, 1] = 1, -1
+    camp = np.arange(num_workers) != 2
+    tally = votes[camp].sum(axis=0, dtype=np.int64)
+    margin = 0.6 * num_workers
+    for columns in (np.abs(tally) >= 0, np.abs(tally) >= margin):
+        compared = votes[:, columns] * np.sign(tally[columns])
+        voted = np.count_nonzero(compared, axis=1)
+        expected = compared.sum(axis=1) / np.maximum(voted, 1)
+        threshold = 0.0 if columns.all() else margin
+        rows = [jnp.asarray(votes)]
+        found = agreement.camp_agreement(rows, jnp.asarray(camp), threshold)
+        np.testing.assert_allclose(found[1], expected, rtol=1e-6)
+        np.testing.assert_array_equal(found[2], voted)

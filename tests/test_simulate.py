@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import signfd_jax as sfd
-from signfd_jax import attacks, signs
+from signfd_jax import attacks, signs, simulate
 from signfd_jax.attacks import Attack
 from signfd_jax.transform import scale_by_sign_decoder
 
@@ -328,8 +328,12 @@ def test_a_server_without_decoder_has_nothing_to_show(key):
     assert float(jnp.abs(state.params["w"]).max()) > 0
 
 
-def test_sign_error_by_hand(key):
-    """Three workers in two coordinates; the attacker takes the majority in one."""
+@pytest.mark.parametrize("repeats", [1, simulate._LONG // 4 + 1])
+def test_sign_error_by_hand(key, repeats):
+    """Three workers in four coordinates; the attacker takes the majority in one.
+
+    What it found in the last is not a number.
+    """
 
     def linear(params, batch):
         return jnp.sum(params * batch)
@@ -340,13 +344,16 @@ def test_sign_error_by_hand(key):
         num_workers=3,
         attack=attacks.sign_inversion(),
     )
-    state = simulation.init(key, jnp.zeros(3), jnp.array([True, False, False]))
-    #                       inverted: -1, -1, 0      mean honest sign: +, +, 0
-    batch = jnp.array([[1.0, 1.0, 0.0], [1.0, 3.0, 0.0], [1.0, -1.0, 0.0]])
-    state, info = simulation.step(state, batch)
-    # Votes: -++, -+-, 000; decoded +, -, tie. The third has no honest sign.
-    np.testing.assert_allclose(state.params, [-0.1, 0.1, 0.0])
-    assert float(info.sign_error) == 0.5
+    params = jnp.zeros(4 * repeats)
+    state = simulation.init(key, params, jnp.array([True, False, False]))
+    #               inverted: -1, -1, 0, no vote      mean honest sign: +, +, 0, +
+    batch = jnp.array(
+        [[1.0, 1.0, 0.0, jnp.nan], [1.0, 3.0, 0.0, 1.0], [1.0, -1.0, 0.0, 1.0]]
+    )
+    state, info = simulation.step(state, jnp.tile(batch, repeats))
+    # Votes: -++, -+-, 000, 0++; decoded +, -, tie, +. The third has no honest sign.
+    np.testing.assert_allclose(state.params, np.tile([-0.1, 0.1, 0.0, -0.1], repeats))
+    assert float(info.sign_error) == pytest.approx(1 / 3)
     np.testing.assert_array_equal(info.weights, np.ones(3))
 
 
