@@ -198,7 +198,10 @@ def test_control_c_in_mid_run(tmp_path):
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     with signfd(heed, *command) as process:
         deadline = time.monotonic() + 240
-        while not any(path.read_text() for path in tmp_path.glob("*/metrics.jsonl")):
+        while not any(
+            path.read_text().count("\n") > 1
+            for path in tmp_path.glob("*/metrics.jsonl")
+        ):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
