@@ -67,6 +67,10 @@ class Timing(NamedTuple):
         """Median (seconds)."""
         return statistics.median(self.samples)
 
+    def of_one(self, number: int) -> "Timing":
+        """Time for one of so many equal parts (int) of a call."""
+        return Timing(tuple(seconds / number for seconds in self.samples))
+
     def summary(self) -> dict[str, Any]:
         """Median, minimum and quartiles (seconds), for a file of results."""
         low, _, high = _quartiles(self.samples)

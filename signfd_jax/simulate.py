@@ -17,7 +17,13 @@ from jax import lax
 from signfd_jax import packed, signs
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks.contract import apply_by_row
-from signfd_jax.checks import check_callable, check_kind, check_mask, check_size
+from signfd_jax.checks import (
+    check_callable,
+    check_flag,
+    check_kind,
+    check_mask,
+    check_size,
+)
 from signfd_jax.decoding import DecodeInfo
 from signfd_jax.visits import over_workers
 
@@ -57,7 +63,8 @@ class SimulationInfo(NamedTuple):
         crossover: float32 `[M]`, estimated crossover probabilities.
         margin: float32 scalar in [0, 1], see `DecodeInfo`.
         sign_error: float32 scalar in [0, 1]: of the coordinates where the mean honest
-            gradient is not zero, the share whose decoded sign differs from its sign.
+            gradient is not zero, the share whose decoded sign differs from its sign;
+            NaN where it is not measured.
     """
 
     loss: jax.Array
@@ -91,6 +98,7 @@ def simulation(
     membership: Membership | None = None,
     lookup: Callable[[Any], Any] | None = None,
     worker_chunk: int | None = None,
+    sign_error: bool = True,
 ) -> Simulation:
     """Build the round function of synchronous distributed SGD under attack.
 
@@ -123,6 +131,8 @@ def simulation(
         worker_chunk: number m of workers that have gradients at a time; it divides M.
             None: all. It needs a row-wise attack without memory, and a decoder of
             packed votes.
+        sign_error: whether to measure it. It is no part of the algorithm, and its mean
+            of the honest gradients is one more pass over all of them. False: NaN.
 
     Returns:
         `Simulation(init, step)`.
@@ -155,6 +165,7 @@ def simulation(
         check_callable("membership", membership, "(key, byzantine, round)")
     if lookup is not None:
         check_callable("lookup", lookup, "of the batch that step is given")
+    check_flag("sign_error", sign_error)
     if worker_chunk is not None:
         _check_chunk(worker_chunk, num_workers, attack)
     pack = packed.pack_one_bit if wire == "one_bit" else packed.pack_ternary
@@ -195,7 +206,7 @@ def simulation(
         )
 
         def send(workers):
-            """Losses, the sum of the honest gradients, and the gradients as sent."""
+            """Losses, the sum of the honest gradients or None, and what they send."""
             attacked = functools.partial(
                 _attacked, attack, attack_key, workers, context, state.attack_state
             )
@@ -204,8 +215,10 @@ def simulation(
             if attack.entry == "data":
                 batch, attack_state = attacked(batch)
             losses, gradients = worker_gradients(state.params, batch)
-            honest = ~workers.byzantine & workers.present
-            total = jax.tree.map(lambda g: _sum_honest(g, honest), gradients)
+            total = None
+            if sign_error:
+                honest = ~workers.byzantine & workers.present
+                total = jax.tree.map(lambda g: _sum_honest(g, honest), gradients)
             if attack.entry != "data":
                 gradients, attack_state = attacked(gradients)
             return losses, total, gradients, attack_state
@@ -227,7 +240,7 @@ def simulation(
             chunks = jax.tree.map(
                 lambda leaf: leaf.reshape(-1, worker_chunk, *leaf.shape[1:]), everyone
             )
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            zeros = jax.tree.map(jnp.zeros_like, state.params) if sign_error else None
             total, (losses, sent) = lax.scan(send_chunk, zeros, chunks)
             losses, sent = losses.reshape(-1), packed.join_chunks(sent)
             attack_state = state.attack_state
@@ -237,7 +250,7 @@ def simulation(
             state.params,
             present=present,
             wire=wire,
-            honest_sign=signs.votes(total),
+            honest_sign=signs.votes(total) if sign_error else None,
         )
         honest = ~byzantine & everyone.present
         info = _round_info(opt_state, _honest_mean(losses, honest), num_workers)

@@ -149,12 +149,16 @@ def test_rounds_are_measured_and_tabulated(tmp_path, known_rate):
     workload = section["workloads"][0]
     assert workload["gradient_operations"] == (6 * 101_632 - 2 * 100_352) * 3 * 2
     assert workload["results"]["majority_vote"]["repeats"] >= 3
-    assert "| majority_vote |" in table.table({"round": section})
+    text = table.table({"round": section})
+    assert "| majority_vote |" in text
+    assert "| majority_vote, 10 rounds a call |" in text
 
 
 def test_a_wrong_loss_is_not_timed():
     batch = round.batches("mnist_mlp", 3, 2)
-    _, loss, _ = round.simulated("mnist_mlp", "majority_vote", batch, 1)
+    entry = round.Entry("majority_vote", rounds=3)
+    run, loss, _ = round.simulated("mnist_mlp", entry, batch, 1)
+    assert run().loss.shape == (3,)
     round.check_losses("mnist_mlp", {"majority_vote": loss}, batch, 2)
     with pytest.raises(measure.WrongAnswer, match="majority_vote"):
         round.check_losses("mnist_mlp", {"majority_vote": 1.01 * loss}, batch, 2)

@@ -357,6 +357,21 @@ def test_sign_error_by_hand(key, repeats):
     np.testing.assert_array_equal(info.weights, np.ones(3))
 
 
+@pytest.mark.parametrize("worker_chunk", [None, 2])
+def test_without_the_sign_error_all_else_is_the_same(worker_chunk, key):
+    options = {"attack": ATTACKS["flips"], "worker_chunk": worker_chunk}
+    decoder = CHUNKABLE["correlation"]
+    state, infos = trained_by_indices(decoder(), key, **options)
+    bare, without = trained_by_indices(decoder(), key, sign_error=False, **options)
+    assert np.all(np.isfinite(infos.sign_error))
+    assert np.all(np.isnan(without.sign_error))
+    error = optax.tree.get(state.opt_state, "sign_error")
+    assert_same(
+        bare._replace(opt_state=optax.tree.set(bare.opt_state, sign_error=error)), state
+    )
+    chex.assert_trees_all_equal(without._replace(sign_error=infos.sign_error), infos)
+
+
 def test_an_attack_sees_the_server_and_remembers(key):
     """Each round it sends its own memory, which it then replaces by the round."""
 

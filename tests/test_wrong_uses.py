@@ -347,6 +347,7 @@ for option, bad, says in [
     ("worker_chunk", 2, "does not divide the 5 workers; take 1"),
     ("worker_chunk", 2.5, "must be an int from 1 to the 5 workers"),
     ("worker_chunk", 9, "must be an int from 1 to the 5 workers"),
+    ("sign_error", "no", "sign_error must be True or False"),
 ]:
     row(
         f"signfd_jax.simulation({option})",
