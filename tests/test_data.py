@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pooch
 import pytest
+import sklearn.datasets
 
 from signfd_jax import data
+from signfd_jax.data import loading
 from signfd_jax.data.files import FILES
 
 NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
@@ -371,6 +373,19 @@ def test_digits_are_split_by_class():
     assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797  # none is in both
     again = data.load("digits")
     np.testing.assert_array_equal(again.test_inputs, digits.test_inputs)
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    """Read from its file, or by its function where that is not found."""
+    inputs, labels = sklearn.datasets.load_digits(return_X_y=True)
+    expected = np.column_stack([inputs, labels])
+    monkeypatch.setattr(sklearn.datasets, "load_digits", None)
+    found = loading._bundled_digits()
+    monkeypatch.undo()
+    monkeypatch.setattr(loading.Path, "exists", lambda path: False)
+    for table in (found, loading._bundled_digits()):
+        assert table.dtype == np.uint8
+        np.testing.assert_array_equal(table, expected)
 
 
 def test_digits_need_no_folder(tmp_path, monkeypatch):

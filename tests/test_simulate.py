@@ -360,9 +360,9 @@ def test_sign_error_by_hand(key, repeats):
 @pytest.mark.parametrize("worker_chunk", [None, 2])
 def test_without_the_sign_error_all_else_is_the_same(worker_chunk, key):
     options = {"attack": ATTACKS["flips"], "worker_chunk": worker_chunk}
-    decoder = CHUNKABLE["correlation"]
-    state, infos = trained_by_indices(decoder(), key, **options)
-    bare, without = trained_by_indices(decoder(), key, sign_error=False, **options)
+    decoder = CHUNKABLE["majority"]()
+    state, infos = trained_by_indices(decoder, key, **options)
+    bare, without = trained_by_indices(decoder, key, sign_error=False, **options)
     assert np.all(np.isfinite(infos.sign_error))
     assert np.all(np.isnan(without.sign_error))
     error = optax.tree.get(state.opt_state, "sign_error")
