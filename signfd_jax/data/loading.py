@@ -91,7 +91,8 @@ def _bundled_digits():
             return np.loadtxt(file, np.uint8, delimiter=",")
     from sklearn.datasets import load_digits
 
-    return np.column_stack(load_digits(return_X_y=True)).astype(np.uint8)
+    inputs, labels = load_digits(return_X_y=True)
+    return np.column_stack([inputs, labels]).astype(np.uint8)
 
 
 def _digits():
