@@ -276,7 +276,7 @@ def test_processes_train_as_one_does(processes, tmp_path, undisturbed):
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")
 def test_job_of_four_that_is_killed_goes_on_with_two(tmp_path, undisturbed):
     with start(tmp_path, "--processes", 4) as process:
-        until(process, lambda: has_checkpoint(tmp_path, 60))
+        until(process, lambda: has_checkpoint(tmp_path, 20))
         os.kill(children(process)[2], signal.SIGKILL)
         begun = time.monotonic()
         code, _, err = finish(process)
