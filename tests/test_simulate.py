@@ -52,6 +52,12 @@ def assert_same(one, other):
     chex.assert_trees_all_equal(with_keys_as_data(one), with_keys_as_data(other))
 
 
+def assert_same_but_sign_error(one, other):
+    error = optax.tree.get(other.opt_state, "sign_error")
+    opt_state = optax.tree.set(one.opt_state, sign_error=error)
+    assert_same(one._replace(opt_state=opt_state), other)
+
+
 @functools.cache
 def runner(simulation, num_rounds):
     return jax.jit(lambda state: sfd.run(simulation, state, sample_batch, num_rounds))
@@ -365,10 +371,7 @@ def test_without_the_sign_error_all_else_is_the_same(worker_chunk, key):
     bare, without = trained_by_indices(decoder, key, sign_error=False, **options)
     assert np.all(np.isfinite(infos.sign_error))
     assert np.all(np.isnan(without.sign_error))
-    error = optax.tree.get(state.opt_state, "sign_error")
-    assert_same(
-        bare._replace(opt_state=optax.tree.set(bare.opt_state, sign_error=error)), state
-    )
+    assert_same_but_sign_error(bare, state)
     chex.assert_trees_all_equal(without._replace(sign_error=infos.sign_error), infos)
 
 
@@ -465,9 +468,7 @@ def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key):
         CHUNKABLE[decoder](), key, worker_chunk=2, **options
     )
     # Only the honest mean loss and gradient are summed in another order.
-    error = optax.tree.get(whole.opt_state, "sign_error")
-    opt_state = optax.tree.set(state.opt_state, sign_error=error)
-    assert_same(state._replace(opt_state=opt_state), whole)
+    assert_same_but_sign_error(state, whole)
     exact = lambda info: (info.weights, info.crossover, info.margin)  # noqa: E731
     chex.assert_trees_all_equal(exact(chunked), exact(infos))
     np.testing.assert_allclose(chunked.loss, infos.loss, rtol=1e-6)
