@@ -32,11 +32,9 @@ DECODERS: dict[str, Callable[[], sfd.Decoder]] = {
     "federated_voting": lambda: sfd.federated_voting(initial_rounds=100),
     "dawid_skene": sfd.dawid_skene,
     "correlation_defense": sfd.correlation_defense,
-    "population_defense": sfd.population_defense,
 }
 ROUNDS = 100  # behind the state
-SAMPLE = 16384  # coordinates from which correlations are taken above 64 workers
-MOST_CORRELATED = 2000  # workers
+SAMPLE, COMMITTEE = 8192, 64  # what correlations are counted on, and with
 CHECKED = 2048  # coordinates that are decoded again by definition
 
 
@@ -188,8 +186,9 @@ def costs(name: str, num_workers: int, size: int) -> dict[str, float]:
     """Bytes and operations that decoding from gradients must cost, whoever does it."""
     both = num_workers * size
     counters = name in ("federated_defense", "federated_voting")
-    in_correlation = size if num_workers <= 64 else min(size, SAMPLE)
-    gram = 4 * num_workers**2 * in_correlation * (name == "correlation_defense")
+    pairs = num_workers * min(num_workers, COMMITTEE)
+    sample = min(size, SAMPLE if num_workers <= COMMITTEE else 512)
+    gram = 4 * pairs * sample * (name == "correlation_defense")
     return {
         # Read the gradients, read and write int16 counters, write the signs.
         "bytes": 4 * both + 4 * both * counters + size,
@@ -253,8 +252,6 @@ def measure_size(options: Options, num_workers: int, size: int) -> dict[str, Any
             need = copies * 4 * num_workers * size
             if need > memory:
                 skipped[name + form] = f"would need {need / 2**30:.0f} GiB"
-            elif name == "correlation_defense" and num_workers > MOST_CORRELATED:
-                skipped[name + form] = "eigenvectors of [M, M]: M^3 operations"
             elif made := make(name, gradients):
                 competitors[name + form], compile_s[name + form] = made
     if options.peers:

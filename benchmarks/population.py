@@ -4,7 +4,7 @@
 
 Softmax regression on random images, batches of 8, two workers in five invert their
 gradients; workers go in chunks, votes are packed (two bits each), and the decoder is
-`population_defense`, with majority vote beside it. Every size runs in a process of its
+`correlation_defense`, with majority vote beside it. Every size runs in a process of its
 own, whose peak memory is what it held at most: data, program and Python included. That
 chunks give the parameters of the whole is checked first; so is the packed tally, which
 is timed beside a copy of as many bytes as it has votes.
@@ -30,7 +30,7 @@ from benchmarks import measure
 from signfd_jax import models, packed, tally
 
 DECODERS = {
-    "population_defense": sfd.population_defense,
+    "correlation_defense": sfd.correlation_defense,
     "majority_vote": sfd.majority_vote,
 }
 CLASSES, EXAMPLES, BATCH = 10, 60_000, 8

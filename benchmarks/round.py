@@ -49,7 +49,6 @@ FIRST_LAYER = {
 DECODERS: dict[str, Callable[[], sfd.Decoder]] = {
     "majority_vote": sfd.majority_vote,
     "correlation_defense": sfd.correlation_defense,
-    "population_defense": sfd.population_defense,
     # Its phase with weights for each coordinate, from the first round on.
     "federated_defense": lambda: sfd.federated_defense(initial_rounds=0),
 }
@@ -116,8 +115,6 @@ class Entry(NamedTuple):
 def entries(options: Options, num_workers: int, operations: int) -> dict[str, Entry]:
     """What is measured for so many workers and operations of a round, by label."""
     whole = {name: Entry(name) for name in options.decoders}
-    if num_workers <= 128:  # there it is `correlation_defense`
-        whole.pop("population_defense", None)
     if num_workers >= CHUNKED_FROM:
         label, other = f"{options.chunk} at a time", {"chunk": options.chunk}
     elif operations < SHORT:

@@ -2,11 +2,10 @@
 
 from signfd_jax import attacks
 from signfd_jax.attacks import Attack, AttackContext
-from signfd_jax.correlation import correlation_defense
+from signfd_jax.decoders import Thresholds, correlation_defense, default_decoder
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights, majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
 from signfd_jax.likelihood import dawid_skene, oracle
-from signfd_jax.population import population_defense
 from signfd_jax.signs import votes
 from signfd_jax.simulate import (
     Simulation,
@@ -36,15 +35,16 @@ __all__ = [
     "Simulation",
     "SimulationInfo",
     "SimulationState",
+    "Thresholds",
     "attacks",
     "correlation_defense",
     "dawid_skene",
+    "default_decoder",
     "federated_defense",
     "federated_voting",
     "llr_weights",
     "majority_vote",
     "oracle",
-    "population_defense",
     "run",
     "scale_by_sign_decoder",
     "scale_by_sign_fd",

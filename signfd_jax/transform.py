@@ -12,9 +12,9 @@ import optax
 
 from signfd_jax import packed, signs
 from signfd_jax.checks import check_number, check_size, check_unmasked
+from signfd_jax.decoders import default_decoder
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
 from signfd_jax.defense import federated_defense
-from signfd_jax.population import default_decoder
 
 # Optax marks this type as experimental; it adds no behaviour, only the promise that
 # updates carry a leading worker axis.
@@ -90,7 +90,7 @@ def scale_by_sign_decoder(
     Args:
         num_workers: number M of workers (Python int, at least 1). Under
             `optax.inject_hyperparams` name it in `static_args`.
-        decoder: the `Decoder`; None: `population.default_decoder(num_workers)`.
+        decoder: the `Decoder`; None: `default_decoder()`.
 
     Returns:
         An optax transformation (`optax.experimental.aggregating.Aggregator` where
@@ -115,7 +115,7 @@ def scale_by_sign_decoder(
         [-0.1  0.1]
     """
     check_size("num_workers", num_workers)
-    decoder = default_decoder(num_workers) if decoder is None else decoder
+    decoder = default_decoder() if decoder is None else decoder
     check_decoder(decoder)
 
     def init_fn(params):
@@ -178,7 +178,7 @@ def _check_packed(votes, params, decoder):
         raise ValueError(
             "this decoder cannot decode packed votes (a simulation's worker_chunk): "
             f"{decoder.needs_unpacked}. Leave worker_chunk out, or take a decoder that "
-            "can, such as population_defense or majority_vote"
+            "can, such as correlation_defense or majority_vote"
         )
     if params is None or packed.votes_structure(votes) != jax.tree.structure(params):
         raise ValueError(
@@ -289,7 +289,7 @@ def sign_sgd(
     Args:
         learning_rate: step $\delta$, a scalar or an optax schedule of the round.
         num_workers: number M of workers (Python int, at least 1).
-        decoder: the `Decoder`; None: `population.default_decoder(num_workers)`.
+        decoder: the `Decoder`; None: `default_decoder()`.
 
     Returns:
         An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.

@@ -9,10 +9,10 @@ import pytest
 from channels import channel_votes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from signfd_jax.correlation import past_structure
 
 import signfd_jax as sfd
 from signfd_jax import attacks
-from signfd_jax.correlation import past_structure
 
 DECODERS = {
     "majority vote": sfd.majority_vote(),
@@ -24,9 +24,7 @@ DECODERS = {
     ),
     "federated voting": sfd.federated_voting(2),
     "correlation defense": sfd.correlation_defense(),
-    "correlations of a sample": sfd.correlation_defense(
-        sample_above=2, max_coordinates=256
-    ),
+    "correlations of a sample": sfd.correlation_defense(sample=256),
     "Dawid-Skene": sfd.dawid_skene(),
 }
 each = pytest.mark.parametrize("name", DECODERS)

@@ -26,8 +26,8 @@ CASES = {name: make() for name, make in DECODERS.items()} | {
     "anchored": sfd.federated_defense(2, leave_own_out=True, anchor=True),
     "released code": sfd.federated_defense(2, reference=True),
     "votes at first": sfd.federated_voting(2),
-    "samples coordinates": sfd.correlation_defense(sample_above=2, max_coordinates=8),
-    "a committee of three": sfd.population_defense(committee=3, max_coordinates=8),
+    "samples coordinates": sfd.correlation_defense(sample=8),
+    "a committee of three": sfd.correlation_defense(committee=3, sample=8),
     "told the truth": sfd.oracle(jnp.linspace(0, 1, M)),
 }
 

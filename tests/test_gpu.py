@@ -31,10 +31,8 @@ DECODERS = {
     "leave own out": sfd.federated_defense(leave_own_out=True, anchor=True),
     "federated voting": sfd.federated_voting(initial_rounds=3),
     "correlation defense": sfd.correlation_defense(),
-    "correlations of a sample": sfd.correlation_defense(
-        sample_above=2, max_coordinates=512
-    ),
-    "population defense": sfd.population_defense(),
+    "correlations of a sample": sfd.correlation_defense(sample=512),
+    "a committee": sfd.correlation_defense(committee=5),
     "Dawid-Skene": sfd.dawid_skene(),
     "oracle": sfd.oracle(jnp.linspace(0.1, 0.9, M)),
 }
@@ -137,7 +135,7 @@ def test_products_of_any_length(both):
 
 
 @pytest.mark.parametrize("wire", ["ternary", "one_bit"])
-@pytest.mark.parametrize("decoder", ["majority_vote", "population_defense"])
+@pytest.mark.parametrize("decoder", ["majority_vote", "correlation_defense"])
 def test_chunked_is_whole(both, decoder, wire):
     """Two hundred workers, twenty at a time."""
     num_workers = 200

@@ -25,9 +25,7 @@ DECODERS = {
     "leave own out": sfd.federated_defense(leave_own_out=True, anchor=True),
     "federated voting": sfd.federated_voting(),
     "correlation defense": sfd.correlation_defense(),
-    "correlations of a sample": sfd.correlation_defense(
-        sample_above=2, max_coordinates=8
-    ),
+    "correlations of a sample": sfd.correlation_defense(sample=8),
     "Dawid-Skene": sfd.dawid_skene(),
     "oracle": sfd.oracle(jnp.linspace(0.1, 0.9, M)),
 }

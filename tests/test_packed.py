@@ -108,9 +108,7 @@ DECODERS = {
     "federated_defense, pooled": sfd.federated_defense(None, anchor=True),
     "federated_voting": sfd.federated_voting(initial_rounds=1),
     "correlation_defense": sfd.correlation_defense(),
-    "correlation_defense, sampled": sfd.correlation_defense(
-        sample_above=1, max_coordinates=10
-    ),
+    "correlation_defense, sampled": sfd.correlation_defense(sample=10),
     "oracle": sfd.oracle(jnp.array([0.1, 0.2, 0.3, 0.6, 0.9])),
 }
 

@@ -423,7 +423,7 @@ CHUNKABLE = {
     "majority": lambda: sfd.majority_vote(),
     "pooled": lambda: sfd.federated_defense(initial_rounds=None),
     "counters": lambda: sfd.federated_defense(initial_rounds=1),
-    "correlation": lambda: sfd.correlation_defense(sample_above=2, max_coordinates=6),
+    "correlation": lambda: sfd.correlation_defense(sample=6),
 }
 CHUNK_M = 6
 EXAMPLES = jax.random.uniform(jax.random.key(7), (50, D), minval=-2, maxval=2)

@@ -185,19 +185,14 @@ for option, bad, says in [
         says,
     )
 for decoder, option, bad in [
-    ("correlation_defense", "max_llr", -1.0),
-    ("correlation_defense", "weighting", "LLR"),
-    ("correlation_defense", "forgetting", 0.0),
-    ("correlation_defense", "sample_above", 0),
-    ("correlation_defense", "max_coordinates", 0),
+    ("correlation_defense", "thresholds", 0.5),
+    ("correlation_defense", "committee", 2),
+    ("correlation_defense", "sample", 0),
+    ("correlation_defense", "shared_batches", 1),
+    ("correlation_defense", "seed", "monday"),
     ("dawid_skene", "iterations", 0),
     ("dawid_skene", "iterations", 2.5),
     ("dawid_skene", "max_llr", NAN),
-    ("population_defense", "committee", 2),
-    ("population_defense", "forgetting", 1.5),
-    ("population_defense", "max_llr", 0),
-    ("population_defense", "max_coordinates", 0),
-    ("population_defense", "seed", "monday"),
 ]:
     row(
         f"signfd_jax.{decoder}({option})",
@@ -924,10 +919,13 @@ row(
     "nowhere",
 )
 for argument, call, says in [
-    (
-        "correlation_defense(seed)",
-        lambda: sfd.correlation_defense(seed="monday"),
-        "seed must",
+    *(
+        (
+            f"correlation_defense(thresholds, {name})",
+            lambda name=name: sfd.correlation_defense(sfd.Thresholds(**{name: -1.0})),
+            f"{name} must",
+        )
+        for name in sfd.Thresholds._fields
     ),
     (
         "data.load(downloads)",

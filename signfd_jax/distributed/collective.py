@@ -51,10 +51,10 @@ def sign_all_reduce(
     respect to replicated parameters sums over the devices, so cast these first with
     `jax.lax.pcast(params, "workers", to="varying")`; a summed gradient is refused.
 
-    What is exact: the decoded signs and the state, for every decoder of this library,
-    but for `correlation_defense` above its `sample_above` workers, where every device
-    draws a sample from its own slice. (`oracle` takes one probability a worker here.)
-    In `info`, means over coordinates include the padding, fewer than 8 M coordinates.
+    What is exact: the decoded signs and the state, for every decoder of this library.
+    (`oracle` takes one probability a worker here. With `param_specs` coordinates have
+    other numbers, and so `correlation_defense` samples others.) In `info`, means over
+    coordinates include the padding, fewer than 8 M coordinates.
 
     Args:
         gradients: tree of real `[...]`, the gradient of this device's worker; with

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from signfd_jax.checks import check_size
-from signfd_jax.correlation import correlation_defense
+from signfd_jax.decoders import default_decoder
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
 from signfd_jax.distributed.collective import sign_all_reduce
 from signfd_jax.distributed.layout import axes_of, specs_of_leaves
@@ -97,7 +97,7 @@ def scale_by_sign_decoder_sharded(
     Args:
         num_workers: number M of workers in all (Python int): K for every device on the
             workers' axis.
-        decoder: the `Decoder`; None means `correlation_defense()`.
+        decoder: the `Decoder`; None: `default_decoder()`.
         axis_name: the workers' axis of the mesh.
         workers_per_device: number K of workers on each device (Python int). Above 1,
             the gradients' leaves are `[K, ...]`.
@@ -147,7 +147,7 @@ def scale_by_sign_decoder_sharded(
             f"{num_workers} workers cannot be {workers_per_device} on each device; "
             "workers_per_device must divide num_workers"
         )
-    decoder = correlation_defense() if decoder is None else decoder
+    decoder = default_decoder() if decoder is None else decoder
     check_decoder(decoder)
     options = dict(workers_per_device=workers_per_device, param_specs=param_specs)
     axes = (*axes_of(param_specs, axis_name), axis_name)

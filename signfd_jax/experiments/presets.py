@@ -52,7 +52,6 @@ _POPULATION = Experiment(
     name="population",
     dataset="mnist",
     model="softmax_regression",
-    decoder="population_defense",
     num_workers=100_000,
     num_byzantine=40_000,
     batch_size=8,

@@ -25,12 +25,11 @@ import optax
 
 from signfd_jax import attacks, models, partition, sign_family
 from signfd_jax.aggregators import RULES, Rule, keyed, line, stateless
-from signfd_jax.correlation import correlation_defense
-from signfd_jax.decoding import majority_vote
+from signfd_jax.decoders import Thresholds, correlation_defense
+from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
 from signfd_jax.experiments import plugins
 from signfd_jax.likelihood import dawid_skene
-from signfd_jax.population import population_defense
 from signfd_jax.transform_rules import scale_by_aggregator
 
 __all__ = [
@@ -71,13 +70,27 @@ def _mlp(num_classes: int, hidden: int = 128) -> models.MLP:
     return models.MLP(hidden=(hidden,), num_classes=num_classes)
 
 
+def _correlation_defense(
+    forgetting: float = 0.98,
+    majority: float = 5.0,
+    committee: int = 64,
+    sample: int | None = None,
+    shared_batches: bool = False,
+) -> Decoder:
+    return correlation_defense(
+        Thresholds(forgetting=forgetting, majority=majority),
+        committee=committee,
+        sample=sample,
+        shared_batches=shared_batches,
+    )
+
+
 DECODERS: dict[str, Callable[..., Any]] = {
-    "correlation_defense": correlation_defense,
+    "correlation_defense": _correlation_defense,
     "dawid_skene": dawid_skene,
     "federated_defense": federated_defense,
     "federated_voting": federated_voting,
     "majority_vote": majority_vote,
-    "population_defense": population_defense,
 }
 DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 

@@ -1,0 +1,147 @@
+"""How often two workers vote alike, counted on a sample of the coordinates.
+
+Shapes: `M` workers, `K` of them a committee, `N` coordinates in all, `S` sampled ones.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int8
+
+from signfd_jax import packed
+from signfd_jax.products import row_products
+
+__all__ = [
+    "batches_shared",
+    "count",
+    "near_one",
+    "noise_of_a_round",
+    "pair_counts",
+    "ramp",
+    "sampled_votes",
+]
+
+
+def sampled_votes(
+    key,
+    votes,
+    size: int,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Int8[Array, "M S"]:
+    """The votes on one coordinate of each of about `size` blocks of equal length.
+
+    Coordinates are numbered leaf after leaf, and padded to a multiple of `8 M` as on a
+    mesh. So the sample is the same for votes that are whole, packed, or split over the
+    devices; a device sees 0 where a sampled coordinate is not its own.
+    """
+    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
+    num_workers = leaves[0].shape[0] if leaves else 1
+    lengths = [math.prod(leaf.shape[1:]) for leaf in leaves]
+    total, starts = _padded(sum(lengths), num_workers, axis_name)
+    block = max(1, -(-total // size))
+    num_blocks = -(-total // block)
+    chosen = jnp.zeros((num_blocks,), jnp.int32)
+    if block > 1:
+        chosen = jax.random.randint(key, (num_blocks,), 0, block, jnp.int32)
+    parts, begin = [], 0
+    for leaf, length in zip(leaves, lengths, strict=True):
+        if length:
+            places, inside = _places(
+                chosen, block, [s + begin for s in starts], length, axis_name
+            )
+            taken = packed.take_coordinates(leaf, places)
+            parts.append(taken * inside.astype(jnp.int8)[None])
+        begin += length
+    if not parts:
+        return jnp.zeros((num_workers, 0), jnp.int8)
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _padded(length, num_workers, axis_name) -> tuple[int, list[int]]:
+    """Number of coordinates with padding, and where each device's slice begins."""
+    if axis_name is None:
+        multiple = 8 * num_workers
+        return multiple * -(-length // multiple), [0]
+    num_devices = lax.axis_size(axis_name)
+    return length * num_devices, [d * length for d in range(num_devices)]
+
+
+def _places(chosen, block: int, starts: list[int], length: int, axis_name) -> Any:
+    """Sampled places along a stretch of the coordinates, and which of them lie in it.
+
+    `starts` has the number of its first coordinate on each device.
+    """
+    count = min((length - 2) // block + 2, len(chosen))
+    first = [min(start // block, len(chosen) - count) for start in starts]
+    offset = [index * block - start for index, start in zip(first, starts, strict=True)]
+    index, shift = first[0], offset[0]
+    if axis_name is not None:
+        # Python integers: the number of a coordinate may not fit into int32.
+        device = lax.axis_index(axis_name)
+        index, shift = (jnp.array(of, jnp.int32)[device] for of in (first, offset))
+    drawn = lax.dynamic_slice_in_dim(chosen, index, count)
+    places = shift + jnp.arange(count, dtype=jnp.int32) * block + drawn
+    inside = (places >= 0) & (places < length)
+    return jnp.clip(places, 0, length - 1), inside
+
+
+def pair_counts(
+    members: Int8[Array, "K S"],
+    votes: Int8[Array, "M S"],
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Float[Array, "K M"], Float[Array, "K M"]]:
+    r"""Agreements minus disagreements of each pair, and their common votes.
+
+    $\sum_s Y_{k,s} Y_{m,s}$ and $\sum_s |Y_{k,s}| |Y_{m,s}|$: exact integers, so that
+    they do not depend on any order.
+    """
+    counts = (
+        row_products(members, votes),
+        row_products(jnp.abs(members), jnp.abs(votes)),
+    )
+    if axis_name is not None:
+        counts = lax.psum(counts, axis_name)
+    balance, pairs = counts
+    return balance.astype(jnp.float32), pairs.astype(jnp.float32)
+
+
+def noise_of_a_round(state, voted, known, strength, pairs):
+    """Variance of one round's |correlations|, which no change of sides disturbs."""
+    scatter = jnp.where(known, (strength - state.cd_strength) ** 2, 0.0)
+    scatter = jnp.sum(scatter) / jnp.maximum(count(known), 1.0)
+    # The first round has nothing to be compared with: that of nearly independent signs.
+    common = jnp.sum(jnp.where(voted, pairs, 0.0))
+    first = 4 * count(voted) / jnp.maximum(common, 1.0)
+    mean = jnp.where(
+        state.cd_round == 1, scatter / 2, 0.9 * state.cd_noise + 0.1 * scatter
+    )
+    return jnp.maximum(jnp.where(state.cd_round == 0, first, mean), 1e-9)
+
+
+def batches_shared(exact, members, now, voted, here):
+    """Whether exact duplicates show that workers share batches, in [0, 1]."""
+    same = jnp.where(voted, near_one(now, exact), 0.0)
+    with_one = jnp.sum(jnp.max(same, axis=0)) - count(here) / 2
+    # Another group: a pair of which nobody belongs to the largest one.
+    largest = jnp.argmax(jnp.sum(same, axis=1))
+    inside = same[largest].at[members[largest]].set(1.0)
+    apart = same * (1 - inside[members])[:, None] * (1 - inside)[None]
+    return jnp.maximum(jnp.clip(2 * with_one, 0.0, 1.0), jnp.max(apart))
+
+
+def count(mask, axis=None):
+    """How many, as float32."""
+    return jnp.sum(mask.astype(jnp.float32), axis=axis)
+
+
+def ramp(value, start):
+    """0 up to `start`, 1 from twice it on, and a line between."""
+    return jnp.clip(value / start - 1, 0.0, 1.0)
+
+
+def near_one(correlation, distance):
+    """1 where |correlation| is up to `distance` from 1, 0 from twice it on."""
+    return 1 - ramp(1 - jnp.abs(correlation), distance)

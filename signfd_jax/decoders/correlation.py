@@ -1,0 +1,375 @@
+r"""Correlation defense, the default decoder: who votes like whom says who lies.
+
+Shapes: `M` workers, `K` of them a committee (all of them, up to 64), `N` coordinates.
+The premise is that more than half of the workers are honest. Three laws follow.
+
+1. *Safety.* No |weight| exceeds 1. So where every honest worker weighs 1, a coordinate
+   is decoded right if the honest votes sum to more than the number L of liars.
+   Proof: the liars' weighted votes sum to L at most in absolute value.
+2. *Equivariance.* Permuted workers have permuted weights; who is absent changes nobody
+   else's weight. Who sends the negative of its votes from the start has the negative
+   weight, where the confidence is 1 before and after.
+3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1, but for
+   exact duplicates, a minority, which share one vote (two keep theirs).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from signfd_jax.checks import check_flag, check_number, check_size
+from signfd_jax.decoders._pairs import (
+    batches_shared,
+    count,
+    near_one,
+    noise_of_a_round,
+    pair_counts,
+    ramp,
+    sampled_votes,
+)
+from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.tally import vote_tree
+
+__all__ = ["CorrelationDefenseState", "Thresholds", "correlation_defense"]
+
+
+class Thresholds(NamedTuple):
+    """The constants of `correlation_defense`.
+
+    What is called a start counts nothing up to the value and fully from twice it on,
+    with a line between. What each saves is in `docs/results.md`.
+
+    Attributes:
+        forgetting: float scalar in (0, 1], factor on the past each round: .98 is a mean
+            over about 50 rounds. It trades noise against how soon a turncoat is found.
+        majority: float scalar, start in standard errors of the confidence: what more
+            than half of the workers must reach. Signs fitted to chance reach about 2.
+        significant: float scalar, start in standard errors of a worker's polarity, and
+            of a correlation that counts.
+        useless: float scalar, share of the median worker's correlation with the others;
+            who is significantly below loses its vote.
+        duplicate: float scalar, start as a correlation of what two workers are more
+            alike than their reliabilities explain.
+        slack: float scalar, by which factor honest pairs may exceed that explanation.
+        exact: float scalar, up to which distance of |correlation| from 1 two workers
+            send the same; from twice it on they do not.
+        alike: float scalar, the same for a majority that holds an honest worker.
+        changed: float scalar, start in variances of one round's noise of how far a
+            worker must have changed for a single round to override the past.
+        agreement: float scalar, start in votes of how far that round must agree with
+            the past.
+    """
+
+    forgetting: float | jax.Array = 0.98
+    majority: float | jax.Array = 5.0
+    significant: float | jax.Array = 2.0
+    useless: float | jax.Array = 0.5
+    duplicate: float | jax.Array = 0.12
+    slack: float | jax.Array = 1.3
+    exact: float | jax.Array = 0.01
+    alike: float | jax.Array = 0.15
+    changed: float | jax.Array = 4.0
+    agreement: float | jax.Array = 0.3
+
+
+class CorrelationDefenseState(NamedTuple):
+    """State of `correlation_defense`.
+
+    Attributes:
+        cd_round: int32 scalar, rounds decoded so far.
+        cd_committee: int32 `[K]`, the workers that all are correlated with.
+        cd_mean: float32 `[K, M]`, mean correlation over the rounds in which both voted.
+        cd_strength: float32 `[K, M]`, the same of the absolute correlation.
+        cd_rounds: float32 `[K, M]`, how many rounds these means are of, decayed.
+        cd_noise: float32 scalar, variance of one round's correlation.
+        cd_shared: float32 scalar in [0, 1], whether workers seem to share batches.
+        cd_weights: float32 `[M]`, weights of the last round; ones at first.
+    """
+
+    cd_round: jax.Array
+    cd_committee: jax.Array
+    cd_mean: jax.Array
+    cd_strength: jax.Array
+    cd_rounds: jax.Array
+    cd_noise: jax.Array
+    cd_shared: jax.Array
+    cd_weights: jax.Array
+
+
+class _Judgement(NamedTuple):
+    """What some correlations say of the workers, `[M]`, and how surely."""
+
+    weights: jax.Array
+    polarity: jax.Array
+    reliability: jax.Array
+    confidence: jax.Array
+
+
+def correlation_defense(
+    thresholds: Thresholds | None = None,
+    *,
+    committee: int = 64,
+    sample: int | None = None,
+    shared_batches: bool = False,
+    seed: int = 0,
+) -> Decoder:
+    r"""Read votes as they are, negated or not at all, as their correlations say.
+
+    Every worker has one vote until its correlations prove it wrong. With $S_{jk}$ the
+    mean over rounds of $\sum_n Y_{j,n} Y_{k,n} / \sum_n |Y_{j,n} Y_{k,n}|$ over a
+    sample of the coordinates, and $e_{jk}$ its standard error:
+
+    1. Worker j has $d_j$ duplicates: workers more alike with it than the reliabilities
+       of both explain ($t_j t_k / \operatorname{median} t$, where $t_j$ is the
+       |correlation| that j exceeds with half of the others), or exactly alike with it,
+       a minority. It counts as $h_j = 1 / (1 + d_j)$ effective workers.
+    2. The leading eigenvector of the significant signs of S, weighted by h, splits the
+       workers into two sides $x_k = \pm 1$.
+    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, $\tau_j = c_j / s_j$ with
+       $s_j$ its standard error, from the noise and from the spread over k: unlike data
+       make it large. The side of more workers is the right one.
+    4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
+       of the workers, and for more than half of the effective ones.
+    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)$: $u_j$ is -1 where $\tau_j$
+       is significantly negative, 0 where $c_j$ is significantly small, else 1; $d'_j$
+       counts exact duplicates only.
+
+    A round whose own correlations contradict the past, beyond noise, on the side that
+    the past calls right, is decoded by its own.
+
+    Workers of one batch send the same. Nobody is merged from the round on in which more
+    than half of the workers have an exact duplicate (so an honest one has), or in which
+    there are two groups of them; nor at all with `shared_batches=True`.
+
+    *Consistency.* If a worker errs with probability $p_j$ independently of the others,
+    all $|1 - 2 p_j| \geq v$, then after T rounds on S independent coordinates all
+    polarities have the right sign with probability at least $1 - \delta$ if
+    $T S \geq$ `theory.rounds_to_tell`: see there for the bound and its proof.
+
+    Args:
+        thresholds: its constants; None: `Thresholds()`. They may be traced.
+        committee: number K of workers (int >= 3) that all are correlated with, drawn by
+            the seed, if there are more than so many; else all are.
+        sample: number of coordinates (int) that correlations are counted on, drawn anew
+            each round; None: 8192, or 512 with a committee.
+        shared_batches: whether some workers are known to have the same batches.
+        seed: seed of the key that committee and sample are drawn by (int).
+
+    Returns:
+        A `Decoder`, of packed votes too. Its weights come from this round's votes;
+        `weights(state)` are those of the last round, float32 `[M]`, in [-1, 1].
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> decoder = correlation_defense()
+        >>> truth = jax.random.rademacher(jax.random.key(0), (1000,), jnp.int8)
+        >>> wrong = jax.random.bernoulli(jax.random.key(1), 0.2, (7, 1000))
+        >>> votes = jnp.where(wrong, -truth[None], truth[None])
+        >>> votes = votes * jnp.array([1, 1, 1, 1, -1, -1, -1], jnp.int8)[:, None]
+        >>> state = decoder.init(7, jnp.zeros(1000))
+        >>> decoded, state, info = decoder.decode(state, votes)
+        >>> print(info.weights, (decoded == truth).mean().round(1))
+        [ 1.  1.  1.  1. -1. -1. -1.] 1.0
+
+    References:
+        Parisi, Strino, Nadler and Kluger, [Ranking and combining multiple predictors
+        without labeled data](https://arxiv.org/abs/1303.3257), PNAS 2014; Jaffe,
+        Fetaya, Nadler, Jiang and Kluger, [Unsupervised ensemble learning with
+        dependent classifiers](https://arxiv.org/abs/1510.05830), AISTATS 2016; of a
+        committee: Williams and Seeger, Using the Nyström method to speed up kernel
+        machines, NIPS 2000.
+    """
+    thresholds = Thresholds() if thresholds is None else thresholds
+    _check_thresholds(thresholds)
+    check_size("committee", committee, 3)
+    if sample is not None:
+        check_size("sample", sample)
+    check_flag("shared_batches", shared_batches)
+    check_size("seed", seed, 0)
+
+    def init(num_workers, params):
+        del params
+        members = jnp.arange(num_workers, dtype=jnp.int32)
+        if num_workers > committee:
+            members = jax.random.permutation(jax.random.key(seed), members)[:committee]
+        matrix = (members.shape[0], num_workers)
+        return CorrelationDefenseState(
+            cd_round=jnp.zeros((), jnp.int32),
+            cd_committee=members,
+            # Arrays of their own, so that the state can be donated.
+            cd_mean=jnp.zeros(matrix, jnp.float32),
+            cd_strength=jnp.zeros(matrix, jnp.float32),
+            cd_rounds=jnp.zeros(matrix, jnp.float32),
+            cd_noise=jnp.zeros((), jnp.float32),
+            cd_shared=jnp.full((), float(shared_batches), jnp.float32),
+            cd_weights=jnp.ones((num_workers,), jnp.float32),
+        )
+
+    @functools.partial(jax.jit, static_argnames="axis_name")
+    def decode(state, votes, axis_name=None):
+        members = state.cd_committee
+        everybody = members.shape == state.cd_weights.shape
+        size = (8192 if everybody else 512) if sample is None else sample
+        key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
+        rows = sampled_votes(key, votes, size, axis_name)
+        theirs = rows if everybody else rows[members]
+        counts = pair_counts(theirs, rows, axis_name)
+        state, weights, reliability = _learn_and_judge(thresholds, state, *counts)
+        decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
+        info = DecodeInfo(weights, (1 - reliability) / 2, margin)
+        return decoded, state._replace(cd_weights=weights), info
+
+    return Decoder(init, decode, lambda state: state.cd_weights, needs_unpacked="")
+
+
+def _learn_and_judge(of, state, balance, pairs):
+    """The state, the weights and the reliabilities after a round's counts."""
+    members = state.cd_committee
+    voted = (pairs > 0) & (members[:, None] != jnp.arange(pairs.shape[1])[None])
+    known = voted & (state.cd_rounds > 0)
+    now = balance / jnp.maximum(pairs, 1.0)
+    noise = noise_of_a_round(state, voted, known, jnp.abs(now), pairs)
+    both_voted = voted.astype(jnp.float32)
+    rounds = of.forgetting * state.cd_rounds + both_voted
+    step = both_voted / jnp.maximum(rounds, 1.0)
+    mean = state.cd_mean + step * (now - state.cd_mean)
+    here = jnp.any(pairs > 0, axis=0)
+    seen = here | jnp.any(rounds > 0, axis=0)
+    shared = jnp.maximum(
+        state.cd_shared, batches_shared(of.exact, members, now, voted, here)
+    )
+
+    # The past and this round, judged as one batch of two.
+    judge = functools.partial(_judge, of, members, noise, shared)
+    both = jax.vmap(judge)(
+        jnp.stack([mean, now]),
+        jnp.stack([rounds, both_voted]),
+        jnp.stack([seen, here]),
+    )
+    past, single = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
+    against = jnp.max(jnp.maximum(-single.polarity * jnp.sign(past.weights), 0.0))
+    unsure = (1 - jnp.abs(single.polarity)) * jnp.abs(past.weights)
+    agreement = jnp.sum(single.polarity * past.weights - unsure)
+    change = jnp.sum(jnp.where(known, (now - state.cd_mean) ** 2, 0.0), axis=0)
+    change = jnp.max(change / jnp.maximum(count(known, axis=0), 1.0)) / noise
+    burnt_in = jnp.clip(jnp.max(rounds) / 5 - 1, 0.0, 1.0)
+    heed = burnt_in * single.confidence * against
+    heed *= ramp(agreement, of.agreement) * ramp(change, of.changed)
+
+    state = state._replace(
+        cd_round=state.cd_round + 1,
+        cd_mean=mean,
+        cd_strength=state.cd_strength + step * (jnp.abs(now) - state.cd_strength),
+        cd_rounds=rounds,
+        cd_noise=noise,
+        cd_shared=shared,
+    )
+    weights = (1 - heed) * past.weights + heed * single.weights
+    return state, weights, (1 - heed) * past.reliability + heed * single.reliability
+
+
+def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
+    """Judge the workers by correlations that are means over so many rounds."""
+    pair = rounds > 0
+    correlation = jnp.where(pair, correlation, 0.0)
+    strength = jnp.abs(correlation)
+    error = jnp.sqrt(noise / jnp.maximum(rounds, 1e-6))
+    voters = jnp.maximum(count(seen), 1.0)
+    met = count(pair, axis=0)
+    others = (voters - 1) / jnp.maximum(met, 1.0)  # workers that a member stands for
+
+    def total(values):
+        return others * jnp.sum(jnp.where(pair, values, 0.0), axis=0)
+
+    # Duplicates.
+    rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
+    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)
+    ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
+    usual = jnp.take_along_axis(ranked, rank[None], axis=0)[0]
+    usual = jnp.maximum(usual, 1e-6)
+    explained = usual[members][:, None] * usual[None] / _median(usual, seen)
+    beyond = strength - of.slack * jnp.minimum(explained, 1.0)
+    same = near_one(correlation, of.exact) * (1 - shared)
+    alike = 1 + total(near_one(correlation, of.alike))
+    majority = jnp.clip(2 * alike - voters, 0.0, 1.0)  # holds an honest worker
+    few = (1 - majority) * (1 - shared)
+    exact = same * jnp.minimum(few[members][:, None], few[None])
+    duplicates = total(jnp.maximum(ramp(beyond, of.duplicate), exact)) * few
+    effective = jnp.where(seen, 1 / (1 + duplicates), 0.0)
+
+    # Two sides.
+    links = jnp.sign(correlation) * ramp(strength / error, of.significant)
+    own = effective[members]
+    root = jnp.sqrt(own)
+    vector = jnp.linalg.eigh(links[:, members] * jnp.outer(root, root))[1][:, -1]
+    vector = jnp.where(own > 0, vector / jnp.maximum(root, 1e-6), 0.0)
+    largest = jnp.maximum(jnp.max(jnp.abs(vector)), 1e-9)
+    share = jnp.clip(2 * jnp.abs(vector) / largest, 0.0, 1.0) * own
+
+    # A t-test for each worker.
+    share = jnp.where(pair, share[:, None], 0.0)
+    shares = jnp.maximum(jnp.sum(share, axis=0), 1e-9)
+    sided = correlation * jnp.sign(vector)[:, None]
+    aligned = jnp.sum(share * sided, axis=0) / shares
+    spread = jnp.sum(share * (sided - aligned[None]) ** 2, axis=0) / shares
+    freedom = shares**2 / jnp.maximum(jnp.sum(share**2, axis=0), 1e-9) - 1
+    sampling = jnp.sum((share * error) ** 2, axis=0) / shares**2
+    deviation = jnp.sqrt(sampling + spread / jnp.maximum(freedom, 1.0))
+    deviation = jnp.maximum(deviation, 1e-9)
+    size = jnp.abs(aligned)
+    polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
+    polarity = jnp.where(seen, polarity, 0.0)
+    heads = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
+    right = jnp.where(heads + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
+    polarity, aligned = right * polarity, right * aligned
+
+    # Confidence: what more than half of the workers, and of the effective ones, reach.
+    tests = jnp.where(seen, aligned / deviation, -jnp.inf)
+    order = jnp.argsort(tests, descending=True)
+
+    def reached(shares):
+        summed = jnp.cumsum(shares[order])
+        return tests[order][jnp.argmax(summed > jnp.sum(shares) / 2)]
+
+    firm = jnp.minimum(reached(seen.astype(jnp.float32)), reached(effective))
+    confidence = ramp(firm, of.majority)
+
+    # Weights.
+    wrong = jnp.maximum(-polarity, 0.0)
+    small = of.useless * _median(size, seen) - size
+    useless = ramp(small / deviation, of.significant)
+    judged = (1 - wrong) * (1 - useless) - wrong
+    weights = confidence * judged * effective**2
+    weights += (1 - confidence) / jnp.maximum(total(exact) * few, 1.0)
+    # Who sends exactly the same shares its votes, as far as others speak for its side.
+    group = 1 + total(same)
+    speak = confidence * jnp.maximum(polarity, 0.0)
+    outside = jnp.sum(speak) - speak - total(same * speak[members][:, None])
+    kept = jnp.clip(group - outside, 1.0, group) / group
+    weights *= jnp.where(group > 1.5, kept, 1.0)
+    typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
+    reliability = aligned / jnp.sqrt(jnp.maximum(typical, 1e-9))
+    return _Judgement(
+        weights=jnp.where(seen, weights, 1.0),
+        polarity=polarity,
+        reliability=jnp.clip(reliability, -1.0, 1.0),
+        confidence=confidence,
+    )
+
+
+def _median(values, seen):
+    """Median over the workers that were seen."""
+    ascending = jnp.sort(jnp.where(seen, values, jnp.inf))
+    number = jnp.maximum(jnp.sum(seen, dtype=jnp.int32), 1)
+    return (ascending[(number - 1) // 2] + ascending[number // 2]) / 2
+
+
+def _check_thresholds(thresholds):
+    if not isinstance(thresholds, Thresholds):
+        raise ValueError(f"thresholds must be a Thresholds(...), but is {thresholds!r}")
+    for name, value in thresholds._asdict().items():
+        check_number(name, value, 1e-9, 1.0 if name == "forgetting" else 1e9)
