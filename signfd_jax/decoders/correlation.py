@@ -132,7 +132,7 @@ def correlation_defense(
        make it large. The side of more workers is the right one.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
-    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)$: $u_j$ is -1 where $\tau_j$
+    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$: $u_j$ is -1 where $\tau_j$
        is significantly negative, 0 where $c_j$ is significantly small, else 1; $d'_j$
        counts exact duplicates only.
 
@@ -146,7 +146,7 @@ def correlation_defense(
     *Consistency.* If a worker errs with probability $p_j$ independently of the others,
     all $|1 - 2 p_j| \geq v$, then after T rounds on S independent coordinates all
     polarities have the right sign with probability at least $1 - \delta$ if
-    $T S \geq$ `theory.rounds_to_tell`: see there for the bound and its proof.
+    $T S \geq$ `theory.samples_to_tell_sides`: see there for the bound and its proof.
 
     Args:
         thresholds: its constants; None: `Thresholds()`. They may be traced.
@@ -344,7 +344,7 @@ def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
     useless = ramp(small / deviation, of.significant)
     judged = (1 - wrong) * (1 - useless) - wrong
     weights = confidence * judged * effective**2
-    weights += (1 - confidence) / jnp.maximum(total(exact) * few, 1.0)
+    weights += (1 - confidence) / jnp.maximum(total(exact) * few, 1.0) ** 2
     # Who sends exactly the same shares its votes, as far as others speak for its side.
     group = 1 + total(same)
     speak = confidence * jnp.maximum(polarity, 0.0)
