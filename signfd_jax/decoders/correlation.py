@@ -10,7 +10,7 @@ The premise is that more than half of the workers are honest. Three laws follow.
    else's weight. Who sends the negative of its votes from the start has the negative
    weight, where the confidence is 1 before and after.
 3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1, but for
-   exact duplicates, a minority, which share one vote (two keep theirs).
+   exact duplicates, a minority, which share one vote or less (two keep theirs).
 """
 
 import functools
