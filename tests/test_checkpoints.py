@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments.checkpoints import Checkpoint, examine, restore, writer
-from signfd_jax.experiments.interrupts import heeded_interrupts
+from signfd_jax.experiments.interrupts import Terminated, heeded_interrupts
 from signfd_jax.experiments.parameters import digest, load_params, save_params
 from signfd_jax.experiments.program import parts
 from signfd_jax.experiments.records import locked, read_lines, run_folder
@@ -262,7 +263,16 @@ def test_schedule_by_time(monkeypatch):
     for rounds in range(1, 100):
         now += 3
         offer(Checkpoint({}, rounds, 0.0), False)
-    assert saved[:3] == [10, 44, 78]
+    assert saved[:3] == [1, 35, 69]
+
+
+def test_schedule_of_itself_writes_nothing_at_the_end():
+    saved = []
+    offer = schedule(lambda c: saved.append(c.rounds), every=None, rounds=0, last=5)
+    offer(Checkpoint({}, 5, 0.0), False)
+    assert saved == []
+    offer(Checkpoint({}, 5, 0.0), True)
+    assert saved == [5]
 
 
 def test_second_signal_is_heeded():
@@ -444,7 +454,7 @@ def test_signal_stops_at_a_test_and_nothing_is_lost(tmp_path, monkeypatch, undis
         append(path, lines)
 
     monkeypatch.setattr(records, "append_lines", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Terminated):
         run_experiment(TINY, tmp_path, progress=False)
     monkeypatch.undo()
     begun = []
@@ -474,8 +484,9 @@ def test_checkpoints_that_cannot_be_written_do_not_stop_a_run(
     (folder / "checkpoints").write_text("mine")  # a file, where a folder should be
     _, summary = run_experiment(TINY, tmp_path, progress=False, checkpoint_every=6)
     err = capsys.readouterr().err
-    assert err.startswith("signfd: no checkpoint of round 6, the run goes on: ")
-    assert err.count("\n") == 1
+    begun, missing = err.splitlines()
+    assert begun == f"signfd: no checkpoint in {folder}: starting from round 0"
+    assert missing.startswith("signfd: no checkpoint of round 6, the run goes on: ")
     assert summary["params_sha256"] == undisturbed[1]
     assert (folder / "checkpoints").read_text() == "mine"
 
@@ -578,6 +589,12 @@ def finish(process):
     return process.returncode, err
 
 
+def resumed(end):
+    """Whether it went on, said so in one line, and ended well."""
+    line = r"signfd: resuming from round [1-9]\d* \(checkpoint of \d\d:\d\d\)\n"
+    return end[0] == 0 and re.fullmatch(line, end[1])
+
+
 def outcome(folder):
     (folder,) = folder.glob("tiny-*")
     summary = json.loads((folder / "summary.json").read_text())
@@ -600,7 +617,7 @@ def test_two_kills_and_the_same_result(tmp_path):
             process.kill()
             finish(process)
     with start(*LONG, "--output-dir", killed) as process:
-        assert finish(process) == (0, "")  # no checkpoint was refused
+        assert resumed(finish(process))  # no checkpoint was refused
     assert outcome(killed) == outcome(tmp_path / "whole")
 
 
@@ -629,7 +646,7 @@ def test_full_disk_in_a_run(tmp_path):
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("signfd: [Errno 27] File too large")
     with start(*LONG, "--output-dir", tmp_path) as process:
-        assert finish(process) == (0, "")
+        assert resumed(finish(process))
     with start(*LONG, "--output-dir", tmp_path / "whole") as process:
         assert finish(process)[0] == 0
     assert outcome(tmp_path) == outcome(tmp_path / "whole")
