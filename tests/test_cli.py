@@ -36,6 +36,7 @@ def test_run_then_again_then_plot(tmp_path, capsys):
     assert folder.name.startswith("tiny-")
     assert sorted(path.name for path in folder.iterdir()) == [
         "accuracy.png",
+        "checkpoints",
         "config.json",
         "environment.json",
         "metrics.jsonl",
@@ -188,7 +189,7 @@ def test_wrong_type_in_a_configuration(tmp_path):
     with signfd("pass", "run", str(path)) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err == "signfd: rounds must be of type int, but is 2.5\n"
+    assert err == f"signfd: {path}: rounds must be of type int, but is 2.5\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
