@@ -193,7 +193,14 @@ def test_wrong_type_in_a_configuration(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
-def test_control_c_in_mid_run(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),  # as schedulers of clusters send it
+    ],
+)
+def test_signal_in_mid_run(number, code, word, tmp_path):
     command = ["run", *TINY, "--rounds", "10000000", "--output-dir", str(tmp_path)]
     # A shell may start this in the background, where Ctrl-C is ignored.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -206,19 +213,16 @@ def test_control_c_in_mid_run(tmp_path):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (
-        err.splitlines()[-1]
-        == "signfd: interrupted; the same command goes on from here"
-    )
+    assert process.returncode == code
+    assert err.splitlines()[-1] == f"signfd: {word}; the same command goes on from here"
     assert "Traceback" not in err
     (folder,) = tmp_path.iterdir()
     metrics = read_lines(folder / "metrics.jsonl")
     assert [record["round"] for record in metrics[:2]] == [2, 4]
     assert not (folder / "summary.json").exists()
-    # Nothing is lost: the last test has its checkpoint.
-    names = [path.name for path in (folder / "checkpoints").iterdir()]
-    assert names == [str(metrics[-1]["round"])]
+    # Nothing is lost: the first test has its checkpoint, and so has the last.
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"2", str(metrics[-1]["round"])}
     assert main(["plot", str(folder)]) == 0
