@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from signfd_jax.checks import check_flag
-from signfd_jax.experiments import console
+from signfd_jax.experiments.console import reason, warn
 from signfd_jax.experiments.records import read_lines, read_run
 from signfd_jax.experiments.tables import pivot
 
@@ -348,14 +348,12 @@ def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> Non
         try:
             _save(figures, dpi)
         except Exception as error:  # whatever a setting leads to
-            said.append(
-                f"{console.reason(error)}; drawn with matplotlib's own settings"
-            )
+            said.append(f"{reason(error)}; drawn with matplotlib's own settings")
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
                 _save(figures, dpi)
     if said:
-        console.warn(f"figures: {said[0]}")
+        warn(f"figures: {said[0]}")
 
 
 def _save(figures, dpi):
@@ -365,7 +363,7 @@ def _save(figures, dpi):
         except (ValueError, OSError):
             raise
         except Exception as error:
-            message = f"cannot draw {path}: {console.reason(error)}"
+            message = f"cannot draw {path}: {reason(error)}"
             raise ValueError(message) from error
 
 

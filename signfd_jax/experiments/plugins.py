@@ -2,7 +2,7 @@
 
 A package that declares `[project.entry-points."signfd_jax.attacks"]` in its
 pyproject.toml has its attacks in every configuration once it is installed. `GROUPS` are
-the groups there are.
+the groups there are, and `BROKEN` is what was left out.
 """
 
 import contextlib
