@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from signfd_jax.checks import check_flag
+from signfd_jax.checks import check_flag, check_size
 from signfd_jax.experiments.console import reason, warn
 from signfd_jax.experiments.records import read_lines, read_run
 from signfd_jax.experiments.tables import pivot
@@ -344,6 +344,9 @@ def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> Non
         >>> path.exists()
         True
     """
+    if not figures:
+        raise ValueError("there are no figures: nothing to draw")
+    check_size("dpi", dpi)
     with _overheard() as said:
         try:
             _save(figures, dpi)
