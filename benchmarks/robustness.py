@@ -28,7 +28,7 @@ from typing import Any
 import tyro
 
 from signfd_jax import plots
-from signfd_jax.experiments import records
+from signfd_jax.experiments import console, records
 from signfd_jax.experiments.compare import run_grid
 from signfd_jax.experiments.config import Experiment, fingerprint
 
@@ -381,4 +381,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with console.steady():  # results are kept, wherever they are printed
+        main()

@@ -3,16 +3,21 @@
 Shapes: `S` seeds, `T` tests, `M` workers.
 """
 
+import contextlib
+import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from signfd_jax.checks import check_flag
+from signfd_jax.checks import check_flag, check_size
+from signfd_jax.experiments.console import reason, warn
 from signfd_jax.experiments.records import read_lines, read_run
 from signfd_jax.experiments.tables import pivot
 
@@ -21,6 +26,7 @@ __all__ = [
     "draw",
     "grid_figure",
     "panels_figure",
+    "save",
     "weights_figure",
 ]
 
@@ -68,9 +74,17 @@ def _check_records(whose, records, fields):
 
 def _curve(axes: Axes, label, rounds, accuracies):
     """One line; `accuracies` has a row of seeds for each round."""
-    (line,) = axes.plot(rounds, [statistics.fmean(a) for a in accuracies], label=label)
+    means = [statistics.fmean(a) for a in accuracies]
+    # A label that begins with "_" is none to matplotlib.
+    name = f" {label}" if label.startswith("_") else label
+    (line,) = axes.plot(rounds, means, label=name, marker=_marker(rounds))
     low, high = map(min, accuracies), map(max, accuracies)
     axes.fill_between(rounds, list(low), list(high), color=line.get_color(), alpha=0.2)
+
+
+def _marker(x):
+    """A line of one point cannot be seen."""
+    return "o" if len(x) == 1 else None
 
 
 def _finish(axes, legend):
@@ -131,7 +145,8 @@ def panels_figure(
                 "color": f"C{position % 10}",
                 "linestyle": "-" if position < 10 else "--",
             }
-            (line,) = axes.plot(x, [statistics.fmean(v) for v in seeds], **style)
+            means = [statistics.fmean(v) for v in seeds]
+            (line,) = axes.plot(x, means, marker=_marker(x), **style)
             low, high = map(min, seeds), map(max, seeds)
             axes.fill_between(
                 x, list(low), list(high), color=line.get_color(), alpha=0.15
@@ -182,6 +197,7 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             linestyle="--" if lies else "-",
             color="tab:red" if lies else "tab:blue",
             label=None if label in labelled else label,
+            marker=_marker(rounds),
         )
         labelled.add(label)
     axes.axhline(0, color="black", linewidth=0.5)
@@ -294,13 +310,80 @@ def draw(folder: str | Path) -> list[Path]:
         ['accuracy.png', 'weights.png']
     """
     folder = Path(folder)
+    figures: dict[str, Callable[[], Figure]]
     if (folder / "cells.jsonl").exists():
-        figures = {"comparison.png": grid_figure(read_lines(folder / "cells.jsonl"))}
+        records = read_lines(folder / "cells.jsonl")
+        figures = {"comparison.png": lambda: grid_figure(records)}
     else:
         _, metrics = read_run(folder)
-        figures = {"accuracy.png": accuracy_figure({folder.name: metrics})}
-        if "weights" in metrics[0]:
-            figures["weights.png"] = weights_figure(metrics)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
+        figures = {"accuracy.png": lambda: accuracy_figure({folder.name: metrics})}
+        if metrics and "weights" in metrics[0]:
+            figures["weights.png"] = lambda: weights_figure(metrics)
+    save({folder / name: make for name, make in figures.items()})
     return [folder / name for name in figures]
+
+
+def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> None:
+    """Draw figures into files.
+
+    Where the user's settings of matplotlib ask for what is not there, such as LaTeX,
+    its own settings are used. One line on stderr says so, or what else matplotlib has
+    to say.
+
+    Args:
+        figures: by its file, what makes a figure.
+        dpi: pixels an inch.
+
+    Raises:
+        ValueError: there is nothing to draw, or it cannot be drawn.
+        OSError: a file cannot be written.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "empty.png"
+        >>> save({path: Figure})
+        >>> path.exists()
+        True
+    """
+    if not figures:
+        raise ValueError("there are no figures: nothing to draw")
+    check_size("dpi", dpi)
+    with _overheard() as said:
+        try:
+            _save(figures, dpi)
+        except Exception as error:  # whatever a setting leads to
+            said.append(f"{reason(error)}; drawn with matplotlib's own settings")
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                _save(figures, dpi)
+    if said:
+        warn(f"figures: {said[0]}")
+
+
+def _save(figures, dpi):
+    for path, make in figures.items():
+        try:
+            make().savefig(path, dpi=dpi)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            message = f"cannot draw {path}: {reason(error)}"
+            raise ValueError(message) from error
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """A list of what matplotlib would print, the first to count at its beginning."""
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("matplotlib")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield said
+        said += [str(warning.message) for warning in caught]
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate

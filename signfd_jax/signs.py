@@ -36,7 +36,9 @@ def votes(gradients):
     r"""Sign of every gradient coordinate, with abstentions.
 
     $Y_{m,n} = \operatorname{sign}(g_{m,n})$, where zero (of either sign) and NaN
-    abstain: their vote is 0. $\pm\infty$ votes with its sign.
+    abstain: their vote is 0. $\pm\infty$ votes with its sign. A denormal float32 or
+    bfloat16 (below 1.2e-38) abstains where XLA takes it for zero, as it does on a CPU,
+    and as `jnp.sign` does; a denormal float16 votes.
 
     Args:
         gradients: tree of real arrays of any shape; no unit matters but the sign.

@@ -36,6 +36,7 @@ def test_run_then_again_then_plot(tmp_path, capsys):
     assert folder.name.startswith("tiny-")
     assert sorted(path.name for path in folder.iterdir()) == [
         "accuracy.png",
+        "checkpoints",
         "config.json",
         "environment.json",
         "metrics.jsonl",
@@ -188,11 +189,18 @@ def test_wrong_type_in_a_configuration(tmp_path):
     with signfd("pass", "run", str(path)) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err == "signfd: rounds must be of type int, but is 2.5\n"
+    assert err == f"signfd: {path}: rounds must be of type int, but is 2.5\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
-def test_control_c_in_mid_run(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),  # as schedulers of clusters send it
+    ],
+)
+def test_signal_in_mid_run(number, code, word, tmp_path):
     command = ["run", *TINY, "--rounds", "10000000", "--output-dir", str(tmp_path)]
     # A shell may start this in the background, where Ctrl-C is ignored.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -202,22 +210,20 @@ def test_control_c_in_mid_run(tmp_path):
             path.read_text().count("\n") > 1
             for path in tmp_path.glob("*/metrics.jsonl")
         ):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()  # else the test would wait for it
+                pytest.fail(f"ended with {process.poll()}, or did not train")
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (
-        err.splitlines()[-1]
-        == "signfd: interrupted; the same command goes on from here"
-    )
+    assert process.returncode == code
+    assert err.splitlines()[-1] == f"signfd: {word}; the same command goes on from here"
     assert "Traceback" not in err
     (folder,) = tmp_path.iterdir()
     metrics = read_lines(folder / "metrics.jsonl")
     assert [record["round"] for record in metrics[:2]] == [2, 4]
     assert not (folder / "summary.json").exists()
-    # Nothing is lost: the last test has its checkpoint.
-    names = [path.name for path in (folder / "checkpoints").iterdir()]
-    assert names == [str(metrics[-1]["round"])]
+    # Nothing is lost: the first test has its checkpoint, and so has the last.
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"2", str(metrics[-1]["round"])}
     assert main(["plot", str(folder)]) == 0

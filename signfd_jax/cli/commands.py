@@ -5,12 +5,19 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from signfd_jax.cli.options import Compare, Paper, Run, read_flags, take_preset
-from signfd_jax.experiments import PRESETS, fingerprint, to_json
+from signfd_jax.cli.options import (
+    Compare,
+    Paper,
+    Run,
+    fitting,
+    read_flags,
+    read_run_flags,
+    take_preset,
+)
+from signfd_jax.experiments import PRESETS, console, files, fingerprint, to_json
 
 __all__ = ["COMMANDS"]
 
@@ -22,14 +29,14 @@ def _run(arguments) -> int:
     if arguments and arguments[0] == "--from":
         if len(arguments) < 2:
             raise ValueError("give the folder of the run: signfd run --from RUN ...")
-        earlier = Path(arguments[1])
+        earlier = files.expanded(arguments[1])
         records.read_run(earlier)  # or it says that there is none
         arguments = [str(earlier / "config.json"), *arguments[2:]]
     experiment, rest = take_preset(arguments)
     default = Run(experiment)
     if earlier is not None:
         default = dataclasses.replace(default, output_dir=earlier.parent / "repeats")
-    options = read_flags(default, rest, "run")
+    options, fitted = read_run_flags(default, rest)
     preset = PRESETS.get(experiment.name)
     experiment = options.experiment
     if preset and preset.fallback and experiment.dataset == preset.experiment.dataset:
@@ -40,6 +47,8 @@ def _run(arguments) -> int:
 
     if options.processes != 1 and not options.distributed:
         return launch.launch(given, options.processes)
+    for line in fitted:
+        console.warn(line)
     if options.distributed:
         launch.join(
             options.coordinator,
@@ -54,7 +63,6 @@ def _run(arguments) -> int:
 def _run_here(options, experiment, earlier) -> int:
     import jax
 
-    from signfd_jax import plots
     from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
 
@@ -73,12 +81,21 @@ def _run_here(options, experiment, earlier) -> int:
     if summary["finished_before"]:
         print("finished before; --force runs it again")
     else:
-        plots.draw(folder)
+        _draw(folder)
     print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
     print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
     if earlier is not None:
         print(repeats.difference(earlier, folder))
     return 0
+
+
+def _draw(folder):
+    """The figures of a run or a grid; none, and one line, if they cannot be drawn."""
+    with console.spared("no figures"):
+        from signfd_jax import plots
+
+        return plots.draw(folder)
+    return []
 
 
 def _with_data(experiment, fallback, data_dir):
@@ -88,15 +105,14 @@ def _with_data(experiment, fallback, data_dir):
     try:
         data.load(experiment.dataset, data_dir=data_dir)
     except data.DataError as error:
-        print(f"signfd: {error}; {fallback} instead", file=sys.stderr)
+        console.warn(f"{error}; {fallback} instead")
         return dataclasses.replace(experiment, dataset=fallback)
     return experiment
 
 
 def _compare(arguments) -> int:
     experiment, rest = take_preset(arguments)
-    options = read_flags(Compare(), rest, "compare")
-    from signfd_jax import plots
+    options = read_flags(fitting(Compare(), experiment), rest, "compare")
     from signfd_jax.experiments import compare, records
     from signfd_jax.experiments.tables import accuracy_table
 
@@ -123,7 +139,7 @@ def _compare(arguments) -> int:
     )
     cells = compare.cells(grid)
     name = f"compare-{base.name}-{fingerprint(grid)}"
-    folder = records.make_folder(options.output_dir / name)
+    folder = records.make_folder(files.expanded(options.output_dir) / name)
     records.write_atomically(folder / "config.json", to_json(grid))
     results = compare.run_grid(
         cells,
@@ -134,8 +150,8 @@ def _compare(arguments) -> int:
     )
     table = accuracy_table(results)
     records.write_atomically(folder / "table.md", table + "\n")
-    (picture,) = plots.draw(folder)
-    print(f"{table}\n\ntable and picture: {picture}")
+    drawn = [f"and picture: {picture}" for picture in _draw(folder)]
+    print(f"{table}\n\ntable", *(drawn or [f": {folder / 'table.md'}"]))
     return 0
 
 
@@ -168,13 +184,15 @@ def _plot(arguments) -> int:
     from signfd_jax import plots
     from signfd_jax.experiments.records import read_run
 
-    for folder in arguments:
+    folders = [files.expanded(argument) for argument in arguments]
+    for folder in folders:
         for path in plots.draw(folder):
             print(path)
-    if len(arguments) > 1:
-        runs = {Path(folder).name: read_run(folder)[1] for folder in arguments}
-        path = Path(os.path.commonpath([os.path.abspath(a) for a in arguments]))
-        plots.accuracy_figure(runs).savefig(path / "accuracies.png", dpi=120)
+    folders = [f for f in folders if not (f / "cells.jsonl").exists()]  # no grids
+    if len(folders) > 1:
+        runs = {folder.name: read_run(folder)[1] for folder in folders}
+        path = Path(os.path.commonpath([os.path.abspath(f) for f in folders]))
+        plots.save({path / "accuracies.png": lambda: plots.accuracy_figure(runs)})
         print(path / "accuracies.png")
     return 0
 
@@ -183,8 +201,9 @@ def _list(arguments) -> int:
     if arguments:
         raise ValueError("signfd list takes no arguments")
     from signfd_jax import data
-    from signfd_jax.experiments import registry
+    from signfd_jax.experiments import plugins, registry
 
+    plugins.warn_of_broken()
     print("presets")
     for name, preset in PRESETS.items():
         print(f"  {name:20}{preset.description}")

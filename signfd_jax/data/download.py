@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pooch
 
 from signfd_jax.data.dataset import DataError
-from signfd_jax.data.files import FILES, is_complete, wanted
+from signfd_jax.data.places import FILES, is_complete, wanted
 
 __all__ = ["DOWNLOADS", "Download", "fetch"]
 
@@ -83,6 +83,12 @@ def fetch(name: str, download: Download, *, progress: bool = True) -> Path:
     """
     files = FILES[name]
     folder = Path(pooch.os_cache("signfd_jax")) / files.folders[0]
+    if not folder.is_absolute():
+        raise DataError(
+            f"there is no home to download {name} to (HOME and XDG_CACHE_HOME are not "
+            f"set): put {wanted(name)} into a folder and name that folder by "
+            "--data-dir (data_dir=) or SIGNFD_DATA"
+        )
     pooch.get_logger().setLevel("WARNING")  # the bar says enough
     try:
         for file, md5 in download.md5.items():

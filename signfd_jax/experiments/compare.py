@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data
-from signfd_jax.experiments import records, training
+from signfd_jax.experiments import console, files, plugins, records, training
 from signfd_jax.experiments.config import Experiment, fingerprint, to_json
 from signfd_jax.experiments.program import program_key
 
@@ -132,7 +133,8 @@ def run_grid(
     cells = dict(zip(keys, in_order, strict=True))
     for cell in cells.values():
         training.check(cell)
-    path = records.make_folder(folder) / "cells.jsonl"
+    plugins.warn_of_broken()
+    path = records.make_folder(files.expanded(folder)) / "cells.jsonl"
     if force:
         path.unlink(missing_ok=True)
     records.drop_cut_line(path)
@@ -144,7 +146,8 @@ def run_grid(
         for name in sorted(names)
     }
     splits = _splits(missing.values(), datasets)
-    with tqdm(total=len(cells), unit="cell", disable=not progress) as bar:
+    screen = console.patient(sys.stderr)
+    with tqdm(total=len(cells), unit="cell", disable=not progress, file=screen) as bar:
         bar.update(len(cells) - len(missing))
         # Neighbours share their program, which is compiled once.
         for key in sorted(missing, key=lambda k: to_json(program_key(missing[k]))):

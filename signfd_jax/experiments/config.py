@@ -172,7 +172,7 @@ def from_json(kind, text: str):
     if not isinstance(kind, type) or not hasattr(kind, "__dataclass_fields__"):
         raise ValueError(f"kind must be a dataclass such as Experiment, not {kind!r}")
     try:
-        values = json.loads(text)
+        values = json.loads(text.removeprefix("\ufeff"))  # some editors write it
     except json.JSONDecodeError as error:
         raise ValueError(f"not a JSON configuration: {error}") from None
     if not isinstance(values, dict):

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from signfd_jax import __version__
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import console, files, plugins
 from signfd_jax.experiments.config import Experiment, fingerprint
 
 try:
@@ -52,13 +52,14 @@ def run_folder(output_dir: str | Path, config: Experiment) -> Path:
         config: the experiment.
 
     Returns:
-        `<output_dir>/<name>-<hash>`; the hash is the configuration's `fingerprint`.
+        `<output_dir>/<name>-<hash>`; the hash is the configuration's `fingerprint`, and
+        `~` the user's home.
 
     Examples:
         >>> run_folder("runs", Experiment(name="mine")).name.startswith("mine-")
         True
     """
-    return Path(output_dir) / f"{config.name}-{fingerprint(config)}"
+    return files.expanded(output_dir) / f"{config.name}-{fingerprint(config)}"
 
 
 def make_folder(path: str | Path) -> Path:
@@ -90,11 +91,17 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(
+    folder: Path, *, report: Callable[[str], None] = console.warn
+) -> Iterator[None]:
     """Keep a run's folder to this process; a process that dies frees it.
+
+    Some file systems have no locks, such as some of clusters. There the folder is left
+    open, and one line says so.
 
     Args:
         folder: the folder; it exists.
+        report: called with that line.
 
     Returns:
         A context manager.
@@ -123,6 +130,11 @@ def locked(folder: Path) -> Iterator[None]:
                     f"another process is at work in {folder}; wait until it ends, or "
                     "choose another --output-dir"
                 ) from None
+            except OSError as error:
+                report(
+                    f"{folder} cannot be locked ({console.reason(error)}); see that no "
+                    "other process is at work in it"
+                )
             # Whoever had it may have removed the file before it was free.
             if not path.exists() or not os.path.samestat(
                 os.fstat(file.fileno()), path.stat()
@@ -201,7 +213,7 @@ def drop_cut_line(path: Path) -> None:
         '{"round": 1}\n'
     """
     if path.exists():
-        text = _text(path)
+        text = files.read_text(path)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_atomically(path, whole)
@@ -227,7 +239,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = _text(path).split("\n")
+    lines = files.read_text(path).split("\n")
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -241,13 +253,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
-
-
-def _text(path):
-    try:
-        return path.read_text()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text; the file is damaged") from None
 
 
 def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -272,12 +277,7 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
-    try:
-        config = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object of fields")
+    config = files.read_json(path)
     return config, read_lines(folder / "metrics.jsonl")
 
 

@@ -161,10 +161,7 @@ SERVERS: dict[str, Callable[..., Any]] = {
     "distributed_lion": sign_family.scale_by_distributed_lion,
     **{name: _aggregation(make_rule) for name, make_rule in RULES.items()},
 }
-SERVERS |= {
-    name: _own_rule(function)
-    for name, function in plugins.load("signfd_jax.rules", taken=SERVERS).items()
-}
+SERVERS |= plugins.load("signfd_jax.rules", taken=SERVERS, make=_own_rule)
 
 
 def _adaptive(
@@ -270,6 +267,8 @@ def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> 
     """
     name, _, rest = text.partition(":")
     if name not in registry:
+        if name in plugins.BROKEN:
+            raise ValueError(plugins.BROKEN[name])
         close = difflib.get_close_matches(name, registry, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(

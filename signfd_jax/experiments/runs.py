@@ -20,7 +20,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data, theory
-from signfd_jax.experiments import checkpoints, records, resuming, sharded, training
+from signfd_jax.experiments import (
+    checkpoints,
+    console,
+    files,
+    interrupts,
+    plugins,
+    records,
+    resuming,
+    sharded,
+    training,
+)
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.ledger import bits_per_round
@@ -49,9 +59,9 @@ def run_experiment(
     the same metrics and parameters, bit for bit, as one that was not. Ctrl-C and
     SIGTERM stop it at the next test, where it writes a checkpoint.
 
-    Left alone, a run of less than 30 seconds writes no checkpoint. What they cost
-    otherwise: `signfd run digits --decoder federated_defense --checkpoint-every 100`
-    (300 rounds) takes 3 % more processor time than without (11.9 s; 11.5 s), and with
+    It says on stderr where it goes on, or that there is no checkpoint. What these cost:
+    `signfd run digits --decoder federated_defense --checkpoint-every 100` (300 rounds)
+    takes 3 % more processor time than without (11.9 s; 11.5 s), and with
     `--checkpoint-every 20` 9 % (12.5 s).
 
     Args:
@@ -61,8 +71,8 @@ def run_experiment(
         force: run again what is finished, and from the start what was stopped.
         progress: show a progress bar on stderr.
         checkpoint_every: rounds from one checkpoint to the next, counted at the tests;
-            None: one at the first test after 30 seconds, but no more than a twentieth
-            of the time goes into them.
+            None: one at the first test, and then one every 30 seconds, but no more than
+            a twentieth of the time goes into them.
         keep_checkpoints: number of checkpoints that stay, the newest.
         distributed: share the workers out to all devices of all processes that have
             joined (`launch.join`), which must see the same `output_dir`.
@@ -75,7 +85,8 @@ def run_experiment(
         ValueError: the configuration or the data are not as they should be, or another
             process is at work in the folder.
         OSError: the folder cannot be written.
-        KeyboardInterrupt: it was stopped; what was done is kept.
+        KeyboardInterrupt: it was stopped; what was done is kept. By SIGTERM, it is an
+            `interrupts.Terminated`.
 
     Examples:
         >>> config = Experiment(rounds=2, eval_every=1, batch_size=4)
@@ -83,7 +94,7 @@ def run_experiment(
         ...     config, getfixture("tmp_path"), progress=False
         ... )
         >>> summary["rounds"], sorted(path.suffix for path in folder.iterdir())
-        (2, ['.json', '.json', '.json', '.jsonl', '.npz'])
+        (2, ['', '.json', '.json', '.json', '.jsonl', '.npz'])
     """
     training.check(config)
     if checkpoint_every is not None and checkpoint_every < 1:
@@ -93,17 +104,20 @@ def run_experiment(
     folder = records.run_folder(output_dir, config)
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:
-        return folder, json.loads(summary_path.read_text()) | {"finished_before": True}
+        return folder, files.read_json(summary_path) | {"finished_before": True}
     if distributed:
         sharded.check_sharded(config, jax.device_count())
     first = jax.process_index() == 0
-    records.make_folder(output_dir)
+    if first:
+        plugins.warn_of_broken()
+    records.make_folder(folder.parent)
     dataset = data.load(config.dataset, data_dir=data_dir)
     split = training.split_examples(config, dataset)
     prepare = sharded.prepare_sharded if distributed else training.prepare
     records.make_folder(folder)
     try:
-        with records.locked(folder) if first else contextlib.nullcontext():
+        lock = records.locked(folder, report=_report)
+        with lock if first else contextlib.nullcontext():
             prepared = prepare(config, dataset, split)
             if first:
                 _set_up(folder, config, force)
@@ -118,6 +132,7 @@ def run_experiment(
                     save,
                     every=checkpoint_every,
                     rounds=begin.rounds,
+                    last=config.rounds,
                     agree=resuming.agreed,
                 )
                 end = _train(folder, config, prepared, begin, offer, stopped, progress)
@@ -130,11 +145,11 @@ def run_experiment(
         if first:
             with contextlib.suppress(OSError):  # it holds something
                 folder.rmdir()
-    return folder, json.loads(summary_path.read_text()) | {"finished_before": False}
+    return folder, files.read_json(summary_path) | {"finished_before": False}
 
 
 def _report(line):
-    tqdm.write(f"signfd: {line}", file=sys.stderr)
+    tqdm.write(f"signfd: {line}", file=console.patient(sys.stderr))
 
 
 def _set_up(folder, config, force):
@@ -153,7 +168,13 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
     up, down = bits_per_round(config, prepared.num_coordinates)
     total, first = config.rounds, jax.process_index() == 0
     quiet = not (progress and first)
-    with tqdm(total=total, initial=rounds, unit="round", disable=quiet) as bar:
+    with tqdm(
+        total=total,
+        initial=rounds,
+        unit="round",
+        disable=quiet,
+        file=console.patient(sys.stderr),
+    ) as bar:
         bar.set_description(folder.name)
         while rounds < total:
             begun = time.perf_counter()
@@ -170,10 +191,10 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
                 f"{_peak_memory() / 2**30:.1f} GiB"
             )
             bar.update(rounds - bar.n)
-            stop = resuming.agreed(bool(stopped))
-            offer(Checkpoint(state, rounds, seconds), stop)
+            stop = resuming.agreed(stopped[0] if stopped else 0)
+            offer(Checkpoint(state, rounds, seconds), bool(stop))
             if stop and rounds < total:
-                raise KeyboardInterrupt
+                raise interrupts.stopped_by(stop)
     return Checkpoint(state, rounds, seconds)
 
 
