@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from signfd_jax.cli.compiled import keep_compiled
 from signfd_jax.cli.options import Compare, Paper, Run, read_flags, take_preset
 from signfd_jax.experiments import PRESETS, fingerprint, to_json
 
@@ -16,10 +17,10 @@ __all__ = ["COMMANDS"]
 
 
 def _run(arguments) -> int:
-    from signfd_jax.experiments import records
-
     earlier, given = None, arguments
     if arguments and arguments[0] == "--from":
+        from signfd_jax.experiments import records
+
         if len(arguments) < 2:
             raise ValueError("give the folder of the run: signfd run --from RUN ...")
         earlier = Path(arguments[1])
@@ -54,10 +55,10 @@ def _run(arguments) -> int:
 def _run_here(options, experiment, earlier) -> int:
     import jax
 
-    from signfd_jax import plots
     from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
 
+    keep_compiled()
     folder, summary = run_experiment(
         experiment,
         options.output_dir,
@@ -73,6 +74,8 @@ def _run_here(options, experiment, earlier) -> int:
     if summary["finished_before"]:
         print("finished before; --force runs it again")
     else:
+        from signfd_jax import plots  # slow to import: after what takes long anyway
+
         plots.draw(folder)
     print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
     print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
@@ -100,6 +103,7 @@ def _compare(arguments) -> int:
     from signfd_jax.experiments import compare, records
     from signfd_jax.experiments.tables import accuracy_table
 
+    keep_compiled()
     given = {
         "rounds": options.rounds,
         "learning_rate": options.learning_rate,
@@ -148,6 +152,7 @@ def _paper(arguments) -> int:
         raise ValueError("give a figure, or all: signfd paper all --scale small")
     from signfd_jax.paper import reproduce
 
+    keep_compiled()
     report, verdicts = reproduce(
         figures,
         options.scale,

@@ -104,6 +104,8 @@ def run_experiment(
     records.make_folder(folder)
     try:
         with records.locked(folder) if first else contextlib.nullcontext():
+            if first and progress:
+                _report("compiling ...")
             prepared = prepare(config, dataset, split)
             if first:
                 _set_up(folder, config, force)
