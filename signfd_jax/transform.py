@@ -12,7 +12,13 @@ import optax
 
 from signfd_jax import packed, signs
 from signfd_jax.checks import check_number, check_size, check_unmasked
-from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
+from signfd_jax.decoding import (
+    DecodeInfo,
+    Decoder,
+    check_decoder,
+    first_info,
+    majority_vote,
+)
 from signfd_jax.defense import federated_defense
 from signfd_jax.population import default_decoder
 
@@ -43,10 +49,11 @@ class SignDecoderState(NamedTuple):
     Attributes:
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state.
-        info: `DecodeInfo` of the last round; NaN before the first.
+        info: `DecodeInfo` of the last round; before the first (`sign_round` is 0) that
+            nobody's vote has weighed anything (`decoding.first_info`).
         sign_error: float32 scalar, where `honest_sign` was given: the share of its
-            non-zero coordinates that were decoded otherwise in the last round; else
-            NaN.
+            non-zero coordinates that were decoded otherwise in the last round. It is -1
+            where that was not measured: a NaN would stop `jax_debug_nans`.
     """
 
     sign_round: jax.Array
@@ -119,15 +126,11 @@ def scale_by_sign_decoder(
     check_decoder(decoder)
 
     def init_fn(params):
-        # Every leaf is an array of its own, so that the state can be donated.
-        def unknown(*shape):
-            return jnp.full(shape, jnp.nan, jnp.float32)
-
         return SignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder.init(num_workers, params),
-            info=DecodeInfo(unknown(num_workers), unknown(num_workers), unknown()),
-            sign_error=unknown(),
+            info=first_info(num_workers),
+            sign_error=_not_measured(),
         )
 
     def update_fn(
@@ -166,10 +169,15 @@ def scale_by_sign_decoder(
     return Aggregator(init_fn, update_fn)
 
 
+def _not_measured():
+    return jnp.full((), -1, jnp.float32)
+
+
 def _sign_error(decoded, honest_sign):
     if honest_sign is None:
-        return jnp.full((), jnp.nan, jnp.float32)
-    return signs.sign_error(decoded, honest_sign)
+        return _not_measured()
+    error = signs.sign_error(decoded, honest_sign)
+    return jnp.where(jnp.isnan(error), _not_measured(), error)
 
 
 def _check_packed(votes, params, decoder):

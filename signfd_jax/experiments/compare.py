@@ -90,6 +90,7 @@ def cells(grid: Grid) -> list[Experiment]:
     return list(experiments.values())
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def run_grid(
     experiments: Iterable[Experiment],
     folder: str | Path,
