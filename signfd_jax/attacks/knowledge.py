@@ -311,6 +311,7 @@ def smallest_share(key, margins, share):
     jitter_key, sample_key = jax.random.split(key)
     leaves, treedef = jax.tree.flatten(margins)
     keys = jax.random.split(jitter_key, len(leaves))
+
     # A relative jitter below the step from one head count to the next.
     def jittered(k, leaf):
         jitter = 1e-4 * jax.random.uniform(k, leaf.shape, leaf.dtype)
