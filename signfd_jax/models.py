@@ -342,17 +342,12 @@ def evaluate(
             f"{inputs.shape} and {labels.shape}"
         )
     _check_params(model, params, inputs, preprocess)
-    if isinstance(preprocess, functools.partial):
-        # A pytree: what it holds may be traced.
+    if isinstance(preprocess, functools.partial):  # What it holds may be traced.
         held = preprocess
         preprocess = jax.tree_util.Partial(held.func, *held.args, **held.keywords)
     else:
-        preprocess = jax.tree_util.Partial(preprocess or _as_it_is)
+        preprocess = jax.tree_util.Partial(preprocess or (lambda inputs: inputs))
     return _evaluate(model, batch_size, preprocess, params, inputs, labels)
-
-
-def _as_it_is(inputs):
-    return inputs
 
 
 def _check_params(model, params, inputs, preprocess):

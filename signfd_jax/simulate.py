@@ -68,10 +68,10 @@ class SimulationInfo(NamedTuple):
     """
 
     loss: jax.Array
-    weights: jax.Array | None
-    crossover: jax.Array | None
-    margin: jax.Array | None
-    sign_error: jax.Array | None
+    weights: Any
+    crossover: Any
+    margin: Any
+    sign_error: Any
 
 
 class Simulation(NamedTuple):

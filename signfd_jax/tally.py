@@ -86,7 +86,7 @@ def vote_tree(
     if weigh is None:  # What `weigh` reads is joined by whoever knows what it is.
         groups = group_leaves(votes) if shared else group_leaves(votes, weights)
         votes, split = groups.join(votes), groups.split
-        weights = weights if shared else groups.join(weights)
+        weights: Any = weights if shared else groups.join(weights)
     decoded, sums = [], []
     for leaf, weight in leaves_with_weights(votes, weights):
         signs, margins, row_sums = _vote(leaf, weight, largest, weigh)

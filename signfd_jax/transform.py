@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from signfd_jax import packed, signs
@@ -41,6 +42,8 @@ __all__ = [
     "sign_sgd_fd",
     "sign_sgd_mv",
 ]
+
+_NOT_MEASURED = np.float32(-1)
 
 
 class SignDecoderState(NamedTuple):
@@ -130,7 +133,7 @@ def scale_by_sign_decoder(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder.init(num_workers, params),
             info=first_info(num_workers),
-            sign_error=_not_measured(),
+            sign_error=jnp.full((), _NOT_MEASURED),
         )
 
     def update_fn(
@@ -169,15 +172,11 @@ def scale_by_sign_decoder(
     return Aggregator(init_fn, update_fn)
 
 
-def _not_measured():
-    return jnp.full((), -1, jnp.float32)
-
-
 def _sign_error(decoded, honest_sign):
     if honest_sign is None:
-        return _not_measured()
+        return jnp.full((), _NOT_MEASURED)
     error = signs.sign_error(decoded, honest_sign)
-    return jnp.where(jnp.isnan(error), _not_measured(), error)
+    return jnp.where(jnp.isnan(error), _NOT_MEASURED, error)
 
 
 def _check_packed(votes, params, decoder):

@@ -4,18 +4,13 @@ Strict dtype promotion and rank promotion "raise" hold in every test (conftest.p
 """
 
 import contextlib
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import signfd_jax as sfd
-from signfd_jax import sign_family, worker_side
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments.program import parts
 

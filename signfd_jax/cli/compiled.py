@@ -7,6 +7,7 @@ import platform
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 __all__ = ["keep_compiled", "programs_folder"]
 
@@ -55,7 +56,8 @@ def keep_compiled() -> None:
     import jax
 
     folder = programs_folder()
-    if folder is None or jax.config.jax_compilation_cache_dir is not None:
+    config: Any = jax.config
+    if folder is None or config.jax_compilation_cache_dir is not None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +66,8 @@ def keep_compiled() -> None:
         _forget_old(folder)
     except OSError:
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A full disk, say: what cannot be kept is compiled again the next time.
     warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation")
 

@@ -215,7 +215,8 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
         >>> compiled(jax.jit(jnp.negative), jnp.float32(1)).out_info.shape
         ()
     """
-    if jax.config.jax_disable_jit:
+    config: Any = jax.config
+    if config.jax_disable_jit:
         return _ByOperation(function, jax.eval_shape(function, *arguments))
     return function.lower(*arguments).compile(options)
 
