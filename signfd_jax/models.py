@@ -346,7 +346,7 @@ def evaluate(
         held = preprocess
         preprocess = jax.tree_util.Partial(held.func, *held.args, **held.keywords)
     else:
-        preprocess = jax.tree_util.Partial(preprocess or (lambda inputs: inputs))
+        preprocess = jax.tree_util.Partial(preprocess or jnp.asarray)
     return _evaluate(model, batch_size, preprocess, params, inputs, labels)
 
 

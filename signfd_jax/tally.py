@@ -83,12 +83,13 @@ def vote_tree(
     """
     shared = isinstance(weights, jax.Array) and weights.ndim == 1 and weigh is None
     split = functools.partial(jax.tree.unflatten, packed.votes_structure(votes))
+    used: Any = weights
     if weigh is None:  # What `weigh` reads is joined by whoever knows what it is.
         groups = group_leaves(votes) if shared else group_leaves(votes, weights)
         votes, split = groups.join(votes), groups.split
-        weights: Any = weights if shared else groups.join(weights)
+        used = weights if shared else groups.join(weights)
     decoded, sums = [], []
-    for leaf, weight in leaves_with_weights(votes, weights):
+    for leaf, weight in leaves_with_weights(votes, used):
         signs, margins, row_sums = _vote(leaf, weight, largest, weigh)
         decided = jnp.sum(signs != 0, dtype=jnp.int32).astype(jnp.float32)
         size = jnp.float32(signs.size)

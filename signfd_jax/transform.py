@@ -8,18 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from signfd_jax import packed, signs
+from signfd_jax import decoding, packed, signs
 from signfd_jax.checks import check_number, check_size, check_unmasked
-from signfd_jax.decoding import (
-    DecodeInfo,
-    Decoder,
-    check_decoder,
-    first_info,
-    majority_vote,
-)
+from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.population import default_decoder
 
@@ -43,8 +36,6 @@ __all__ = [
     "sign_sgd_mv",
 ]
 
-_NOT_MEASURED = np.float32(-1)
-
 
 class SignDecoderState(NamedTuple):
     """State of `scale_by_sign_decoder`.
@@ -52,11 +43,9 @@ class SignDecoderState(NamedTuple):
     Attributes:
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state.
-        info: `DecodeInfo` of the last round; before the first (`sign_round` is 0) that
-            nobody's vote has weighed anything (`decoding.first_info`).
-        sign_error: float32 scalar, where `honest_sign` was given: the share of its
-            non-zero coordinates that were decoded otherwise in the last round. It is -1
-            where that was not measured: a NaN would stop `jax_debug_nans`.
+        info: `DecodeInfo` of the last round; before the first, `decoding.first_info`.
+        sign_error: float32 scalar, the share of the non-zero coordinates of
+            `honest_sign` that were decoded otherwise in the last round; -1 without one.
     """
 
     sign_round: jax.Array
@@ -132,8 +121,8 @@ def scale_by_sign_decoder(
         return SignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder.init(num_workers, params),
-            info=first_info(num_workers),
-            sign_error=jnp.full((), _NOT_MEASURED),
+            info=decoding.first_info(num_workers),
+            sign_error=_sign_error(None, None),
         )
 
     def update_fn(
@@ -173,10 +162,11 @@ def scale_by_sign_decoder(
 
 
 def _sign_error(decoded, honest_sign):
+    error = jnp.full((), -1, jnp.float32)
     if honest_sign is None:
-        return jnp.full((), _NOT_MEASURED)
-    error = signs.sign_error(decoded, honest_sign)
-    return jnp.where(jnp.isnan(error), _NOT_MEASURED, error)
+        return error
+    found = signs.sign_error(decoded, honest_sign)
+    return jnp.where(jnp.isnan(found), error, found)
 
 
 def _check_packed(votes, params, decoder):

@@ -9,8 +9,9 @@ import pytest
 import signfd_jax
 from signfd_jax.cli import compiled
 
-TINY = """run --name tiny --model softmax_regression --decoder majority_vote
-    --num-workers 5 --num-byzantine 2 --batch-size 4 --rounds 2 --eval-every 2 --force""".split()
+TINY = """run --name tiny --model softmax_regression --decoder majority_vote --force
+    --num-workers 5 --num-byzantine 2 --batch-size 4 --rounds 2 --eval-every 2"""
+TINY = TINY.split()
 
 
 def signfd(folder, *arguments, **environment):
