@@ -33,9 +33,9 @@ def programs_folder() -> Path | None:
     """
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
-        import pooch
+        from signfd_jax.data.download import users_cache
 
-        return Path(pooch.os_cache("signfd_jax")) / "compiled" / _processor()
+        return users_cache() / "compiled" / _processor()
     return None if chosen.lower() in _OFF else Path(chosen).expanduser() / _processor()
 
 
