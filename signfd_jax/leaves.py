@@ -17,7 +17,7 @@ from jax import lax
 
 from signfd_jax import packed
 
-__all__ = ["Groups", "group_leaves"]
+__all__ = ["Groups", "group_leaves", "split_coordinates"]
 
 _SMALL = 2**15  # coordinates of a leaf up to which it is joined with its neighbours
 
@@ -66,7 +66,7 @@ class Groups(NamedTuple):
             if stop == start + 1:
                 leaves.append(group)
             else:
-                leaves += _split(group, self.shapes[start:stop])
+                leaves += split_coordinates(group, self.shapes[start:stop])
         return jax.tree.unflatten(self.treedef, leaves)
 
 
@@ -131,7 +131,22 @@ def _joined(leaves, shapes):
 
 
 @functools.partial(jax.jit, static_argnames="shapes")
-def _split(group, shapes):
+def split_coordinates(
+    group: jax.Array, shapes: tuple[tuple[int, ...], ...]
+) -> list[jax.Array]:
+    """Take leaves, one after the other, out of what holds all their coordinates.
+
+    Args:
+        group: `[..., n]`, of any dtype.
+        shapes: the leaves' shapes `[...]`, of n coordinates in all.
+
+    Returns:
+        List of `[..., *leaf]`.
+
+    Examples:
+        >>> [leaf.shape for leaf in split_coordinates(jnp.zeros(7), ((2, 3), ()))]
+        [(2, 3), ()]
+    """
     sizes = [math.prod(shape) for shape in shapes]
     starts = list(itertools.accumulate(sizes[:-1], initial=0))
     lead, axis = group.shape[:-1], group.ndim - 1

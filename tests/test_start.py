@@ -17,6 +17,7 @@ TINY = TINY.split()
 def signfd(folder, *arguments, **environment):
     """Run the command in a folder; its cache is there too."""
     kept = {k: v for k, v in os.environ.items() if k != "SIGNFD_COMPILED"}
+    kept["MPLCONFIGDIR"] = str(folder)  # of which matplotlib would warn
     code = "from signfd_jax.cli import main; exit(main())"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
