@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from signfd_jax.leaves import group_leaves
 from signfd_jax.tally import (
     fixed_point,
     leaves_with_weights,
@@ -60,7 +61,10 @@ def outcomes_against_others(
         [1 0 0] [1.5 1.  1.5] [2 2 2]
     """
     outcomes, sums = [], []
-    for leaf, weight in leaves_with_weights(votes, weights):
+    shared = isinstance(weights, jax.Array) and weights.ndim == 1
+    groups = group_leaves(votes) if shared else group_leaves(votes, weights)
+    weights = weights if shared else groups.join(weights)
+    for leaf, weight in leaves_with_weights(groups.join(votes), weights):
         units, _ = fixed_point(weight, largest=largest, num_workers=leaf.shape[0])
         (total, said), _ = over_workers(_said, (units, leaf))
 
@@ -75,7 +79,7 @@ def outcomes_against_others(
         outcomes.append(outcome)
     balance, counted = sum_over_leaves(sums, axis_name)
     agreed = (balance.astype(jnp.float32) + counted.astype(jnp.float32)) / 2
-    return jax.tree.unflatten(jax.tree.structure(votes), outcomes), agreed, counted
+    return groups.split(outcomes), agreed, counted
 
 
 def _said(row):

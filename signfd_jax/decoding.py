@@ -20,6 +20,7 @@ __all__ = [
     "Decoder",
     "MajorityVoteState",
     "check_decoder",
+    "first_info",
     "llr_weights",
     "majority_vote",
 ]
@@ -74,6 +75,27 @@ class Decoder(NamedTuple):
     decode: Callable[..., Any]
     weights: Callable[..., Any]
     needs_unpacked: str = "it does not say that it can read them"
+
+
+def first_info(num_workers: int) -> DecodeInfo:
+    """What is told before the first round: that nobody's vote has weighed anything.
+
+    Args:
+        num_workers: number M of workers (int).
+
+    Returns:
+        A `DecodeInfo`: weights 0, crossovers 1/2 (a vote that says nothing), margin 0.
+
+    Examples:
+        >>> print(first_info(2).crossover)
+        [0.5 0.5]
+    """
+    # Every leaf is an array of its own, so that a state can be donated.
+    return DecodeInfo(
+        weights=jnp.zeros((num_workers,), jnp.float32),
+        crossover=jnp.full((num_workers,), 0.5, jnp.float32),
+        margin=jnp.zeros((), jnp.float32),
+    )
 
 
 def check_decoder(decoder: object) -> None:

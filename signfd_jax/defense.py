@@ -21,6 +21,7 @@ from signfd_jax.counting import (
     tabulated,
 )
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.leaves import group_leaves
 from signfd_jax.reference import reference_defense
 from signfd_jax.tally import (
     count_agreements,
@@ -313,8 +314,13 @@ def _learned(
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
-        if not pooled_only:  # The counters are larger than the votes unpacked.
+        if pooled_only:
+            groups = group_leaves(votes)
+        else:  # The counters are larger than the votes unpacked.
             votes = packed.unpack_votes(votes)
+            groups = group_leaves(votes, state.fd_counters)
+            state = state._replace(fd_counters=groups.join(state.fd_counters))
+        votes = groups.join(votes)
         decoded, mean_weights, margin = vote(state, votes, largest, axis_name)
         if leave_own_out:
             outcomes, agreed, counted = outcomes_against_others(
@@ -327,7 +333,9 @@ def _learned(
             agreed, counted = count_agreements(votes, decoded, axis_name)
         state = learn(state, outcomes, agreed, counted)
         info = DecodeInfo(mean_weights, mean_crossover(state, axis_name), margin)
-        return decoded, state, info
+        if not pooled_only:
+            state = state._replace(fd_counters=groups.split(state.fd_counters))
+        return groups.split(decoded), state, info
 
     def learn(state, outcomes, agreed, counted):
         new = counted.astype(jnp.float32)

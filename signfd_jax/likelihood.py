@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float32, Int8, Int32
 
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.leaves import group_leaves
 from signfd_jax.products import row_products
 from signfd_jax.tally import (
     agreements,
@@ -172,7 +173,9 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
 
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
-        leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(votes)]
+        groups = group_leaves(votes)
+        votes = groups.join(votes)
+        leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in votes]
         voters = [jnp.sum(leaf != 0, axis=0, dtype=jnp.int32) for leaf in leaves]
         shared = [number > 1 for number in voters]
         counts = [
@@ -216,7 +219,7 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
             votes, weights, largest=largest, axis_name=axis_name
         )
         info = DecodeInfo(weights, crossover_from(balance), margin)
-        return decoded, DawidSkeneState(weights), info
+        return groups.split(decoded), DawidSkeneState(weights), info
 
     needs = "it multiplies each vote with a posterior mean"
     return Decoder(init, decode, lambda state: state.ds_weights, needs)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Num, UInt8, UInt32
 
 from signfd_jax.checks import check_choice, check_mask
+from signfd_jax.leaves import group_leaves
 
 __all__ = [
     "WIRES",
@@ -89,7 +90,7 @@ def present_workers(gradients) -> Bool[Array, " M"]:
     """
     finite = [
         jnp.any(jnp.isfinite(leaf).reshape(leaf.shape[0], -1), axis=1)
-        for leaf in jax.tree.leaves(gradients)
+        for leaf in group_leaves(gradients).join(gradients)
     ]
     return jnp.any(jnp.stack(finite), axis=0)
 
@@ -218,7 +219,8 @@ def fill_ties(decoded, round, *, first_coordinate=0):
 
 def _map_with_offset(fill, tree, first_coordinate, *, has_workers):
     """Apply `fill(leaf, index of its first coordinate)` to every leaf."""
-    leaves, treedef = jax.tree.flatten(tree)
+    groups = group_leaves(tree, num_axes=int(has_workers))
+    leaves = groups.join(tree)
     sizes = [
         leaf.size // max(leaf.shape[0], 1) if has_workers else leaf.size
         for leaf in leaves
@@ -229,7 +231,7 @@ def _map_with_offset(fill, tree, first_coordinate, *, has_workers):
         fill(leaf, first + jnp.uint32(offset))
         for leaf, offset in zip(leaves, offsets, strict=True)
     ]
-    return jax.tree.unflatten(treedef, filled)
+    return groups.split(filled)
 
 
 def _filling(
@@ -265,7 +267,9 @@ def sign_error(decoded, truth) -> Float[Array, ""]:
         >>> print(sign_error(jnp.array([1, -1, 1]), jnp.array([1, 1, 0])))
         0.5
     """
-    pairs = zip(jax.tree.leaves(decoded), jax.tree.leaves(truth), strict=True)
+    groups = group_leaves(decoded, truth, num_axes=0)
+    truth = groups.join(jax.tree.unflatten(groups.treedef, jax.tree.leaves(truth)))
+    pairs = zip(groups.join(decoded), truth, strict=True)
     counts = [
         jnp.stack([jnp.sum((t != 0) & (d != t)), jnp.sum(t != 0)]) for d, t in pairs
     ]

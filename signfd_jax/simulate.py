@@ -58,20 +58,20 @@ class SimulationInfo(NamedTuple):
 
     Attributes:
         loss: float32 scalar, mean loss of the honest workers before the step.
-        weights: float32 `[M]`, weight of each worker's vote (nats); NaN where the
+        weights: float32 `[M]`, weight of each worker's vote (nats); None where the
             server has no sign decoder, here and below.
         crossover: float32 `[M]`, estimated crossover probabilities.
         margin: float32 scalar in [0, 1], see `DecodeInfo`.
         sign_error: float32 scalar in [0, 1]: of the coordinates where the mean honest
             gradient is not zero, the share whose decoded sign differs from its sign;
-            NaN where it is not measured.
+            NaN in a round in which there are none, None where it is not measured.
     """
 
     loss: jax.Array
-    weights: jax.Array
-    crossover: jax.Array
-    margin: jax.Array
-    sign_error: jax.Array
+    weights: Any
+    crossover: Any
+    margin: Any
+    sign_error: Any
 
 
 class Simulation(NamedTuple):
@@ -132,7 +132,7 @@ def simulation(
             None: all. It needs a row-wise attack without memory, and a decoder of
             packed votes.
         sign_error: whether to measure it. It is no part of the algorithm, and its mean
-            of the honest gradients is one more pass over all of them. False: NaN.
+            of the honest gradients is one more pass over all of them. False: None.
 
     Returns:
         `Simulation(init, step)`.
@@ -253,7 +253,7 @@ def simulation(
             honest_sign=signs.votes(total) if sign_error else None,
         )
         honest = ~byzantine & everyone.present
-        info = _round_info(opt_state, _honest_mean(losses, honest), num_workers)
+        info = _round_info(opt_state, _honest_mean(losses, honest), sign_error)
         return SimulationState(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
@@ -381,15 +381,15 @@ def _honest_mean(losses, honest):
     return total / jnp.maximum(jnp.sum(honest), 1).astype(losses.dtype)
 
 
-def _round_info(opt_state, loss, num_workers):
+def _round_info(opt_state, loss, measured):
     info: Any = optax.tree.get(
         opt_state, "info", filtering=lambda _, value: isinstance(value, DecodeInfo)
     )
-    sign_error: Any = optax.tree.get(opt_state, "sign_error")
     if info is None:
-        unknown = jnp.full((num_workers,), jnp.nan, jnp.float32)
-        none = jnp.full((), jnp.nan, jnp.float32)
-        return SimulationInfo(loss, unknown, unknown, none, none)
+        return SimulationInfo(loss, None, None, None, None)
+    sign_error: Any = optax.tree.get(opt_state, "sign_error") if measured else None
+    if sign_error is not None:
+        sign_error = jnp.where(sign_error < 0, jnp.nan, sign_error)
     return SimulationInfo(loss, info.weights, info.crossover, info.margin, sign_error)
 
 

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, Int32
 
 from signfd_jax import packed
+from signfd_jax.leaves import group_leaves
 from signfd_jax.products import row_products
 from signfd_jax.visits import over_workers, sum_coordinates
 
@@ -81,8 +82,14 @@ def vote_tree(
         Array([ 1, -1], dtype=int8)
     """
     shared = isinstance(weights, jax.Array) and weights.ndim == 1 and weigh is None
+    split = functools.partial(jax.tree.unflatten, packed.votes_structure(votes))
+    used: Any = weights
+    if weigh is None:  # What `weigh` reads is joined by whoever knows what it is.
+        groups = group_leaves(votes) if shared else group_leaves(votes, weights)
+        votes, split = groups.join(votes), groups.split
+        used = weights if shared else groups.join(weights)
     decoded, sums = [], []
-    for leaf, weight in leaves_with_weights(votes, weights):
+    for leaf, weight in leaves_with_weights(votes, used):
         signs, margins, row_sums = _vote(leaf, weight, largest, weigh)
         decided = jnp.sum(signs != 0, dtype=jnp.int32).astype(jnp.float32)
         size = jnp.float32(signs.size)
@@ -90,7 +97,7 @@ def vote_tree(
         decoded.append(signs)
     row_sums, size, margin, decided = sum_over_leaves(sums, axis_name)
     return Vote(
-        decoded=jax.tree.unflatten(packed.votes_structure(votes), decoded),
+        decoded=split(decoded),
         weights=weights if shared else row_sums / size,
         margin=margin / jnp.maximum(decided, 1.0),
     )
@@ -206,8 +213,9 @@ def count_agreements(votes, decoded, axis_name: str | tuple[str, ...] | None = N
         >>> print(agreed, counted)
         [2 1] [2 2]
     """
-    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    pairs = zip(leaves, jax.tree.leaves(decoded), strict=True)
+    groups = group_leaves(votes, decoded)
+    decoded = jax.tree.unflatten(groups.treedef, jax.tree.leaves(decoded))
+    pairs = zip(groups.join(votes), groups.join(decoded), strict=True)
     agreed, counted = sum_over_leaves(
         [agreements(leaf, signs) for leaf, signs in pairs], axis_name
     )
@@ -364,7 +372,8 @@ def mean_over_coordinates(values, axis_name: str | tuple[str, ...] | None = None
         >>> print(mean_over_coordinates({"w": jnp.array([[1.0, 3.0], [5.0, 5.0]])}))
         [2. 5.]
     """
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(values)]
+    groups = group_leaves(values).join(values)
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in groups]
     total = sum(jnp.sum(leaf, axis=1) for leaf in leaves)
     size = jnp.float32(sum(leaf.shape[1] for leaf in leaves))
     total, size = sum_over_axis((total, size), axis_name)

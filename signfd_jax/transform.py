@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import packed, signs
+from signfd_jax import decoding, packed, signs
 from signfd_jax.checks import check_number, check_size, check_unmasked
 from signfd_jax.decoders import default_decoder
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
@@ -43,10 +43,9 @@ class SignDecoderState(NamedTuple):
     Attributes:
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state.
-        info: `DecodeInfo` of the last round; NaN before the first.
-        sign_error: float32 scalar, where `honest_sign` was given: the share of its
-            non-zero coordinates that were decoded otherwise in the last round; else
-            NaN.
+        info: `DecodeInfo` of the last round; before the first, `decoding.first_info`.
+        sign_error: float32 scalar, the share of the non-zero coordinates of
+            `honest_sign` that were decoded otherwise in the last round; -1 without one.
     """
 
     sign_round: jax.Array
@@ -119,15 +118,11 @@ def scale_by_sign_decoder(
     check_decoder(decoder)
 
     def init_fn(params):
-        # Every leaf is an array of its own, so that the state can be donated.
-        def unknown(*shape):
-            return jnp.full(shape, jnp.nan, jnp.float32)
-
         return SignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder.init(num_workers, params),
-            info=DecodeInfo(unknown(num_workers), unknown(num_workers), unknown()),
-            sign_error=unknown(),
+            info=decoding.first_info(num_workers),
+            sign_error=_sign_error(None, None),
         )
 
     def update_fn(
@@ -167,9 +162,11 @@ def scale_by_sign_decoder(
 
 
 def _sign_error(decoded, honest_sign):
+    error = jnp.full((), -1, jnp.float32)
     if honest_sign is None:
-        return jnp.full((), jnp.nan, jnp.float32)
-    return signs.sign_error(decoded, honest_sign)
+        return error
+    found = signs.sign_error(decoded, honest_sign)
+    return jnp.where(jnp.isnan(found), error, found)
 
 
 def _check_packed(votes, params, decoder):

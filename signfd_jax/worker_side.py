@@ -241,7 +241,9 @@ def stochastic_sign(
 
         def draw(leaf_key, gradient):
             mean_vote = gradient.astype(jnp.float32) / jnp.asarray(bound, jnp.float32)
-            uniform = jax.random.uniform(leaf_key, gradient.shape, minval=-1)
+            uniform = jax.random.uniform(
+                leaf_key, gradient.shape, jnp.float32, minval=-1
+            )
             vote = jnp.where(uniform < mean_vote, 1.0, -1.0)
             vote = jnp.where(jnp.isnan(mean_vote), jnp.nan, vote)
             return vote.astype(gradient.dtype)

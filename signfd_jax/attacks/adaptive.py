@@ -234,7 +234,8 @@ def adaptive(
             given = trial_key, gradients, byzantine, truth
             return _play(family(table[candidate]), decoder, given, copy, horizon)
 
-        next_ones = (state.adaptive_cursor + jnp.arange(trials)) % len(table)
+        steps = jnp.arange(trials, dtype=jnp.int32)
+        next_ones = (state.adaptive_cursor + steps) % len(table)
         tried = jnp.append(next_ones, state.adaptive_best).astype(jnp.int32)
         scores = state.adaptive_scores.at[tried].set(jax.lax.map(score, tried))
         best = jnp.argmax(scores).astype(jnp.int32)

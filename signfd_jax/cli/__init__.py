@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from signfd_jax import __version__
 from signfd_jax.cli.commands import COMMANDS
 from signfd_jax.cli.options import Compare, Paper, Run
 from signfd_jax.experiments import console
@@ -25,6 +26,7 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd paper FIGURE [--option value ...]       the paper's findings, and a report
        signfd plot FOLDER [FOLDER ...]                draw runs and grids again
        signfd list                                    presets, and every name there is
+       signfd --version
 
 A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
 compare --help` and `signfd paper --help` list the options. FIGURE is one of inversion,
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments):
+    if arguments[:1] in (["--version"], ["-V"]):
+        print("signfd", __version__)
+        return 0
     if missing := [name for name in _EXTRA if not importlib.util.find_spec(name)]:
         return _complain(
             f"{', '.join(missing)} not found; the command line needs the extra "

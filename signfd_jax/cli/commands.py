@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from signfd_jax.cli.compiled import keep_compiled
 from signfd_jax.cli.options import (
     Compare,
     Paper,
@@ -23,10 +24,10 @@ __all__ = ["COMMANDS"]
 
 
 def _run(arguments) -> int:
-    from signfd_jax.experiments import records
-
     earlier, given = None, arguments
     if arguments and arguments[0] == "--from":
+        from signfd_jax.experiments import records
+
         if len(arguments) < 2:
             raise ValueError("give the folder of the run: signfd run --from RUN ...")
         earlier = files.expanded(arguments[1])
@@ -66,6 +67,7 @@ def _run_here(options, experiment, earlier) -> int:
     from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
 
+    keep_compiled()
     folder, summary = run_experiment(
         experiment,
         options.output_dir,
@@ -116,6 +118,7 @@ def _compare(arguments) -> int:
     from signfd_jax.experiments import compare, records
     from signfd_jax.experiments.tables import accuracy_table
 
+    keep_compiled()
     given = {
         "rounds": options.rounds,
         "learning_rate": options.learning_rate,
@@ -164,6 +167,7 @@ def _paper(arguments) -> int:
         raise ValueError("give a figure, or all: signfd paper all --scale small")
     from signfd_jax.paper import reproduce
 
+    keep_compiled()
     report, verdicts = reproduce(
         figures,
         options.scale,

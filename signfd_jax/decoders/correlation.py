@@ -132,9 +132,9 @@ def correlation_defense(
        make it large. The side of more workers is the right one.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
-    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$: $u_j$ is -1 where $\tau_j$
-       is significantly negative, 0 where $c_j$ is significantly small, else 1; $d'_j$
-       counts exact duplicates only.
+    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$. Here $u_j$ is -1 where
+       $\tau_j$ is significantly negative, 0 where $c_j$ is significantly small, else 1;
+       $d'_j$ counts exact duplicates only.
 
     A round whose own correlations contradict the past, beyond noise, on the side that
     the past calls right, is decoded by its own.

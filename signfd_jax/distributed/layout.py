@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Int8
 
 from signfd_jax import signs
 from signfd_jax.distributed.manual import gather
+from signfd_jax.leaves import split_coordinates
 
 __all__ = [
     "Group",
@@ -312,10 +313,6 @@ def unflatten(layout: Layout, decoded: Int8[Array, " T"], like) -> Any:
 
 def _take(flat, leaves, positions):
     """The leaves at these positions, one after the other in a flat array."""
-    taken, start = {}, 0
-    for position in positions:
-        shape = leaves[position].shape
-        stop = start + math.prod(shape)
-        taken[position] = flat[start:stop].reshape(shape)
-        start = stop
-    return taken
+    shapes = tuple(tuple(leaves[position].shape) for position in positions)
+    flat = flat[: sum(map(math.prod, shapes))]
+    return dict(zip(positions, split_coordinates(flat, shapes), strict=True))

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from signfd_jax.checks import check_size
 from signfd_jax.decoders import default_decoder
-from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
+from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, first_info
 from signfd_jax.distributed.collective import sign_all_reduce
 from signfd_jax.distributed.layout import axes_of, specs_of_leaves
 from signfd_jax.distributed.states import slice_state, specs_of_state, whole_state
@@ -33,7 +33,7 @@ class ShardedSignDecoderState(NamedTuple):
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state, of one leaf of all coordinates with
             their padding, split over the mesh.
-        info: `DecodeInfo` of the last round; NaN before the first.
+        info: `DecodeInfo` of the last round; before the first `decoding.first_info`.
     """
 
     sign_round: jax.Array
@@ -159,13 +159,10 @@ def scale_by_sign_decoder_sharded(
     )
 
     def state_of(decoder_state):
-        def unknown(*shape):
-            return jnp.full(shape, jnp.nan, jnp.float32)
-
         return ShardedSignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder_state,
-            info=DecodeInfo(unknown(num_workers), unknown(num_workers), unknown()),
+            info=first_info(num_workers),
         )
 
     def check_devices(num_devices):

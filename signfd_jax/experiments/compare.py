@@ -91,6 +91,7 @@ def cells(grid: Grid) -> list[Experiment]:
     return list(experiments.values())
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def run_grid(
     experiments: Iterable[Experiment],
     folder: str | Path,
@@ -154,7 +155,9 @@ def run_grid(
             cell = missing[key]
             bar.set_description(f"{cell.decoder}, {cell.num_byzantine} {cell.attack}")
             split = splits[_split_key(cell)]
+            bar.set_postfix_str("compiling ...")
             prepared = training.prepare(cell, datasets[cell.dataset], split)
+            bar.set_postfix_str("")
             done[key] = _record(key, cell, prepared.tests)
             records.append_lines(path, [done[key]])
             bar.update()

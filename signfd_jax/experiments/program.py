@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -24,7 +25,14 @@ from signfd_jax.experiments.config import Experiment
 from signfd_jax.simulate import run, simulation
 from signfd_jax.transform import scale_by_sign_decoder
 
-__all__ = ["Inputs", "Metrics", "compile_program", "parts", "program_key"]
+__all__ = [
+    "Inputs",
+    "Metrics",
+    "compile_program",
+    "compiled",
+    "parts",
+    "program_key",
+]
 
 # Fields of a configuration that no program depends on.
 _INPUTS = (
@@ -70,15 +78,30 @@ class Metrics(NamedTuple):
         margin: float32 `[S]`, likewise.
         weights: float32 `[S, M]`, weight of each worker's vote in the last round.
         crossover: float32 `[S, M]`, estimates after the last round.
+
+    Inside a program, where `jax_debug_nans` watches, None stands for what is not
+    measured; `on_host` gives NaN instead.
     """
 
     test_accuracy: jax.Array
     test_loss: jax.Array
     train_loss: jax.Array
-    sign_error: jax.Array
-    margin: jax.Array
-    weights: jax.Array
-    crossover: jax.Array
+    sign_error: Any
+    margin: Any
+    weights: Any
+    crossover: Any
+
+    def on_host(self, num_workers: int) -> "Metrics":
+        """The same as NumPy arrays, with NaN for what is not measured."""
+        seeds = self.test_accuracy.shape
+        shapes = dict.fromkeys(("sign_error", "margin"), seeds)
+        shapes |= dict.fromkeys(("weights", "crossover"), (*seeds, num_workers))
+        gaps = {
+            name: np.full(shape, np.nan, np.float32)
+            for name, shape in shapes.items()
+            if getattr(self, name) is None
+        }
+        return jax.device_get(self)._replace(**gaps)
 
 
 def program_key(config: Experiment) -> Experiment:
@@ -167,10 +190,41 @@ def parts(
     return server, attack, membership
 
 
+class _ByOperation(NamedTuple):
+    """What stands for a compiled program where `jax_disable_jit` forbids one."""
+
+    function: Any
+    out_info: Any
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def compiled(function: Any, *arguments, options: Any = None) -> Any:
+    """Compile a program, unless `jax_disable_jit` is set.
+
+    Args:
+        function: what `jax.jit` gave.
+        arguments: arrays, or their shapes and dtypes.
+        options: for the compiler.
+
+    Returns:
+        A function of such arguments, with an `out_info` of what it gives.
+
+    Examples:
+        >>> compiled(jax.jit(jnp.negative), jnp.float32(1)).out_info.shape
+        ()
+    """
+    config: Any = jax.config
+    if config.jax_disable_jit:
+        return _ByOperation(function, jax.eval_shape(function, *arguments))
+    return function.lower(*arguments).compile(options)
+
+
 @functools.lru_cache(maxsize=16)
 def compile_program(
     key: Experiment, structure: Any, leaves: tuple[Any, ...], num_rounds: int | None
-) -> jax.stages.Compiled:
+) -> Any:
     """Compile the start of an experiment, or a chunk of its rounds with a test.
 
     Args:
@@ -249,10 +303,10 @@ def compile_program(
             test_accuracy=test.accuracy,
             test_loss=test.loss,
             train_loss=jnp.mean(infos.loss),
-            sign_error=jnp.mean(infos.sign_error),
-            margin=jnp.mean(infos.margin),
-            weights=infos.weights[-1],
-            crossover=infos.crossover[-1],
+            sign_error=jax.tree.map(jnp.mean, infos.sign_error),
+            margin=jax.tree.map(jnp.mean, infos.margin),
+            weights=jax.tree.map(lambda w: w[-1], infos.weights),
+            crossover=jax.tree.map(lambda p: p[-1], infos.crossover),
         )
 
     def of_seeds(states, leaves):
@@ -267,6 +321,6 @@ def compile_program(
     if num_rounds is None:
         # It runs once: that is not worth the time of the optimising passes.
         quickly: Any = {"xla_backend_optimization_level": 1}
-        return jax.jit(start).lower(seeds, byzantine, leaves).compile(quickly)
+        return compiled(jax.jit(start), seeds, byzantine, leaves, options=quickly)
     state = jax.eval_shape(start, seeds, byzantine, leaves)
-    return jax.jit(of_seeds, donate_argnums=0).lower(state, leaves).compile()
+    return compiled(jax.jit(of_seeds, donate_argnums=0), state, leaves)

@@ -42,6 +42,7 @@ _LISTED = 1000  # workers: of more, records hold quantiles instead of lists
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def run_experiment(
     config: Experiment,
     output_dir: str | Path = "runs",
@@ -118,6 +119,8 @@ def run_experiment(
     try:
         lock = records.locked(folder, report=_report)
         with lock if first else contextlib.nullcontext():
+            if first and progress:
+                _report("compiling ...")
             prepared = prepare(config, dataset, split)
             if first:
                 _set_up(folder, config, force)
@@ -207,8 +210,10 @@ def _lines(config, rounds, metrics, bits):
         mask = training.byzantine_mask(config, seed)
         head: dict[str, Any] = {"round": rounds, "seed": seed}
         # What the theory makes of the estimates, to hold beside `sign_error`.
-        crossover = jnp.clip(metrics.crossover[s], 0, 1)
-        error_bound = float(theory.bhattacharyya_bounds(crossover)[1])
+        crossover, error_bound = metrics.crossover[s], math.nan
+        if not np.isnan(crossover).any():  # the server estimates them
+            bounds = theory.bhattacharyya_bounds(jnp.asarray(crossover.clip(0, 1)))
+            error_bound = float(bounds[1])
         if config.num_workers <= _LISTED:
             head["byzantine"] = mask.nonzero()[0].tolist()
         else:

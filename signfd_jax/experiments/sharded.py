@@ -28,7 +28,7 @@ from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import vary
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.experiments.program import Metrics, parts
+from signfd_jax.experiments.program import Metrics, compiled, parts
 from signfd_jax.experiments.training import (
     Training,
     byzantine_mask,
@@ -192,7 +192,7 @@ def prepare_sharded(
     start = jax.shard_map(start, mesh=mesh, in_specs=P(), out_specs=specs)
     # As in `compile_program`: the first parameters must be the same to the last bit.
     quickly: Any = {"xla_backend_optimization_level": 1}
-    start = jax.jit(start).lower(*begin).compile(quickly)
+    start = compiled(jax.jit(start), *begin, options=quickly)
     state: Any = start.out_info
     chunks = {}
     for length in {
@@ -206,13 +206,13 @@ def prepare_sharded(
             out_specs=(specs, P()),
         )
         program = jax.jit(program, donate_argnums=0)
-        chunks[length] = program.lower(state, shards, facts).compile()
+        chunks[length] = compiled(program, state, shards, facts)
     compile_seconds = time.perf_counter() - begun
 
     def advance(state, rounds):
         length = min(config.eval_every, config.rounds - rounds)
         state, metrics = chunks[length](state, shards, facts)
-        return state, rounds + length, jax.device_get(metrics)
+        return state, rounds + length, metrics.on_host(config.num_workers)
 
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     return Training(
@@ -314,7 +314,7 @@ def _programs(config, num_devices, structure):
                 test_accuracy=test.accuracy,
                 test_loss=test.loss,
                 train_loss=jnp.mean(losses),
-                sign_error=jnp.full((), jnp.nan, jnp.float32),
+                sign_error=None,
                 margin=info.margin,
                 weights=info.weights,
                 crossover=info.crossover,

@@ -184,7 +184,7 @@ def prepare(
     def advance(state, rounds):
         length = min(config.eval_every, config.rounds - rounds)
         state, metrics = chunks[length](state, tuple(leaves))
-        return state, rounds + length, jax.device_get(metrics)
+        return state, rounds + length, metrics.on_host(config.num_workers)
 
     return Training(
         start=lambda: start(seeds, masks, tuple(leaves)),

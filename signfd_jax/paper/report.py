@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from signfd_jax.experiments import console, files, records, to_json
 from signfd_jax.experiments.tables import markdown
 from signfd_jax.paper.findings import FINDINGS
@@ -14,6 +16,7 @@ from signfd_jax.paper.scales import SCALES
 __all__ = ["reproduce"]
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def reproduce(
     figures: Sequence[str],
     scale: str = "small",
