@@ -305,7 +305,9 @@ def _play(attack, decoder, given, context, horizon):
             attack_state,
         )
         decoded, decoder_state, _ = decoder.decode(decoder_state, votes(sent))
-        return (decoder_state, attack_state), sign_error(decoded, truth)
+        # Where there is no honest sign, no candidate does any harm.
+        error = jnp.nan_to_num(sign_error(decoded, truth))
+        return (decoder_state, attack_state), error
 
     start = context.decoder_state, attack.init(byzantine.shape[0], params)
     steps = jnp.arange(horizon, dtype=jnp.int32)
