@@ -56,7 +56,8 @@ def votes(gradients):
     References:
         Bernstein et al., [signSGD](https://arxiv.org/abs/1802.04434), ICML 2018.
     """
-    return jax.tree.map(_votes, gradients)
+    # As JAX's own array, a NumPy float64 is compared without a warning.
+    return jax.tree.map(lambda gradient: _votes(jnp.asarray(gradient)), gradients)
 
 
 def _votes(gradient: Num[Array, "*shape"]) -> Int8[Array, "*shape"]:
@@ -133,6 +134,8 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     """
     check_wire(wire)
     cast = votes(gradients)
+    if not jax.tree.leaves(cast):
+        return cast
     if present is not None:
         present = _mask_of(cast, present)
     if wire == "one_bit":

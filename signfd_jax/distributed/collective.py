@@ -120,6 +120,8 @@ def sign_all_reduce(
         gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
     _check_gradients(gradients, axis_name, workers_per_device)
     one_worker = jax.tree.map(lambda leaf: leaf[0], gradients)
+    if not jax.tree.leaves(one_worker):
+        raise ValueError("there are no gradients to decode: the tree has no leaves")
     layout = layout_here(
         one_worker,
         axis_name,

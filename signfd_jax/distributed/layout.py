@@ -153,7 +153,7 @@ def make_layout(
     groups = tuple(
         Group(
             leaves=tuple(positions),
-            size=sum(math.prod(leaves[position].shape) for position in positions),
+            size=sum(math.prod(jnp.shape(leaves[n])) for n in positions),
             axes=whole,
             parts=math.prod(map(axis_size, whole)),
         )
