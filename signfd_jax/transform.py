@@ -15,6 +15,7 @@ from signfd_jax.checks import check_number, check_size, check_unmasked
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.population import default_decoder
+from signfd_jax.totals import check_coordinates
 from signfd_jax.trees import cast_like, shapes_of, size_of
 
 # Optax marks this type as experimental; it adds no behaviour, only the promise that
@@ -120,6 +121,8 @@ def scale_by_sign_decoder(
     check_decoder(decoder)
 
     def init_fn(params):
+        check_coordinates(params)
+
         # Every leaf is an array of its own, so that the state can be donated.
         def unknown(*shape):
             return jnp.full(shape, jnp.nan, jnp.float32)
