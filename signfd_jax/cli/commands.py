@@ -57,6 +57,7 @@ def _run_here(options, experiment, earlier) -> int:
     from signfd_jax import plots
     from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
+    from signfd_jax.experiments.settings import changed_settings
 
     folder, summary = run_experiment(
         experiment,
@@ -71,7 +72,9 @@ def _run_here(options, experiment, earlier) -> int:
     if jax.process_index() > 0:
         return 0
     if summary["finished_before"]:
-        print("finished before; --force runs it again")
+        changed = changed_settings(summary)
+        elsewhere = f" under other settings of JAX ({changed})" if changed else ""
+        print(f"finished before{elsewhere}; --force runs it again")
     else:
         plots.draw(folder)
     print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")

@@ -115,7 +115,8 @@ def run_grid(
         row of tests).
 
     Raises:
-        ValueError: a cell is not a valid experiment, or `cells.jsonl` is damaged.
+        ValueError: a cell is not a valid experiment, `cells.jsonl` is damaged, or its
+            cells were run under other settings of JAX.
         OSError: the folder cannot be written.
 
     Examples:
@@ -138,6 +139,9 @@ def run_grid(
     records.drop_cut_line(path)
     done = {record["cell"]: record for record in records.read_lines(path)}
     missing = {key: cell for key, cell in cells.items() if key not in done}
+    if missing:
+        begun = bool(done) or (path.parent / "measurements.jsonl").exists()
+        records.keep_environment(path.parent, begun=begun and not force)
     names = {cell.dataset for cell in missing.values()}
     datasets = {
         name: jax.tree.map(jnp.asarray, data.load(name, data_dir=data_dir))

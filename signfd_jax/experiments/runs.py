@@ -25,6 +25,7 @@ from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.parameters import save_params
+from signfd_jax.experiments.settings import check_settings
 
 __all__ = ["run_experiment"]
 
@@ -72,8 +73,9 @@ def run_experiment(
         file: it tells whether the run had been finished already.
 
     Raises:
-        ValueError: the configuration or the data are not as they should be, or another
-            process is at work in the folder.
+        ValueError: the configuration or the data are not as they should be, another
+            process is at work in the folder, or the run was begun under other settings
+            of JAX.
         OSError: the folder cannot be written.
         KeyboardInterrupt: it was stopped; what was done is kept.
 
@@ -94,6 +96,8 @@ def run_experiment(
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:
         return folder, json.loads(summary_path.read_text()) | {"finished_before": True}
+    if not force:
+        check_settings(folder)
     if distributed:
         sharded.check_sharded(config, jax.device_count())
     first = jax.process_index() == 0

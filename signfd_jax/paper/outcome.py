@@ -134,6 +134,8 @@ class Lab:
         for line in records.read_lines(path):
             if line["key"] == key:
                 return line["found"]
+        begun = path.exists() or (self.folder / "cells.jsonl").exists()
+        records.keep_environment(self.folder, begun=begun)
         found = function(base, *arguments, data_dir=self.data_dir)
         records.append_lines(path, [{"key": key, "found": found}])
         return found
