@@ -190,7 +190,6 @@ def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
     References:
         Appleby, [MurmurHash3](https://github.com/aappleby/smhasher) (fmix32).
     """
-
     if present is not None:
         present = _mask_of(votes, present)
 
@@ -302,9 +301,7 @@ def sign_error(decoded, truth) -> Float[Array, ""]:
         >>> print(sign_error(jnp.array([1, -1, 1]), jnp.array([1, 1, 0])))
         0.5
     """
-    pairs = list(
-        zip(jax.tree.leaves(decoded), jax.tree.leaves(truth), strict=True)
-    )
+    pairs = list(zip(jax.tree.leaves(decoded), jax.tree.leaves(truth), strict=True))
     wrong = exact_total([jnp.sum((t != 0) & (d != t)) for d, t in pairs])
     counted = exact_total([jnp.sum(t != 0) for _, t in pairs])
     return jnp.where(counted > 0, wrong / jnp.maximum(counted, 1.0), jnp.nan)

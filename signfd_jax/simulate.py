@@ -27,7 +27,14 @@ from signfd_jax.checks import (
 from signfd_jax.decoding import DecodeInfo
 from signfd_jax.visits import over_workers
 
-__all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
+__all__ = [
+    "Simulation",
+    "SimulationInfo",
+    "SimulationState",
+    "honest_loss",
+    "run",
+    "simulation",
+]
 
 # Coordinates from which on it pays to read a gradient once, and not to copy it first.
 _LONG = 2**15
@@ -57,14 +64,17 @@ class SimulationInfo(NamedTuple):
     """What one round shows.
 
     Attributes:
-        loss: float32 scalar, mean loss of the honest workers before the step.
+        loss: float32 scalar, mean loss before the step of the honest workers that took
+            part; NaN where there was none.
         weights: float32 `[M]`, weight of each worker's vote (nats); NaN where the
             server has no sign decoder, here and below.
         crossover: float32 `[M]`, estimated crossover probabilities.
         margin: float32 scalar in [0, 1], see `DecodeInfo`.
         sign_error: float32 scalar in [0, 1]: of the coordinates where the mean honest
             gradient is not zero, the share whose decoded sign differs from its sign;
-            NaN where it is not measured.
+            NaN where there are none, or where it is not measured.
+        num_honest: int32 scalar, honest workers that took part: it tells a loss that
+            was not measured (0) from one that came out NaN.
     """
 
     loss: jax.Array
@@ -72,6 +82,7 @@ class SimulationInfo(NamedTuple):
     crossover: jax.Array
     margin: jax.Array
     sign_error: jax.Array
+    num_honest: jax.Array
 
 
 class Simulation(NamedTuple):
@@ -175,6 +186,7 @@ def simulation(
     def init(key, params, byzantine):
         byzantine = jnp.asarray(byzantine, bool)
         check_mask("byzantine", byzantine, num_workers)
+        params = jax.tree.map(jnp.asarray, params)
         opt_state = tx.init(params)
         attack_state = attack.init(num_workers, params)
         if worker_chunk is not None:
@@ -190,11 +202,16 @@ def simulation(
 
     def step(state, batch, present=None):
         _check_batch(batch, num_workers)
+        if present is not None:
+            check_mask("present", present, num_workers)
+            present = jnp.asarray(present)
         key, attack_key, member_key = jax.random.split(state.key, 3)
         byzantine = state.byzantine
         if membership is not None:
             byzantine, here = membership(member_key, byzantine, state.round)
+            check_mask("the membership's byzantine", byzantine, num_workers)
             if here is not None:
+                check_mask("the membership's present", here, num_workers)
                 present = here if present is None else here & present
         decoder_state = optax.tree.get(state.opt_state, "decoder_state")
         context = AttackContext(state.round, decoder_state)
@@ -253,7 +270,8 @@ def simulation(
             honest_sign=signs.votes(total) if sign_error else None,
         )
         honest = ~byzantine & everyone.present
-        info = _round_info(opt_state, _honest_mean(losses, honest), num_workers)
+        loss, num_honest = honest_loss(losses, honest)
+        info = _round_info(opt_state, loss, num_honest, num_workers)
         return SimulationState(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
@@ -376,12 +394,27 @@ def _sum_honest(gradient, honest):
     return jnp.tensordot(ones, rows, axes=1, precision=lax.Precision.HIGHEST)
 
 
-def _honest_mean(losses, honest):
+def honest_loss(losses, honest):
+    """Mean loss of the honest workers that took part, and their number.
+
+    Args:
+        losses: float `[M]`.
+        honest: bool `[M]`, the workers that are honest and took part.
+
+    Returns:
+        Scalar of that dtype, NaN where there is none; and int32 scalar.
+
+    Examples:
+        >>> print(*honest_loss(jnp.array([1.0, 9.0]), jnp.array([True, False])))
+        1.0 1
+    """
+    number = jnp.sum(honest, dtype=jnp.int32)
     total = jnp.sum(jnp.where(honest, losses, 0))
-    return total / jnp.maximum(jnp.sum(honest), 1).astype(losses.dtype)
+    mean = total / jnp.maximum(number, 1).astype(losses.dtype)
+    return jnp.where(number > 0, mean, jnp.nan), number
 
 
-def _round_info(opt_state, loss, num_workers):
+def _round_info(opt_state, loss, num_honest, num_workers):
     info: Any = optax.tree.get(
         opt_state, "info", filtering=lambda _, value: isinstance(value, DecodeInfo)
     )
@@ -389,8 +422,9 @@ def _round_info(opt_state, loss, num_workers):
     if info is None:
         unknown = jnp.full((num_workers,), jnp.nan, jnp.float32)
         none = jnp.full((), jnp.nan, jnp.float32)
-        return SimulationInfo(loss, unknown, unknown, none, none)
-    return SimulationInfo(loss, info.weights, info.crossover, info.margin, sign_error)
+        return SimulationInfo(loss, unknown, unknown, none, none, num_honest)
+    shown = info.weights, info.crossover, info.margin
+    return SimulationInfo(loss, *shown, sign_error, num_honest)
 
 
 def _check_batch(batch, num_workers):

@@ -143,9 +143,7 @@ def sign_all_reduce(
     decoded, state, info = decoder.decode(
         state, votes * heard.astype(jnp.int8), axis_name=layout.axes
     )
-    decoded = signs.fill_ties(
-        decoded, round, first_coordinate=layout.first_of_slice()
-    )
+    decoded = signs.fill_ties(decoded, round, first_coordinate=layout.first_of_slice())
     block = signs.unpack(gather(signs.pack(decoded), axis_name), layout.block)
     return unflatten(layout, block, one_worker), state, info
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -21,10 +22,18 @@ from signfd_jax import batches, data, models, partition
 from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.simulate import run, simulation
+from signfd_jax.simulate import SimulationInfo, run, simulation
 from signfd_jax.transform import scale_by_sign_decoder
 
-__all__ = ["Inputs", "Metrics", "compile_program", "parts", "program_key"]
+__all__ = [
+    "Inputs",
+    "Metrics",
+    "compile_program",
+    "means",
+    "parts",
+    "program_key",
+    "totals",
+]
 
 # Fields of a configuration that no program depends on.
 _INPUTS = (
@@ -65,11 +74,17 @@ class Metrics(NamedTuple):
     Attributes:
         test_accuracy: float32 `[S]`, share of the test examples classified correctly.
         test_loss: float32 `[S]`, mean cross-entropy over them (nats).
-        train_loss: float32 `[S]`, mean loss of the honest workers since the last test.
-        sign_error: float32 `[S]`, see `SimulationInfo`; the mean since the last test.
+        train_loss: float32 `[S]`, mean loss of the honest workers since the last test,
+            over the rounds in which one took part. NaN where nothing was measured, here
+            and below.
+        sign_error: float32 `[S]`, see `SimulationInfo`; the mean since the last test,
+            over the rounds in which it was measured.
         margin: float32 `[S]`, likewise.
         weights: float32 `[S, M]`, weight of each worker's vote in the last round.
         crossover: float32 `[S, M]`, estimates after the last round.
+        loss_rounds: int32 `[S]`, the rounds behind `train_loss`.
+        sign_error_rounds: int32 `[S]`, those behind `sign_error`.
+        margin_rounds: int32 `[S]`, those behind `margin`.
     """
 
     test_accuracy: jax.Array
@@ -79,6 +94,80 @@ class Metrics(NamedTuple):
     margin: jax.Array
     weights: jax.Array
     crossover: jax.Array
+    loss_rounds: jax.Array
+    sign_error_rounds: jax.Array
+    margin_rounds: jax.Array
+
+
+def totals(test: models.Evaluation, infos: SimulationInfo) -> Metrics:
+    """Metrics with sums in the place of means, and 0 in the place of NaN.
+
+    No compiled program gives a NaN that stands for "not measured", so that JAX can
+    look for those that are mistakes (`jax_debug_nans`).
+
+    Args:
+        test: of one seed.
+        infos: of its rounds since the last test, leaves `[T, ...]`.
+
+    Returns:
+        Metrics of one seed, for `means`.
+
+    Examples:
+        >>> none = jnp.full(2, jnp.nan)
+        >>> losses = jnp.array([3.0, jnp.nan])
+        >>> infos = SimulationInfo(losses, none, none, none, none, jnp.array([1, 0]))
+        >>> test = models.Evaluation(jnp.float32(0.5), jnp.float32(1.0))
+        >>> print(*totals(test, infos)[2:5])
+        3.0 0.0 0.0
+    """
+
+    def total(values, measured):
+        return jnp.sum(jnp.where(measured, values, 0)), jnp.sum(
+            measured, dtype=jnp.int32
+        )
+
+    loss, loss_rounds = total(infos.loss, infos.num_honest > 0)
+    error, error_rounds = total(infos.sign_error, ~jnp.isnan(infos.sign_error))
+    margin, margin_rounds = total(infos.margin, ~jnp.isnan(infos.margin))
+    last = [values[-1] for values in (infos.weights, infos.crossover)]
+    weights, crossover = (jnp.where(margin_rounds > 0, v, 0) for v in last)
+    return Metrics(
+        *(test.accuracy, test.loss, loss, error, margin, weights, crossover),
+        *(loss_rounds, error_rounds, margin_rounds),
+    )
+
+
+def means(totals: Metrics) -> Metrics:
+    """Metrics as they are recorded, on the host.
+
+    Args:
+        totals: of all seeds, what `totals` returned, in NumPy arrays.
+
+    Returns:
+        The `Metrics`.
+
+    Examples:
+        >>> one, none = np.ones(1, "f4"), np.zeros(1, "i4")
+        >>> workers = np.zeros((1, 3), "f4")
+        >>> sums = Metrics(
+        ...     one, one, 6 * one, one, one, workers, workers, none + 2, none, none
+        ... )
+        >>> means(sums).train_loss, means(sums).margin
+        (array([3.], dtype=float32), array([nan], dtype=float32))
+    """
+
+    def mean(total, rounds):
+        divisor = np.maximum(rounds, 1).astype(np.float32)
+        return np.where(rounds > 0, total / divisor, np.float32(np.nan))
+
+    decodes = totals.margin_rounds[:, None] > 0
+    return totals._replace(
+        train_loss=mean(totals.train_loss, totals.loss_rounds),
+        sign_error=mean(totals.sign_error, totals.sign_error_rounds),
+        margin=mean(totals.margin, totals.margin_rounds),
+        weights=np.where(decodes, totals.weights, np.float32(np.nan)),
+        crossover=np.where(decodes, totals.crossover, np.float32(np.nan)),
+    )
 
 
 def program_key(config: Experiment) -> Experiment:
@@ -117,6 +206,7 @@ def parts(
     learning_rate: float | jax.Array,
     flip_probability: float | jax.Array,
     strengths: Mapping[str, Any],
+    seed: int | jax.Array = 0,
 ) -> tuple[optax.GradientTransformation, Any, Any]:
     """Make the server, the attack and the membership that a configuration names.
 
@@ -126,6 +216,7 @@ def parts(
         learning_rate: the step, a scalar that may be traced, as may the next two.
         flip_probability: r of stochastic_sign_flip (scalar).
         strengths: options of the attack (scalars), instead of those in the name.
+        seed: the training seed, from which server and attack draw what they draw.
 
     Returns:
         The server's transformation, the `Attack`, and the membership function or None.
@@ -152,7 +243,8 @@ def parts(
         "actual_byzantine": config.num_byzantine,
     }
     choice = choose(registry.SERVERS, "decoder", config.decoder)
-    decoder = server = make(registry.SERVERS, choice, facts)
+    own = _randomness(seed, 1)
+    decoder = server = make(registry.SERVERS, choice, facts | own)
     if isinstance(decoder, Decoder):
         server = scale_by_sign_decoder(config.num_workers, decoder)
     else:  # Attackers who ask take such a server for a majority vote.
@@ -160,11 +252,19 @@ def parts(
     facts["decoder"] = decoder
     choice = choose(registry.ATTACKS, "attack", config.attack)
     options = tuple((dict(choice.options) | dict(strengths)).items())
-    attack = make(registry.ATTACKS, choice._replace(options=options), facts)
+    choice = choice._replace(options=options)
+    attack = make(registry.ATTACKS, choice, facts | _randomness(seed, 2))
     choice = choose(registry.MEMBERSHIPS, "membership", config.membership)
     membership = make(registry.MEMBERSHIPS, choice, facts)
     server = optax.chain(server, optax.scale_by_learning_rate(learning_rate))
     return server, attack, membership
+
+
+def _randomness(seed, user):
+    """What a server or an attack of this seed draws from, as facts."""
+    # Of the numbers that `split` and `byzantine_mask` fold in these are none.
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - user))
+    return {"key": key, "seed": jax.random.bits(key, dtype=jnp.uint32)}
 
 
 @functools.lru_cache(maxsize=16)
@@ -181,7 +281,7 @@ def compile_program(
 
     Returns:
         The start: `(seeds uint32 [S], byzantine bool [S, M], leaves) -> state`; or the
-        chunk: `(state, leaves) -> (state, Metrics)`, which consumes the state.
+        chunk: `(state, seeds, leaves) -> (state, totals)`, which consumes the state.
 
     Examples:
         >>> digits = data.load("digits")
@@ -197,7 +297,7 @@ def compile_program(
         (1, 15)
     """
 
-    def build(leaves):
+    def build(leaves, seed):
         inputs: Inputs = jax.tree.unflatten(structure, leaves)
         num_classes = inputs.dataset.num_classes
         choice = registry.choose(registry.MODELS, "model", key.model)
@@ -208,6 +308,7 @@ def compile_program(
             learning_rate=inputs.learning_rate,
             flip_probability=inputs.flip_probability,
             strengths=inputs.strengths,
+            seed=seed,
         )
         simulated = simulation(
             models.loss_fn(model),
@@ -222,14 +323,14 @@ def compile_program(
         return inputs, model, simulated
 
     def start(seed, byzantine, leaves):
-        inputs, model, simulated = build(leaves)
+        inputs, model, simulated = build(leaves, seed)
         model_key, run_key = jax.random.split(jax.random.key(seed))
         image = jnp.zeros((1, *inputs.dataset.test_inputs.shape[1:]))
         return simulated.init(run_key, model.init(model_key, image), byzantine)
 
-    def chunk(state, leaves):
+    def chunk(state, seed, leaves):
         assert num_rounds is not None
-        inputs, model, simulated = build(leaves)
+        inputs, model, simulated = build(leaves, seed)
         dataset = inputs.dataset
         if key.worker_chunk:
             sample_batch = batches.worker_indices(inputs.partition, key.batch_size)
@@ -245,21 +346,13 @@ def compile_program(
             dataset.test_labels,
             preprocess=functools.partial(data.standardise, dataset=dataset),
         )
-        return state, Metrics(
-            test_accuracy=test.accuracy,
-            test_loss=test.loss,
-            train_loss=jnp.mean(infos.loss),
-            sign_error=jnp.mean(infos.sign_error),
-            margin=jnp.mean(infos.margin),
-            weights=infos.weights[-1],
-            crossover=infos.crossover[-1],
-        )
+        return state, totals(test, infos)
 
-    def of_seeds(states, leaves):
+    def of_seeds(states, seeds, leaves):
         # A CPU is faster at one seed after the other: each stays in its cache.
         if jax.default_backend() == "cpu":
-            return lax.map(lambda state: chunk(state, leaves), states)
-        return jax.vmap(chunk, in_axes=(0, None))(states, leaves)
+            return lax.map(lambda each: chunk(*each, leaves), (states, seeds))
+        return jax.vmap(chunk, in_axes=(0, 0, None))(states, seeds, leaves)
 
     seeds = jax.ShapeDtypeStruct((key.seeds,), jnp.uint32)
     byzantine = jax.ShapeDtypeStruct((key.seeds, key.num_workers), bool)
@@ -269,4 +362,5 @@ def compile_program(
         quickly: Any = {"xla_backend_optimization_level": 1}
         return jax.jit(start).lower(seeds, byzantine, leaves).compile(quickly)
     state = jax.eval_shape(start, seeds, byzantine, leaves)
-    return jax.jit(of_seeds, donate_argnums=0).lower(state, leaves).compile()
+    program = jax.jit(of_seeds, donate_argnums=0)
+    return program.lower(state, seeds, leaves).compile()

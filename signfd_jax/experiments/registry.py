@@ -52,6 +52,7 @@ __all__ = [
 FACTS = (
     "actual_byzantine",
     "decoder",
+    "key",
     "labels",
     "num_classes",
     "num_workers",
@@ -91,9 +92,9 @@ def _ef_sign_sgd(
 
 
 def _stochastic_sign(
-    num_workers: int, bound: float = 1.0
+    num_workers: int, key: jax.Array | None = None, bound: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    return sign_family.scale_by_stochastic_sign(num_workers, bound)
+    return sign_family.scale_by_stochastic_sign(num_workers, bound, key=key)
 
 
 def _aggregation(make_rule: Callable[..., Rule]) -> Callable[..., Any]:
@@ -107,12 +108,15 @@ def _aggregation(make_rule: Callable[..., Rule]) -> Callable[..., Any]:
     def make(
         num_workers: int,
         actual_byzantine: int,
+        key: jax.Array | None = None,
         num_byzantine: int | None = None,
         scale: float = 1.0,
         **options,
     ) -> optax.GradientTransformationExtraArgs:
+        key = jax.random.key(0) if key is None else key
+
         def rule_for(f):
-            rule = make_rule(f, jax.random.key(0), **options)
+            rule = make_rule(f, key, **options)
             rule.init(num_workers, 1)  # its preconditions
             return rule
 
@@ -155,12 +159,16 @@ SERVERS |= {
 
 
 def _adaptive(
-    decoder: Any, against: str = "", trials: int = 3, horizon: int = 4
+    decoder: Any,
+    against: str = "",
+    trials: int = 3,
+    horizon: int = 4,
+    seed: int | jax.Array = 0,
 ) -> attacks.Attack:
     # `against` names the decoder to defeat, where it is not the server's own.
     if against:
         decoder = make(DECODERS, choose(DECODERS, "decoder", against), {})
-    return attacks.adaptive(decoder, trials=trials, horizon=horizon)
+    return attacks.adaptive(decoder, trials=trials, horizon=horizon, seed=seed)
 
 
 ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
@@ -295,7 +303,8 @@ def make(
         registry: the dict of factories that the choice was checked against.
         choice: what `choose` returned, or the same with other (traced) values.
         facts: values of arguments that the choice leaves out, by name; those that the
-            factory does not have are left alone.
+            factory does not have are left alone, as is a traced seed where its
+            annotation admits no `jax.Array`.
 
     Returns:
         Whatever the factory makes.
@@ -307,7 +316,16 @@ def make(
     """
     factory = registry[choice.name]
     parameters = _parameters(factory)
-    asked = {name: value for name, value in facts.items() if name in parameters}
+    asked = {
+        name: value
+        for name, value in facts.items()
+        if name in parameters
+        and not (
+            name == "seed"
+            and isinstance(value, jax.Array)
+            and not _admits_arrays(parameters[name])
+        )
+    }
     return factory(**(asked | dict(choice.options)))
 
 
@@ -331,7 +349,7 @@ def traced_options(
     return {
         name: value
         for name, value in choice.options
-        if jax.Array in typing.get_args(parameters[name].annotation)
+        if _admits_arrays(parameters[name])
         and isinstance(value, int | float)
         and not isinstance(value, bool)
     }
@@ -362,6 +380,10 @@ def asks_for(
     options, parameters = dict(choice.options), _parameters(registry[choice.name])
     told = options.get("num_byzantine") is not None
     return fact in parameters and not (fact == "actual_byzantine" and told)
+
+
+def _admits_arrays(parameter):
+    return jax.Array in typing.get_args(parameter.annotation)
 
 
 def _options(factory):

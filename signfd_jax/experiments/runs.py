@@ -185,7 +185,11 @@ def _lines(config, rounds, metrics, bits):
     """One record a seed."""
     lines = []
     for s in range(config.seeds):
-        values = {name: array[s] for name, array in metrics._asdict().items()}
+        values = {
+            name: array[s]
+            for name, array in metrics._asdict().items()
+            if not name.endswith("_rounds")
+        }
         seed = config.seed + s
         mask = training.byzantine_mask(config, seed)
         head: dict[str, Any] = {"round": rounds, "seed": seed}
