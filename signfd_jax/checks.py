@@ -209,7 +209,7 @@ def check_mask(name: str, value: Any, num_workers: int) -> None:
             f"{name} must be a mask of {num_workers} workers, but has shape {shape}"
         )
     dtype = jax.numpy.result_type(value)
-    if dtype != bool:
+    if dtype != jax.numpy.bool_:
         raise ValueError(
             f"{name} must be a mask of bools, but its dtype is {dtype}; give "
             f"{name} != 0 where the numbers are 1 and 0"

@@ -48,9 +48,9 @@ def outcomes_against_others(
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
-        `(outcomes, agreed, counted)`: tree of int8 `[M, ...]`; float32 `[M]` and float32
-        `[M]`, over all leaves and devices. The counts are exact below 2**40, then
-        rounded once, before halves are taken.
+        `(outcomes, agreed, counted)`: tree of int8 `[M, ...]`; float32 `[M]` and
+        float32 `[M]`, over all leaves and devices. The counts are exact below 2**40,
+        then rounded once, before halves are taken.
 
     Examples:
         >>> votes = jnp.array([[1, 1, 1], [1, -1, 0], [1, 1, 0]], jnp.int8)

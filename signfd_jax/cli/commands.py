@@ -174,12 +174,27 @@ def _plot(arguments) -> int:
     for folder in arguments:
         for path in plots.draw(folder):
             print(path)
-    if len(arguments) > 1:
-        runs = {Path(folder).name: read_run(folder)[1] for folder in arguments}
-        path = Path(os.path.commonpath([os.path.abspath(a) for a in arguments]))
-        plots.accuracy_figure(runs).savefig(path / "accuracies.png", dpi=120)
+    # Two grids have no curve in common; their pictures are drawn one by one.
+    runs = [Path(a).resolve() for a in arguments if not _is_grid(a)]
+    runs = list(dict.fromkeys(runs))
+    if len(runs) > 1:
+        metrics = {name: read_run(folder)[1] for name, folder in _named(runs).items()}
+        path = Path(os.path.commonpath(runs))
+        plots.accuracy_figure(metrics).savefig(path / "accuracies.png", dpi=120)
         print(path / "accuracies.png")
     return 0
+
+
+def _is_grid(folder):
+    return (Path(folder) / "cells.jsonl").exists()
+
+
+def _named(folders):
+    """Folders by their names, with as many parents as it takes to tell them apart."""
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return {"/".join(folder.parts[-parts:]): folder for folder in folders}
 
 
 def _list(arguments) -> int:

@@ -8,7 +8,6 @@ nothing but inputs of a program share that program.
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,8 @@ def run_grid(
         One record for each cell, in the order given: `cell` (the experiment's
         `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
         `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
-        over all rounds; None where the server decodes no signs), and `accuracies` (a
-        row of tests).
+        over all rounds in which they were measured; None where there is none, as
+        where the server decodes no signs), and `accuracies` (a row of tests).
 
     Raises:
         ValueError: a cell is not a valid experiment, `cells.jsonl` is damaged, or its
@@ -184,14 +183,15 @@ def _splits(cells, datasets):
 def _record(key, cell, tests):
     """The line of one cell, without timings."""
     rounds, metrics, _ = zip(*tests, strict=True)
-    lengths = np.diff(rounds, prepend=0)
 
     def mean(field):
         by_test = np.stack([getattr(m, field) for m in metrics])
-        means = np.average(by_test, axis=0, weights=lengths).tolist()
-        return [None if math.isnan(value) else value for value in means]
+        weights = np.stack([getattr(m, f"{field}_rounds") for m in metrics])
+        there = weights.sum(0) > 0
+        total = np.where(weights > 0, by_test * weights, 0.0).sum(0)
+        return np.where(there, total / np.maximum(weights.sum(0), 1), np.nan).tolist()
 
-    return {
+    record = {
         "cell": key,
         "config": json.loads(to_json(cell)),
         "test_accuracy": metrics[-1].test_accuracy.tolist(),
@@ -201,3 +201,4 @@ def _record(key, cell, tests):
         "rounds": list(rounds),
         "accuracies": np.stack([m.test_accuracy for m in metrics]).T.tolist(),
     }
+    return records.plain(record)

@@ -39,6 +39,7 @@ __all__ = [
     "keep_environment",
     "locked",
     "make_folder",
+    "plain",
     "read_lines",
     "read_run",
     "run_folder",
@@ -174,18 +175,30 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         >>> path.read_text()
         '{"round": 1, "loss": null}\n'
     """
-    lines = [json.dumps(_finite(record)) + "\n" for record in records]
+    lines = [json.dumps(plain(record)) + "\n" for record in records]
     with path.open("a") as file:
         file.writelines(lines)
 
 
-def _finite(value):
+def plain(value: Any) -> Any:
+    """What comes back when a record has been written and read.
+
+    Args:
+        value: a record, or a part of one, of plain values.
+
+    Returns:
+        The same with null for NaN and infinity, and lists for tuples.
+
+    Examples:
+        >>> plain({"loss": (math.nan, 0.5)})
+        {'loss': [None, 0.5]}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

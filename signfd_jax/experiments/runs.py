@@ -26,6 +26,7 @@ from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.parameters import save_params
 from signfd_jax.experiments.settings import check_settings
+from signfd_jax.experiments.tables import mean
 
 __all__ = ["run_experiment"]
 
@@ -127,7 +128,7 @@ def run_experiment(
                 end = _train(folder, config, prepared, begin, offer, stopped, progress)
             if first:
                 summary = _summary(folder, config, prepared, end)
-                text = json.dumps(summary, indent=2) + "\n"
+                text = json.dumps(records.plain(summary), indent=2) + "\n"
                 records.write_atomically(summary_path, text)
             resuming.agreed(True)  # nobody reads it before it is written
     finally:
@@ -230,13 +231,13 @@ def _peak_memory():
 def _summary(folder, config, prepared, end):
     """What `summary.json` holds, beside the parameters, which are written first."""
     last = records.read_lines(folder / "metrics.jsonl")[-config.seeds :]
-    nan = float("nan")
     accuracies = [line["test_accuracy"] for line in last]
-    losses = [nan if line["test_loss"] is None else line["test_loss"] for line in last]
+    losses = [line["test_loss"] for line in last]
     return {
-        "test_accuracy": statistics.fmean(accuracies),
+        "test_accuracy": mean(accuracies),
         "test_accuracy_by_seed": accuracies,
-        "test_loss": statistics.fmean(losses),
+        # A loss that is null was measured: it is beyond what JSON can say.
+        "test_loss": math.nan if None in losses else mean(losses),
         "rounds": config.rounds,
         "compile_seconds": prepared.compile_seconds,
         "seconds_per_round": end.seconds / config.rounds,

@@ -117,9 +117,9 @@ def check_settings(folder: str | Path) -> None:
             continue  # damaged: `checkpoints.restore` sets it aside
         if changed and _rounds(path) >= 0:
             raise ValueError(
-                f"checkpoint {_rounds(path)} of {folder} was written under other settings of "
-                f"JAX ({changed}), and the run would equal neither; set them back, or "
-                "begin again with --force"
+                f"checkpoint {_rounds(path)} of {folder} was written under other "
+                f"settings of JAX ({changed}), and the run would equal neither; set "
+                "them back, or begin again with --force"
             )
         return
 

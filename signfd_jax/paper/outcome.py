@@ -6,6 +6,7 @@ that differ by no more than `CLOSE` count as equal.
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -137,6 +138,7 @@ class Lab:
         begun = path.exists() or (self.folder / "cells.jsonl").exists()
         records.keep_environment(self.folder, begun=begun)
         found = function(base, *arguments, data_dir=self.data_dir)
+        found = records.plain(found)  # as it will be read the next time
         records.append_lines(path, [{"key": key, "found": found}])
         return found
 
@@ -180,7 +182,7 @@ def format_mean(values: Sequence[float]) -> str:
         '.600 ± .100'
     """
     mean, error = mean_and_error(values)
-    text = f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {error:.3f}"
+    text = f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
     return text.replace("0.", ".")
 
 
