@@ -24,17 +24,10 @@ from signfd_jax.checks import (
     check_mask,
     check_size,
 )
-from signfd_jax.decoding import DecodeInfo
+from signfd_jax.observed import SimulationInfo, honest_loss, round_info
 from signfd_jax.visits import over_workers
 
-__all__ = [
-    "Simulation",
-    "SimulationInfo",
-    "SimulationState",
-    "honest_loss",
-    "run",
-    "simulation",
-]
+__all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
 
 # Coordinates from which on it pays to read a gradient once, and not to copy it first.
 _LONG = 2**15
@@ -58,31 +51,6 @@ class SimulationState(NamedTuple):
     byzantine: jax.Array
     round: jax.Array
     key: jax.Array
-
-
-class SimulationInfo(NamedTuple):
-    """What one round shows.
-
-    Attributes:
-        loss: float32 scalar, mean loss before the step of the honest workers that took
-            part; NaN where there was none.
-        weights: float32 `[M]`, weight of each worker's vote (nats); NaN where the
-            server has no sign decoder, here and below.
-        crossover: float32 `[M]`, estimated crossover probabilities.
-        margin: float32 scalar in [0, 1], see `DecodeInfo`.
-        sign_error: float32 scalar in [0, 1]: of the coordinates where the mean honest
-            gradient is not zero, the share whose decoded sign differs from its sign;
-            NaN where there are none, or where it is not measured.
-        num_honest: int32 scalar, honest workers that took part: it tells a loss that
-            was not measured (0) from one that came out NaN.
-    """
-
-    loss: jax.Array
-    weights: jax.Array
-    crossover: jax.Array
-    margin: jax.Array
-    sign_error: jax.Array
-    num_honest: jax.Array
 
 
 class Simulation(NamedTuple):
@@ -271,7 +239,7 @@ def simulation(
         )
         honest = ~byzantine & everyone.present
         loss, num_honest = honest_loss(losses, honest)
-        info = _round_info(opt_state, loss, num_honest, num_workers)
+        info = round_info(opt_state, loss, num_honest, num_workers)
         return SimulationState(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
@@ -392,39 +360,6 @@ def _sum_honest(gradient, honest):
     ones = jnp.ones_like(gradient, shape=honest.shape)
     rows = jax.vmap(kept)(gradient, honest)
     return jnp.tensordot(ones, rows, axes=1, precision=lax.Precision.HIGHEST)
-
-
-def honest_loss(losses, honest):
-    """Mean loss of the honest workers that took part, and their number.
-
-    Args:
-        losses: float `[M]`.
-        honest: bool `[M]`, the workers that are honest and took part.
-
-    Returns:
-        Scalar of that dtype, NaN where there is none; and int32 scalar.
-
-    Examples:
-        >>> print(*honest_loss(jnp.array([1.0, 9.0]), jnp.array([True, False])))
-        1.0 1
-    """
-    number = jnp.sum(honest, dtype=jnp.int32)
-    total = jnp.sum(jnp.where(honest, losses, 0))
-    mean = total / jnp.maximum(number, 1).astype(losses.dtype)
-    return jnp.where(number > 0, mean, jnp.nan), number
-
-
-def _round_info(opt_state, loss, num_honest, num_workers):
-    info: Any = optax.tree.get(
-        opt_state, "info", filtering=lambda _, value: isinstance(value, DecodeInfo)
-    )
-    sign_error: Any = optax.tree.get(opt_state, "sign_error")
-    if info is None:
-        unknown = jnp.full((num_workers,), jnp.nan, jnp.float32)
-        none = jnp.full((), jnp.nan, jnp.float32)
-        return SimulationInfo(loss, unknown, unknown, none, none, num_honest)
-    shown = info.weights, info.crossover, info.margin
-    return SimulationInfo(loss, *shown, sign_error, num_honest)
 
 
 def _check_batch(batch, num_workers):

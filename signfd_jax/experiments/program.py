@@ -22,7 +22,8 @@ from signfd_jax import batches, data, models, partition
 from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.simulate import SimulationInfo, run, simulation
+from signfd_jax.observed import SimulationInfo
+from signfd_jax.simulate import run, simulation
 from signfd_jax.transform import scale_by_sign_decoder
 
 __all__ = [

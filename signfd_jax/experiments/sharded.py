@@ -35,7 +35,8 @@ from signfd_jax.experiments.training import (
     check,
     split_examples,
 )
-from signfd_jax.simulate import SimulationInfo, SimulationState, honest_loss
+from signfd_jax.observed import SimulationInfo, honest_loss
+from signfd_jax.simulate import SimulationState
 
 __all__ = ["Shards", "check_sharded", "prepare_sharded", "share_out"]
 
