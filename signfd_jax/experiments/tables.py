@@ -144,7 +144,7 @@ def _attackers(config):
     return f"{config['num_byzantine']} {config['attack']}{drawn}"
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
     """Mean over seeds and its standard error.
 
     Args:

@@ -168,7 +168,7 @@ def final(record: Mapping[str, Any], tests: int = 1) -> float:
     )
 
 
-def format_mean(values: Sequence[float]) -> str:
+def format_mean(values: Sequence[float | None]) -> str:
     """Write a mean over seeds with its standard error.
 
     Args:
