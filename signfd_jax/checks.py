@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 import optax
 
 _P = ParamSpec("_P")
@@ -203,12 +204,13 @@ def check_mask(name: str, value: Any, num_workers: int) -> None:
     Examples:
         >>> check_mask("present", jax.numpy.ones(3, bool), 3)
     """
+    value = value if hasattr(value, "dtype") else np.asarray(value)
     shape = jax.numpy.shape(value)
     if shape != (num_workers,):
         raise ValueError(
             f"{name} must be a mask of {num_workers} workers, but has shape {shape}"
         )
-    dtype = jax.numpy.result_type(value)
+    dtype = value.dtype
     if dtype != jax.numpy.bool_:
         raise ValueError(
             f"{name} must be a mask of bools, but its dtype is {dtype}; give "

@@ -18,7 +18,7 @@ from signfd_jax.experiments.config import fingerprint, from_json, to_json
 from signfd_jax.experiments.ledger import Ledger, bits_per_round, ledger
 from signfd_jax.experiments.parameters import load_params, save_params
 
-# Masks ---------------------------------------------------------------------------------
+# Masks --------------------------------------------------------------------------------
 
 M = 3
 GRADIENTS = jnp.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
@@ -91,7 +91,7 @@ def test_masks_may_be_lists_or_arrays(taker):
         np.testing.assert_array_equal(result, results[0])
 
 
-# Parameters ----------------------------------------------------------------------------
+# Parameters ---------------------------------------------------------------------------
 
 DTYPES = ("bfloat16", "float8_e4m3fn", "float16", "float32", "int8", "uint32", "bool")
 
@@ -130,7 +130,7 @@ def test_parameters_of_one_name_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Configurations ------------------------------------------------------------------------
+# Configurations -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_other_numbers_are_other_runs():
     assert registry.canonical(registry.MODELS, "mlp:hidden=64") == "mlp:hidden=64"
 
 
-# Pictures and tables -------------------------------------------------------------------
+# Pictures and tables ------------------------------------------------------------------
 
 
 def metrics(accuracy, rounds=(1, 2)):
@@ -260,7 +260,7 @@ def test_no_cell_hides_another_in_a_table(fields):
     assert f"{name} {value}" in tables.accuracy_table(cells)
 
 
-# Bits ----------------------------------------------------------------------------------
+# Bits ---------------------------------------------------------------------------------
 
 
 def shortest(gradients, num_byzantine: int, *, power: float = 2.0):
