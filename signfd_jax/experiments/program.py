@@ -352,7 +352,8 @@ def compile_program(
     def of_seeds(states, seeds, leaves):
         # A CPU is faster at one seed after the other: each stays in its cache.
         if jax.default_backend() == "cpu":
-            return lax.map(lambda each: chunk(*each, leaves), (states, seeds))
+            of_seed = lambda each: chunk(each[0], each[1], leaves)  # noqa: E731
+            return lax.map(of_seed, (states, seeds))
         return jax.vmap(chunk, in_axes=(0, 0, None))(states, seeds, leaves)
 
     seeds = jax.ShapeDtypeStruct((key.seeds,), jnp.uint32)
