@@ -178,8 +178,10 @@ def simulation(
         if membership is not None:
             byzantine, here = membership(member_key, byzantine, state.round)
             check_mask("the membership's byzantine", byzantine, num_workers)
+            byzantine = jnp.asarray(byzantine)
             if here is not None:
                 check_mask("the membership's present", here, num_workers)
+                here = jnp.asarray(here)
                 present = here if present is None else here & present
         decoder_state = optax.tree.get(state.opt_state, "decoder_state")
         context = AttackContext(state.round, decoder_state)

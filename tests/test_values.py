@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -133,6 +134,15 @@ def test_parameters_of_one_name_are_refused(tmp_path):
 # Configurations -----------------------------------------------------------------------
 
 
+@pytest.fixture
+def without_beartype():
+    """As users have it: the tests' own checks of types would refuse an int."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("without_beartype")
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -158,6 +168,7 @@ def test_equal_numbers_are_one_run(one, other):
     assert fingerprint(from_json(Experiment, to_json(one))) == fingerprint(one)
 
 
+@pytest.mark.usefixtures("without_beartype")
 def test_floats_of_a_configuration_are_floats():
     """As they are documented, from Python and from JSON."""
     for config in (
