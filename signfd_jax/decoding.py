@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from signfd_jax.checks import check_kind, check_number, checked
 from signfd_jax.tally import count_agreements, vote_tree
+from signfd_jax.totals import check_coordinates
 
 __all__ = [
     "DecodeInfo",
@@ -191,16 +192,17 @@ def majority_vote() -> Decoder:
     """
 
     def init(num_workers, params):
-        del params
+        check_coordinates(params)
         return MajorityVoteState(jnp.ones((num_workers,), jnp.float32))
 
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         weights = jnp.ones_like(state.mv_weights)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
-        agreed, counted = count_agreements(votes, decoded, axis_name)
-        losses = (counted - agreed).astype(jnp.float32)
-        crossover = (losses + 1) / (counted.astype(jnp.float32) + 2)
+        # Not votes less agreements: that would be a difference of rounded numbers.
+        opposite = jax.tree.map(jnp.negative, decoded)
+        losses, counted = count_agreements(votes, opposite, axis_name)
+        crossover = (losses + 1) / (counted + 2)
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
     return Decoder(init, decode, lambda state: state.mv_weights, needs_unpacked="")

@@ -28,6 +28,7 @@ from signfd_jax.tally import (
     sum_over_axis,
     vote_tree,
 )
+from signfd_jax.totals import check_coordinates
 from signfd_jax.visits import over_workers, sum_coordinates
 
 __all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
@@ -223,6 +224,7 @@ def _learned(
     pooled_only = initial_rounds is None
 
     def init(num_workers, params):
+        check_coordinates(params)
         return FederatedDefenseState(
             fd_round=jnp.zeros((), jnp.int32),
             fd_agreement=jnp.full((num_workers,), 0.5, jnp.float32),
@@ -230,7 +232,7 @@ def _learned(
             fd_counters=()
             if pooled_only
             else jax.tree.map(
-                lambda leaf: jnp.zeros((num_workers, *leaf.shape), dtype), params
+                lambda leaf: jnp.zeros((num_workers, *jnp.shape(leaf)), dtype), params
             ),
             fd_rounds_counted=jnp.zeros((), jnp.float32),
         )
@@ -338,11 +340,11 @@ def _learned(
         return groups.split(decoded), state, info
 
     def learn(state, outcomes, agreed, counted):
-        new = counted.astype(jnp.float32)
+        new = counted
         evidence = jnp.asarray(forgetting, jnp.float32) * state.fd_evidence + new
         # The share moves by the new votes' part of the evidence; with none, it stays.
         step = new / jnp.maximum(evidence, 1)
-        share = agreed.astype(jnp.float32) / jnp.maximum(new, 1)
+        share = agreed / jnp.maximum(new, 1)
         agreement = state.fd_agreement + step * (share - state.fd_agreement)
         counters, rounds = state.fd_counters, state.fd_rounds_counted
         if not pooled_only:

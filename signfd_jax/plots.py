@@ -6,7 +6,6 @@ Shapes: `S` seeds, `T` tests, `M` workers.
 import contextlib
 import logging
 import math
-import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from signfd_jax.checks import check_flag, check_size
 from signfd_jax.experiments.console import reason, warn
 from signfd_jax.experiments.records import read_lines, read_run
-from signfd_jax.experiments.tables import pivot
+from signfd_jax.experiments.tables import mean, measured, pivot
 
 __all__ = [
     "accuracy_figure",
@@ -74,17 +73,28 @@ def _check_records(whose, records, fields):
 
 def _curve(axes: Axes, label, rounds, accuracies):
     """One line; `accuracies` has a row of seeds for each round."""
-    means = [statistics.fmean(a) for a in accuracies]
-    # A label that begins with "_" is none to matplotlib.
-    name = f" {label}" if label.startswith("_") else label
-    (line,) = axes.plot(rounds, means, label=name, marker=_marker(rounds))
-    low, high = map(min, accuracies), map(max, accuracies)
-    axes.fill_between(rounds, list(low), list(high), color=line.get_color(), alpha=0.2)
+    line = _mean_line(axes, rounds, accuracies, label=_label(label))
+    _band(axes, rounds, accuracies, color=line.get_color(), alpha=0.2)
 
 
-def _marker(x):
-    """A line of one point cannot be seen."""
-    return "o" if len(x) == 1 else None
+def _mean_line(axes, x, seeds, **style):
+    """The mean over seeds; a single point has a marker, or it would not be seen."""
+    marker = "o" if sum(bool(measured(values)) for values in seeds) == 1 else None
+    (line,) = axes.plot(x, [mean(values) for values in seeds], marker=marker, **style)
+    return line
+
+
+def _band(axes, x, seeds, **style):
+    """From the lowest to the highest seed; a gap where nothing was measured."""
+    there = [measured(values) or [math.nan] for values in seeds]
+    axes.fill_between(x, list(map(min, there)), list(map(max, there)), **style)
+
+
+def _label(text):
+    """A label that matplotlib shows as it is written."""
+    # Those that begin with an underscore are left out of legends; a dollar is maths.
+    text = str(text).replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
 def _finish(axes, legend):
@@ -145,13 +155,9 @@ def panels_figure(
                 "color": f"C{position % 10}",
                 "linestyle": "-" if position < 10 else "--",
             }
-            means = [statistics.fmean(v) for v in seeds]
-            (line,) = axes.plot(x, means, marker=_marker(x), **style)
-            low, high = map(min, seeds), map(max, seeds)
-            axes.fill_between(
-                x, list(low), list(high), color=line.get_color(), alpha=0.15
-            )
-            lines[label] = line
+            line = _mean_line(axes, x, seeds, **style)
+            _band(axes, x, seeds, color=line.get_color(), alpha=0.15)
+            lines[_label(label)] = line
         axes.set(title=title, xlabel=xlabel, xscale="log" if log_x else "linear")
         axes.grid(alpha=0.3)
     row[0].set_ylabel(ylabel)
@@ -188,6 +194,7 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     first = [record for record in metrics if record["seed"] == metrics[0]["seed"]]
     rounds = [record["round"] for record in first]
     labelled = set()
+    marker = "o" if len(rounds) == 1 else None
     for worker in range(len(first[0]["weights"])):
         lies = worker in first[0]["byzantine"]
         label = "Byzantine" if lies else "honest"
@@ -195,9 +202,9 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             rounds,
             [record["weights"][worker] for record in first],
             linestyle="--" if lies else "-",
+            marker=marker,
             color="tab:red" if lies else "tab:blue",
             label=None if label in labelled else label,
-            marker=_marker(rounds),
         )
         labelled.add(label)
     axes.axhline(0, color="black", linewidth=0.5)
@@ -255,10 +262,7 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _heat_map(axes, table, setting):
     values = [
-        [
-            statistics.fmean(table.accuracies.get((setting, a, d), [math.nan]))
-            for d in table.decoders
-        ]
+        [mean(table.accuracies.get((setting, a, d), [])) for d in table.decoders]
         for a in table.attackers
     ]
     image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
@@ -317,7 +321,7 @@ def draw(folder: str | Path) -> list[Path]:
     else:
         _, metrics = read_run(folder)
         figures = {"accuracy.png": lambda: accuracy_figure({folder.name: metrics})}
-        if metrics and "weights" in metrics[0]:
+        if metrics and any(measured(metrics[0].get("weights", ()))):
             figures["weights.png"] = lambda: weights_figure(metrics)
     save({folder / name: make for name, make in figures.items()})
     return [folder / name for name in figures]

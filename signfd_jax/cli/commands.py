@@ -66,6 +66,7 @@ def _run_here(options, experiment, earlier) -> int:
 
     from signfd_jax.experiments import repeats
     from signfd_jax.experiments.runs import run_experiment
+    from signfd_jax.experiments.settings import changed_settings
 
     keep_compiled()
     folder, summary = run_experiment(
@@ -81,7 +82,9 @@ def _run_here(options, experiment, earlier) -> int:
     if jax.process_index() > 0:
         return 0
     if summary["finished_before"]:
-        print("finished before; --force runs it again")
+        changed = changed_settings(summary)
+        elsewhere = f" under other settings of JAX ({changed})" if changed else ""
+        print(f"finished before{elsewhere}; --force runs it again")
     else:
         _draw(folder)
     print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
@@ -192,13 +195,27 @@ def _plot(arguments) -> int:
     for folder in folders:
         for path in plots.draw(folder):
             print(path)
-    folders = [f for f in folders if not (f / "cells.jsonl").exists()]  # no grids
-    if len(folders) > 1:
-        runs = {folder.name: read_run(folder)[1] for folder in folders}
-        path = Path(os.path.commonpath([os.path.abspath(f) for f in folders]))
-        plots.save({path / "accuracies.png": lambda: plots.accuracy_figure(runs)})
+    # Two grids have no curve in common; their pictures are drawn one by one.
+    runs = [folder.resolve() for folder in folders if not _is_grid(folder)]
+    runs = list(dict.fromkeys(runs))
+    if len(runs) > 1:
+        metrics = {name: read_run(folder)[1] for name, folder in _named(runs).items()}
+        path = Path(os.path.commonpath(runs))
+        plots.save({path / "accuracies.png": lambda: plots.accuracy_figure(metrics)})
         print(path / "accuracies.png")
     return 0
+
+
+def _is_grid(folder):
+    return (Path(folder) / "cells.jsonl").exists()
+
+
+def _named(folders):
+    """Folders by their names, with as many parents as it takes to tell them apart."""
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return {"/".join(folder.parts[-parts:]): folder for folder in folders}
 
 
 def _list(arguments) -> int:

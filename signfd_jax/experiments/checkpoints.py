@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from signfd_jax.experiments import console, records
 from signfd_jax.experiments.config import Experiment, fingerprint
 from signfd_jax.experiments.parameters import is_key, is_split, leaves, to_numpy
+from signfd_jax.experiments.settings import check_settings
 
 __all__ = ["Checkpoint", "examine", "read", "restore", "writer", "written"]
 
@@ -182,6 +183,9 @@ def restore(
     Returns:
         A `Checkpoint`; None if there is none to go on from.
 
+    Raises:
+        ValueError: it was written under other settings of JAX (`check_settings`).
+
     Examples:
         >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
         >>> with writer(folder, Experiment()) as save:
@@ -193,6 +197,7 @@ def restore(
     """
     directory = Path(folder).absolute() / "checkpoints"
     rounds = 0
+    check_settings(folder)
     if jax.process_index() == 0:
         _clean(directory)
         rounds = _choose(directory, template, config, newest, report)

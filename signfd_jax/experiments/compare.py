@@ -8,7 +8,6 @@ nothing but inputs of a program share that program.
 import dataclasses
 import itertools
 import json
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -113,11 +112,12 @@ def run_grid(
         One record for each cell, in the order given: `cell` (the experiment's
         `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
         `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
-        over all rounds; None where the server decodes no signs), and `accuracies` (a
-        row of tests).
+        over all rounds in which they were measured; None where there is none, as
+        where the server decodes no signs), and `accuracies` (a row of tests).
 
     Raises:
-        ValueError: a cell is not a valid experiment, or `cells.jsonl` is damaged.
+        ValueError: a cell is not a valid experiment, `cells.jsonl` is damaged, or its
+            cells were run under other settings of JAX.
         OSError: the folder cannot be written.
 
     Examples:
@@ -141,6 +141,9 @@ def run_grid(
     records.drop_cut_line(path)
     done = {record["cell"]: record for record in records.read_lines(path)}
     missing = {key: cell for key, cell in cells.items() if key not in done}
+    if missing:
+        begun = bool(done) or (path.parent / "measurements.jsonl").exists()
+        records.keep_environment(path.parent, begun=begun and not force)
     names = {cell.dataset for cell in missing.values()}
     datasets = {
         name: jax.tree.map(jnp.asarray, data.load(name, data_dir=data_dir))
@@ -186,14 +189,15 @@ def _splits(cells, datasets):
 def _record(key, cell, tests):
     """The line of one cell, without timings."""
     rounds, metrics, _ = zip(*tests, strict=True)
-    lengths = np.diff(rounds, prepend=0)
 
     def mean(field):
         by_test = np.stack([getattr(m, field) for m in metrics])
-        means = np.average(by_test, axis=0, weights=lengths).tolist()
-        return [None if math.isnan(value) else value for value in means]
+        weights = np.stack([getattr(m, f"{field}_rounds") for m in metrics])
+        there = weights.sum(0) > 0
+        total = np.where(weights > 0, by_test * weights, 0.0).sum(0)
+        return np.where(there, total / np.maximum(weights.sum(0), 1), np.nan).tolist()
 
-    return {
+    record = {
         "cell": key,
         "config": json.loads(to_json(cell)),
         "test_accuracy": metrics[-1].test_accuracy.tolist(),
@@ -203,3 +207,4 @@ def _record(key, cell, tests):
         "rounds": list(rounds),
         "accuracies": np.stack([m.test_accuracy for m in metrics]).T.tolist(),
     }
+    return records.plain(record)

@@ -24,6 +24,7 @@ import jax
 from signfd_jax import __version__
 from signfd_jax.experiments import console, files, plugins
 from signfd_jax.experiments.config import Experiment, fingerprint
+from signfd_jax.experiments.settings import changed_settings, settings
 
 try:
     import fcntl
@@ -35,8 +36,10 @@ __all__ = [
     "changes",
     "drop_cut_line",
     "environment",
+    "keep_environment",
     "locked",
     "make_folder",
+    "plain",
     "read_lines",
     "read_run",
     "run_folder",
@@ -184,18 +187,30 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         >>> path.read_text()
         '{"round": 1, "loss": null}\n'
     """
-    lines = [json.dumps(_finite(record)) + "\n" for record in records]
+    lines = [json.dumps(plain(record)) + "\n" for record in records]
     with path.open("a") as file:
         file.writelines(lines)
 
 
-def _finite(value):
+def plain(value: Any) -> Any:
+    """What comes back when a record has been written and read.
+
+    Args:
+        value: a record, or a part of one, of plain values.
+
+    Returns:
+        The same with null for NaN and infinity, and lists for tuples.
+
+    Examples:
+        >>> plain({"loss": (math.nan, 0.5)})
+        {'loss': [None, 0.5]}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 
@@ -277,8 +292,7 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
-    config = files.read_json(path)
-    return config, read_lines(folder / "metrics.jsonl")
+    return files.read_json(path), read_lines(folder / "metrics.jsonl")
 
 
 def environment() -> dict[str, Any]:
@@ -286,13 +300,13 @@ def environment() -> dict[str, Any]:
 
     Returns:
         Versions of Python, of the libraries and of packages that add to the registries,
-        the device and their number, and the commit: of the checkout that signfd_jax is
-        in, ending in -dirty if its files were changed; None if it was installed
-        otherwise.
+        the device and their number, the `settings` of JAX that change results, and the
+        commit: of the checkout that signfd_jax is in, ending in -dirty if its files
+        were changed; None if it was installed otherwise.
 
     Examples:
         >>> sorted(environment())
-        ['commit', 'device', 'devices', 'versions']
+        ['commit', 'device', 'devices', 'settings', 'versions']
     """
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
@@ -303,8 +317,35 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "device": f"{device.platform}: {device.device_kind}",
         "devices": jax.device_count(),
+        "settings": settings(),
         "commit": _commit(),
     }
+
+
+def keep_environment(folder: Path, *, begun: bool) -> None:
+    """Record the environment of a folder that is filled by and by, or compare with it.
+
+    Args:
+        folder: the folder; it exists.
+        begun: whether it holds results already.
+
+    Raises:
+        ValueError: it does, and they were computed under other settings of JAX.
+
+    Examples:
+        >>> folder = Path(getfixture("tmp_path"))
+        >>> keep_environment(folder, begun=False)
+        >>> keep_environment(folder, begun=True)
+    """
+    path = folder / "environment.json"
+    if not begun:
+        write_atomically(path, json.dumps(environment(), indent=2) + "\n")
+    elif path.exists() and (changed := changed_settings(files.read_json(path))):
+        raise ValueError(
+            f"{folder} holds results under other settings of JAX ({changed}): others "
+            "cannot stand beside them; set them back, choose another --output-dir, or "
+            "begin again with --force"
+        )
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -321,9 +362,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         >>> changes({"versions": {"jax": "0.9"}}, {"versions": {"jax": "0.10"}})
         'jax 0.9'
     """
-    one, other = ({**e, **e.get("versions", {})} for e in (then, now))
-    names = [n for n in other if n != "versions" and one.get(n) != other[n]]
-    return ", ".join(f"{name} {one.get(name)}" for name in names)
+    parts = ("versions", "settings")
+    one, other = (
+        {k: v for k, v in e.items() if k not in parts}
+        | {k: v for part in parts for k, v in e.get(part, {}).items()}
+        for e in (then, now)
+    )
+    if "settings" not in then:  # of a version that did not record them
+        other = {k: v for k, v in other.items() if k not in now.get("settings", {})}
+    names = [name for name in other if one.get(name) != other[name]]
+    return ", ".join(
+        f"{name} {'not set' if one.get(name) == '' else one.get(name)}"
+        for name in names
+    )
 
 
 @functools.cache

@@ -35,6 +35,8 @@ from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.parameters import save_params
+from signfd_jax.experiments.settings import check_settings
+from signfd_jax.experiments.tables import mean
 
 __all__ = ["run_experiment"]
 
@@ -83,8 +85,9 @@ def run_experiment(
         file: it tells whether the run had been finished already.
 
     Raises:
-        ValueError: the configuration or the data are not as they should be, or another
-            process is at work in the folder.
+        ValueError: the configuration or the data are not as they should be, another
+            process is at work in the folder, or the run was begun under other settings
+            of JAX.
         OSError: the folder cannot be written.
         KeyboardInterrupt: it was stopped; what was done is kept. By SIGTERM, it is an
             `interrupts.Terminated`.
@@ -106,6 +109,8 @@ def run_experiment(
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:
         return folder, files.read_json(summary_path) | {"finished_before": True}
+    if not force:
+        check_settings(folder)
     if distributed:
         sharded.check_sharded(config, jax.device_count())
     first = jax.process_index() == 0
@@ -141,7 +146,7 @@ def run_experiment(
                 end = _train(folder, config, prepared, begin, offer, stopped, progress)
             if first:
                 summary = _summary(folder, config, prepared, end)
-                text = json.dumps(summary, indent=2) + "\n"
+                text = json.dumps(records.plain(summary), indent=2) + "\n"
                 records.write_atomically(summary_path, text)
             resuming.agreed(True)  # nobody reads it before it is written
     finally:
@@ -205,7 +210,11 @@ def _lines(config, rounds, metrics, bits):
     """One record a seed."""
     lines = []
     for s in range(config.seeds):
-        values = {name: array[s] for name, array in metrics._asdict().items()}
+        values = {
+            name: array[s]
+            for name, array in metrics._asdict().items()
+            if not name.endswith("_rounds")
+        }
         seed = config.seed + s
         mask = training.byzantine_mask(config, seed)
         head: dict[str, Any] = {"round": rounds, "seed": seed}
@@ -248,13 +257,13 @@ def _peak_memory():
 def _summary(folder, config, prepared, end):
     """What `summary.json` holds, beside the parameters, which are written first."""
     last = records.read_lines(folder / "metrics.jsonl")[-config.seeds :]
-    nan = float("nan")
     accuracies = [line["test_accuracy"] for line in last]
-    losses = [nan if line["test_loss"] is None else line["test_loss"] for line in last]
+    losses = [line["test_loss"] for line in last]
     return {
-        "test_accuracy": statistics.fmean(accuracies),
+        "test_accuracy": mean(accuracies),
         "test_accuracy_by_seed": accuracies,
-        "test_loss": statistics.fmean(losses),
+        # A loss that is null was measured: it is beyond what JSON can say.
+        "test_loss": math.nan if None in losses else mean(losses),
         "rounds": config.rounds,
         "compile_seconds": prepared.compile_seconds,
         "seconds_per_round": end.seconds / config.rounds,
