@@ -24,7 +24,7 @@ def test_liars_turn_exactly_what_is_not_safe(num_honest, num_byzantine):
 
 
 def test_mirrored_votes_are_as_likely_with_half_or_more_liars():
-    """Of three honest workers, three that negate and one that abstains, by enumeration."""
+    """Of three honest workers, three that negate and one that abstains: enumerated."""
     crossover = [0.1, 0.3, 0.4]
 
     def distribution(truth):
@@ -109,7 +109,7 @@ def test_the_sides_are_told_as_often_as_promised(
 
 @pytest.mark.parametrize("reliability", [0.3, 0.5, 0.8])
 def test_a_few_times_fewer_samples_are_too_few_for_all_signs(reliability):
-    """The bound is within a factor of 4 of the need: a quarter fails at more than delta.
+    """The bound is within a factor of 4 of the need: a quarter of it is too little.
 
     15 workers, delta = .01, 400 draws. With a quarter of the samples more than a fifth
     of the draws have a wrong sign; that 5 delta or fewer have has a chance below 1e-15.

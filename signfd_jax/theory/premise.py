@@ -78,10 +78,11 @@ def sides_error_bound(
     If no sign is wrong, the sides follow. With $D = \operatorname{diag}
     (\operatorname{sign} v_m)$, the signs of the correlations, each times any factor
     that is not negative, are the matrix $D P D$ with $P \ge 0$. If the factors above 0
-    connect all workers, P is irreducible, and by Perron and Frobenius its leading eigenvector is positive and unique up to scale: so
-    that of $D P D$ has the signs D, or all of them turned. The larger side is the
-    honest one if more workers are honest than not. Nor is the sign of a worker's mean
-    correlation with the others wrong, each turned to its side, whatever their shares.
+    connect all workers, P is irreducible, and by Perron and Frobenius its leading
+    eigenvector is positive and unique up to scale: so that of $D P D$ has the signs D,
+    or all of them turned. The larger side is the honest one if more workers are honest
+    than not. Nor is the sign of a worker's mean correlation with the others wrong, each
+    turned to its side, whatever their shares.
 
     Samples with weights $a_i$, as under forgetting, count as $n = (\sum a_i)^2 / \sum
     a_i^2$, by the same inequality. A mean that forgets with the factor $\gamma$ each

@@ -23,7 +23,7 @@ def _program(decoder):
 
 
 def play(decoder, votes):
-    """Decoded signs `[B, T, N]`, weights `[B, T, M]` and states of votes `[B, T, M, N]`."""
+    """Decoded signs `[B, T, N]`, weights `[B, T, M]`, states; votes `[B, T, M, N]`."""
     return jax.tree.map(np.asarray, _program(decoder)(jnp.asarray(votes, jnp.int8)))
 
 
