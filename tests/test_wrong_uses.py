@@ -651,6 +651,9 @@ OF_THEORY = {
     "majority_vote_bound": (0.1, 5, 1.0, 1.0),
     "multiplicative_error_bound": (P3, 0.1),
     "prior_log_odds": (0.5,),
+    "safely_decoded": (jnp.array([3, -1, 2]), 1.0),
+    "samples_to_tell_sides": (5.0, 0.4, 0.1),
+    "sides_error_bound": (5.0, 0.4, 100.0),
     "unimodal_convergence_bound": (1.0, 1.0, 1.0, 0.1, 10, 5, 4),
     "unimodal_crossover_bound": (P3,),
 }
@@ -662,8 +665,11 @@ for name, good in OF_THEORY.items():
         bads = [("many", "must be")]
         if isinstance(value, jax.Array):
             # A list, and where axes are named also a table or another length.
-            bads = [([0.1, 0.2, 0.3], f"{argument} must be float")]
-            if "shape" not in str(inspect.signature(function).parameters[argument]):
+            kind = "float" if jnp.issubdtype(value.dtype, jnp.floating) else "int"
+            bads = [([0.1, 0.2, 0.3], f"{argument} must be {kind}")]
+            if kind == "int":
+                bads.append((P3, f"{argument} must be int"))
+            elif "shape" not in str(inspect.signature(function).parameters[argument]):
                 bads.append((P3[None], rf"{argument} must be float \[(M|N)\]"))
             if position:
                 bads.append((P3[:2], rf"{argument} must be float \[(M|N)\].* = 3"))

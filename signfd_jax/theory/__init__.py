@@ -38,6 +38,11 @@ from signfd_jax.theory.errors import (
     multiplicative_error_bound,
     prior_log_odds,
 )
+from signfd_jax.theory.premise import (
+    safely_decoded,
+    samples_to_tell_sides,
+    sides_error_bound,
+)
 
 __all__ = [
     "additive_error_bound",
@@ -59,6 +64,9 @@ __all__ = [
     "majority_vote_bound",
     "multiplicative_error_bound",
     "prior_log_odds",
+    "safely_decoded",
+    "samples_to_tell_sides",
+    "sides_error_bound",
     "unimodal_convergence_bound",
     "unimodal_crossover_bound",
 ]
