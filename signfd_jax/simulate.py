@@ -58,8 +58,8 @@ class SimulationInfo(NamedTuple):
 
     Attributes:
         loss: float32 scalar, mean loss of the honest workers before the step.
-        weights: float32 `[M]`, weight of each worker's vote (nats); NaN where the
-            server has no sign decoder, here and below.
+        weights: float32 `[M]`, weight of each worker's vote, see `DecodeInfo`; NaN
+            where the server has no sign decoder, here and below.
         crossover: float32 `[M]`, estimated crossover probabilities.
         margin: float32 scalar in [0, 1], see `DecodeInfo`.
         sign_error: float32 scalar in [0, 1]: of the coordinates where the mean honest

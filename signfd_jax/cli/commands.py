@@ -55,9 +55,12 @@ def _run_here(options, experiment, earlier) -> int:
     import jax
 
     from signfd_jax import plots
-    from signfd_jax.experiments import repeats
+    from signfd_jax.experiments import repeats, training
     from signfd_jax.experiments.runs import run_experiment
 
+    training.check(experiment)
+    if jax.process_index() == 0:
+        _warn_of_byzantine_majority([experiment])
     folder, summary = run_experiment(
         experiment,
         options.output_dir,
@@ -93,6 +96,21 @@ def _with_data(experiment, fallback, data_dir):
     return experiment
 
 
+def _warn_of_byzantine_majority(experiments):
+    """One line on stderr where half of the workers or more lie."""
+    lying = {
+        f"{e.num_byzantine} of {e.num_workers}": None
+        for e in experiments
+        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers
+    }
+    if lying:
+        print(
+            f"signfd: warning: {', '.join(lying)} workers are Byzantine; with half or "
+            "more, no decoder can tell liars from honest workers",
+            file=sys.stderr,
+        )
+
+
 def _compare(arguments) -> int:
     experiment, rest = take_preset(arguments)
     options = read_flags(Compare(), rest, "compare")
@@ -122,6 +140,7 @@ def _compare(arguments) -> int:
         batch_sizes=options.batch_sizes or (base.batch_size,),
     )
     cells = compare.cells(grid)
+    _warn_of_byzantine_majority(cells)
     name = f"compare-{base.name}-{fingerprint(grid)}"
     folder = records.make_folder(options.output_dir / name)
     records.write_atomically(folder / "config.json", to_json(grid))
