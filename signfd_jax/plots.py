@@ -208,7 +208,7 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         )
         labelled.add(label)
     axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(xlabel="round", ylabel="weight of the vote (nats)")
+    axes.set(xlabel="round", ylabel="weight of the vote")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure

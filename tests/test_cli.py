@@ -75,6 +75,49 @@ def test_compare_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert capsys.readouterr().out == out
 
 
+def test_compare_takes_the_default_the_paper_and_a_vote(tmp_path, capsys):
+    command = "compare --num-byzantine 2 --seeds 1 --rounds 1 --quiet --output-dir"
+    assert main([*command.split(), str(tmp_path)]) == 0
+    head, *_ = capsys.readouterr().out.splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns[2:] == ["correlation_defense", "federated_defense", "majority_vote"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "attack", "warned"),
+    [
+        ((5, 2), "sign_inversion", False),
+        ((5, 3), "sign_inversion", True),
+        ((4, 2), "sign_inversion", True),
+        ((5, 3), "none", False),
+    ],
+)
+def test_run_warns_where_half_or_more_lie(workers, attack, warned, tmp_path, capsys):
+    num_workers, num_byzantine = map(str, workers)
+    flags = ["--num-workers", num_workers, "--num-byzantine", num_byzantine]
+    flags += ["--attack", attack, "--output-dir", str(tmp_path)]
+    assert main(["run", *TINY, *flags]) == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == warned
+    if warned:
+        assert err.startswith(f"signfd: warning: {num_byzantine} of {num_workers} ")
+        assert "no decoder can tell liars from honest workers" in err
+
+
+def test_compare_warns_in_one_line(tmp_path, capsys):
+    command = """compare --decoders majority_vote --num-byzantine 0 7 8 9 --seeds 1
+        --rounds 1 --quiet --output-dir""".split()
+    assert main([*command, str(tmp_path)]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("signfd: warning: 8 of 15, 9 of 15 workers are Byzantine")
+    assert err.count("\n") == 1
+
+
+def test_what_cannot_be_run_is_told_without_a_warning(capsys):
+    flags = "--num-byzantine 9 --decoder majority".split()
+    assert "unknown decoder" in fails(capsys, "run", *flags)
+
+
 def test_list_names_everything(capsys):
     from signfd_jax.experiments import PRESETS, registry
 

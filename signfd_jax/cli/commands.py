@@ -64,11 +64,14 @@ def _run(arguments) -> int:
 def _run_here(options, experiment, earlier) -> int:
     import jax
 
-    from signfd_jax.experiments import repeats
+    from signfd_jax.experiments import repeats, training
     from signfd_jax.experiments.runs import run_experiment
     from signfd_jax.experiments.settings import changed_settings
 
     keep_compiled()
+    training.check(experiment)
+    if jax.process_index() == 0:
+        _warn_of_byzantine_majority([experiment])
     folder, summary = run_experiment(
         experiment,
         options.output_dir,
@@ -115,6 +118,20 @@ def _with_data(experiment, fallback, data_dir):
     return experiment
 
 
+def _warn_of_byzantine_majority(experiments):
+    """One line on stderr where half of the workers or more lie."""
+    lying = {
+        f"{e.num_byzantine} of {e.num_workers}": None
+        for e in experiments
+        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers
+    }
+    if lying:
+        console.warn(
+            f"{', '.join(lying)} workers are Byzantine; with half or more, no decoder "
+            "can tell liars from honest workers"
+        )
+
+
 def _compare(arguments) -> int:
     experiment, rest = take_preset(arguments)
     options = read_flags(fitting(Compare(), experiment), rest, "compare")
@@ -144,6 +161,7 @@ def _compare(arguments) -> int:
         batch_sizes=options.batch_sizes or (base.batch_size,),
     )
     cells = compare.cells(grid)
+    _warn_of_byzantine_majority(cells)
     name = f"compare-{base.name}-{fingerprint(grid)}"
     folder = records.make_folder(files.expanded(options.output_dir) / name)
     records.write_atomically(folder / "config.json", to_json(grid))

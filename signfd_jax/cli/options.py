@@ -68,7 +68,7 @@ class Compare:
     """Compare decoders under attack; a grid that was stopped goes on.
 
     Attributes:
-        decoders: decoders, each met by every attack.
+        decoders: decoders, each met by every attack: the default, the paper's, ...
         attacks: attacks, each with every number of Byzantine workers above 0.
         num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell. Of fewer
             than 15 workers, at most the largest minority, unless it is given.
@@ -87,7 +87,11 @@ class Compare:
         quiet: no progress bar.
     """
 
-    decoders: tuple[str, ...] = ("federated_defense", "majority_vote")
+    decoders: tuple[str, ...] = (
+        Experiment.decoder,
+        "federated_defense",
+        "majority_vote",
+    )
     attacks: tuple[str, ...] = ("sign_inversion",)
     num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
     splits: tuple[str, ...] = ()

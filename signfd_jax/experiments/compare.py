@@ -32,7 +32,8 @@ class Grid:
 
     Attributes:
         base: what they have in common.
-        decoders: decoders, each met by every attack.
+        decoders: decoders, each met by every attack; by default the default decoder,
+            the paper's and a majority vote.
         attacks: attacks, each with every number of Byzantine workers above 0.
         num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell.
         splits: splits of the data.
@@ -40,7 +41,11 @@ class Grid:
     """
 
     base: Experiment
-    decoders: tuple[str, ...] = ("federated_defense", "majority_vote")
+    decoders: tuple[str, ...] = (
+        Experiment.decoder,
+        "federated_defense",
+        "majority_vote",
+    )
     attacks: tuple[str, ...] = ("sign_inversion",)
     num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
     splits: tuple[str, ...] = ("iid",)
@@ -62,8 +67,8 @@ def cells(grid: Grid) -> list[Experiment]:
 
     Examples:
         >>> grid = Grid(Experiment(), attacks=("sign_inversion", "gaussian"))
-        >>> len(cells(grid))  # 2 decoders x (1 unattacked + 2 attacks x 3 numbers)
-        14
+        >>> len(cells(grid))  # 3 decoders x (1 unattacked + 2 attacks x 3 numbers)
+        21
     """
     experiments = {}
     for split, batch_size, decoder, attack, num_byzantine in itertools.product(

@@ -23,7 +23,8 @@ class Experiment:
         dataset: the data set, a name of `signfd list`.
         model: the model, e.g. mlp:hidden=128.
         split: how the examples are split over the workers, e.g. iid, dirichlet:0.3.
-        decoder: the server's decoder, e.g. federated_defense:forgetting=0.95.
+        decoder: the server's decoder, e.g. federated_defense:forgetting=0.95 (the
+            paper's); else the default one.
         attack: what the Byzantine workers do, e.g. sign_inversion.
         membership: who lies in which round: fixed, drawn_each_round, rotating, ...
         flip_probability: r of stochastic_sign_flip, in [0, 1].
