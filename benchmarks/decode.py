@@ -23,6 +23,7 @@ import signfd_jax as sfd
 from benchmarks import measure
 from signfd_jax import packed
 from signfd_jax.defense import FederatedDefenseState
+from signfd_jax.experiments import console
 
 SIZES = ("15x582026", "15x11000000", "1000x100000", "10000x10000", "100000x7850")
 DECODERS: dict[str, Callable[[], sfd.Decoder]] = {
@@ -299,4 +300,5 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    with console.steady():  # results are kept, wherever they are printed
+        main(tyro.cli(Options, description=__doc__))

@@ -1,15 +1,21 @@
-"""Runs that are killed at random moments, and what becomes of them.
+"""Runs that are stopped at random moments, and what becomes of them.
 
-Two runs are left alone; each of the others is killed (SIGKILL) at a moment drawn from
-the whole time that the second one took, start included, and the same command is given
-again. (The first one fills a cache of compiled programs; a run that has ended before
-its moment comes is not counted as killed, and another moment is drawn.) Counted are the
-final results that equal those of the first run, bit for bit (parameters and metrics),
-and the checkpoints that a kill left unreadable.
+Two runs are left alone; each of the others is stopped at a moment, and the same command
+is given again. Half of the kills (SIGKILL) strike in the first ten seconds, start and
+compilation included, and with checkpoints as a run writes them of itself; the other
+half at any time that the second run took, with a checkpoint every 50 rounds. Then come
+SIGTERMs, as a cluster's scheduler sends them, at any time likewise. (The first run
+fills a cache of compiled programs; a run that has ended before its moment comes is not
+counted, and another moment is drawn.)
+
+Counted are the final results that equal those of the first run, bit for bit (parameters
+and metrics); the checkpoints that were left unreadable; and the second starts that did
+not say, rightly, where they went on.
 
     python -m benchmarks.faults --rounds 4000 --json benchmarks/results/faults.json
 
-It exits with 1 unless all results are identical and all checkpoints readable.
+It exits with 1 unless all results are identical, all checkpoints readable, all starts
+told and all SIGTERMs heeded.
 """
 
 import dataclasses
@@ -17,18 +23,20 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from signfd_jax import data
-from signfd_jax.experiments import checkpoints, records, training
+from signfd_jax.experiments import checkpoints, console, records, training
 from signfd_jax.experiments.config import Experiment, to_json
 
 COMMAND = (
@@ -50,26 +58,34 @@ CONFIG = Experiment(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How often to kill, and what to write."""
+    """How often to stop a run, and what to write."""
 
     kills: int = 20
-    """Number of runs that are killed."""
+    """Number of runs that are killed, half of them in the first seconds."""
+    terminations: int = 5
+    """Number of runs that SIGTERM stops."""
+    early: float = 10.0
+    """The first seconds."""
     rounds: int = CONFIG.rounds
     """Rounds of each run."""
     checkpoint_every: int = 50
-    """Rounds from one checkpoint to the next."""
+    """Rounds from one checkpoint to the next, but for the early kills."""
     seed: int = 0
     """Of the moments."""
     json: Path | None = None
     """File for the results."""
 
 
-def start(options: Options, folder: Path) -> subprocess.Popen[str]:
+def start(
+    options: Options, folder: Path, every: int | None = None
+) -> subprocess.Popen[str]:
     """Start a run, or go on with it: the same command."""
     config = folder / "config.json"
     folder.mkdir(exist_ok=True)
     config.write_text(to_json(dataclasses.replace(CONFIG, rounds=options.rounds)))
-    flags = ["--checkpoint-every", str(options.checkpoint_every), "--quiet"]
+    flags = ["--quiet"]
+    if every is not None:
+        flags += ["--checkpoint-every", str(every)]
     return subprocess.Popen(
         [*COMMAND, str(config), "--output-dir", str(folder), *flags],
         env=os.environ
@@ -113,12 +129,30 @@ def examine(folder: Path, template, config: Experiment) -> tuple[list[int], int]
     return sorted(readable), unreadable
 
 
+def told(said: str, readable: list[int]) -> bool:
+    """Whether a start said where it goes on: at the newest checkpoint, or at none."""
+    if not readable:
+        return said.count(": starting from round 0\n") == 1
+    return f"signfd: resuming from round {readable[-1]} (checkpoint of " in said
+
+
+def plan(options: Options, took: float) -> Iterator[tuple[str, int, float, int | None]]:
+    """What stops a run and when: name, signal, latest second, checkpoint interval."""
+    for number in range(options.kills):
+        if number % 2:
+            yield "kill", signal.SIGKILL, took, options.checkpoint_every
+        else:
+            yield "early kill", signal.SIGKILL, min(options.early, took), None
+    for _ in range(options.terminations):
+        yield "termination", signal.SIGTERM, took, options.checkpoint_every
+
+
 def run(options: Options) -> dict[str, Any]:
-    """Kill and count."""
+    """Stop, start again and count."""
     config = dataclasses.replace(CONFIG, rounds=options.rounds)
     template = training.prepare(config, data.load(config.dataset)).start()
     moments = random.Random(options.seed)
-    kills: list[dict[str, Any]] = []
+    each: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         finish(start(options, folder / "whole"))
@@ -129,54 +163,74 @@ def run(options: Options) -> dict[str, Any]:
         if outcome(folder / "again") != whole:
             sys.exit("two runs that were left alone differ")
         print(f"undisturbed: {took:.1f} s", flush=True)
-        while len(kills) < options.kills:
-            killed = folder / str(len(kills))
-            process = start(options, killed)
-            moment = moments.uniform(0, took)
-            time.sleep(moment)
-            process.kill()
-            process.communicate()
-            if process.returncode == 0:  # it was faster than its forerunner
-                shutil.rmtree(killed)
-                continue
-            readable, unreadable = examine(killed, template, config)
-            said = finish(start(options, killed))
-            kills.append(
+        for what, number, latest, every in plan(options, took):
+            stopped = folder / str(len(each))
+            code = 0
+            while code == 0:  # it was faster than its forerunner
+                shutil.rmtree(stopped, ignore_errors=True)
+                process = start(options, stopped, every)
+                moment = moments.uniform(0, latest)
+                time.sleep(moment)
+                process.send_signal(number)
+                process.communicate()
+                code = process.returncode
+            readable, unreadable = examine(stopped, template, config)
+            said = finish(start(options, stopped, every))
+            each.append(
                 {
+                    "what": what,
                     "seconds": round(moment, 3),
+                    "exit_code": code,
                     "checkpoints": readable,
                     "unreadable": unreadable,
                     "refused": said.count(" refused "),
-                    "identical": outcome(killed) == whole,
+                    "told": told(said, readable),
+                    "identical": outcome(stopped) == whole,
                 }
             )
-            print(f"{len(kills):3d}: {json.dumps(kills[-1])}", flush=True)
+            print(f"{len(each):3d}: {json.dumps(each[-1])}", flush=True)
+    kills = [one for one in each if one["what"] != "termination"]
+    terminations = [one for one in each if one["what"] == "termination"]
     return {
-        "kills": options.kills,
-        "identical": sum(kill["identical"] for kill in kills),
-        "unreadable": sum(kill["unreadable"] + kill["refused"] for kill in kills),
-        "with_checkpoints": sum(bool(kill["checkpoints"]) for kill in kills),
-        "median_moment": statistics.median(kill["seconds"] for kill in kills),
+        "kills": len(kills),
+        "early_kills": sum(one["what"] == "early kill" for one in kills),
+        "terminations": len(terminations),
+        # 143; or, before Python could hear it, the system's own end by SIGTERM.
+        "heeded": sum(one["exit_code"] in (143, -15) for one in terminations),
+        "identical": sum(one["identical"] for one in each),
+        "told": sum(one["told"] for one in each),
+        "unreadable": sum(one["unreadable"] + one["refused"] for one in each),
+        "with_checkpoints": sum(bool(one["checkpoints"]) for one in each),
+        "median_moment": statistics.median(one["seconds"] for one in each),
         "undisturbed_seconds": round(took, 3),
         "checkpoint_every": options.checkpoint_every,
         "config": json.loads(to_json(config)),
         "environment": records.environment(),
-        "each": kills,
+        "each": each,
     }
 
 
 def main() -> int:
-    """Run, print the count, write the file."""
+    """Run, write the file, print the count."""
     options = tyro.cli(Options, description=__doc__)
     result = run(options)
-    print(
-        f"{result['kills']} kills, {result['identical']} identical results, "
-        f"{result['unreadable']} unreadable checkpoints"
-    )
     if options.json is not None:
         records.write_atomically(options.json, json.dumps(result, indent=1) + "\n")
-    return int(result["identical"] < result["kills"] or result["unreadable"] > 0)
+    stopped = result["kills"] + result["terminations"]
+    print(
+        f"{result['kills']} kills, {result['early_kills']} of them early, and "
+        f"{result['terminations']} SIGTERMs, {result['heeded']} of them heeded: "
+        f"{result['identical']} identical results, {result['told']} starts told, "
+        f"{result['unreadable']} unreadable checkpoints"
+    )
+    return int(
+        result["identical"] < stopped
+        or result["told"] < stopped
+        or result["heeded"] < result["terminations"]
+        or result["unreadable"] > 0
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with console.steady():  # results are kept, wherever they are printed
+        sys.exit(main())

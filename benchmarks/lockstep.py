@@ -19,7 +19,7 @@ import optax
 import tyro
 
 from signfd_jax import batches, data, models, partition, signs
-from signfd_jax.experiments import records, registry
+from signfd_jax.experiments import console, records, registry
 from signfd_jax.experiments.presets import PRESETS
 
 
@@ -134,4 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with console.steady():  # results are kept, wherever they are printed
+        main()

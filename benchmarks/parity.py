@@ -30,6 +30,7 @@ import tyro
 
 from signfd_jax import aggregators, attacks
 from signfd_jax.attacks import AttackContext
+from signfd_jax.experiments import console
 from signfd_jax.experiments.records import environment, write_atomically
 
 M, D, F = 15, 1000, 3
@@ -291,4 +292,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with console.steady():  # results are kept, wherever they are printed
+        main()

@@ -28,6 +28,7 @@ from jax.flatten_util import ravel_pytree
 import signfd_jax as sfd
 from benchmarks import measure
 from signfd_jax import models, packed, tally
+from signfd_jax.experiments import console
 
 DECODERS = {
     "correlation_defense": sfd.correlation_defense,
@@ -235,4 +236,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    with console.steady():  # results are kept, wherever they are printed
+        main(tyro.cli(Options, description=__doc__))

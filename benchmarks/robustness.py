@@ -28,9 +28,10 @@ from typing import Any
 import tyro
 
 from signfd_jax import plots
-from signfd_jax.experiments import records
+from signfd_jax.experiments import console, records
 from signfd_jax.experiments.compare import run_grid
 from signfd_jax.experiments.config import Experiment, fingerprint
+from signfd_jax.experiments.tables import mean
 
 DEFAULT = "correlation_defense"
 BASELINE = "majority_vote"
@@ -295,7 +296,7 @@ def collect(options: Options) -> list[dict[str, Any]]:
                 "num_byzantine": num,
                 "accuracy": statistics.fmean(record["test_accuracy"]),
                 "accuracies": record["test_accuracy"],
-                "sign_error": statistics.fmean(record["sign_error"]),
+                "sign_error": mean(record["sign_error"]),
                 "record": record,
             }
         )
@@ -381,4 +382,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with console.steady():  # results are kept, wherever they are printed
+        main()

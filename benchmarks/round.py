@@ -24,6 +24,7 @@ import tyro
 import signfd_jax as sfd
 from benchmarks import measure
 from signfd_jax import models
+from signfd_jax.experiments import console
 
 LEARNING_RATE = 1e-3
 NETWORKS = {
@@ -287,4 +288,5 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    with console.steady():  # results are kept, wherever they are printed
+        main(tyro.cli(Options, description=__doc__))

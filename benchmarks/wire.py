@@ -33,6 +33,7 @@ from signfd_jax.decoding import majority_vote
 from signfd_jax.defense import federated_defense
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import gather
+from signfd_jax.experiments import console
 
 BASELINE = "f32 all-reduce"
 DECODERS = {
@@ -324,4 +325,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with console.steady():  # results are kept, wherever they are printed
+        main()

@@ -1,28 +1,33 @@
 """SignSGD with federated defense: one bit per coordinate, from workers that may lie."""
 
-from signfd_jax import attacks
-from signfd_jax.attacks import Attack, AttackContext
-from signfd_jax.decoders import Thresholds, correlation_defense, default_decoder
-from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights, majority_vote
-from signfd_jax.defense import federated_defense, federated_voting
-from signfd_jax.likelihood import dawid_skene, oracle
-from signfd_jax.signs import votes
-from signfd_jax.simulate import (
-    Simulation,
-    SimulationInfo,
-    SimulationState,
-    run,
-    simulation,
-)
-from signfd_jax.transform import (
-    SignDecoderState,
-    scale_by_sign_decoder,
-    scale_by_sign_fd,
-    scale_by_sign_mv,
-    sign_sgd,
-    sign_sgd_fd,
-    sign_sgd_mv,
-)
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from signfd_jax import attacks
+    from signfd_jax.attacks import Attack, AttackContext
+    from signfd_jax.decoders import Thresholds, correlation_defense, default_decoder
+    from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights, majority_vote
+    from signfd_jax.defense import federated_defense, federated_voting
+    from signfd_jax.likelihood import dawid_skene, oracle
+    from signfd_jax.signs import votes
+    from signfd_jax.simulate import (
+        Simulation,
+        SimulationInfo,
+        SimulationState,
+        run,
+        simulation,
+    )
+    from signfd_jax.transform import (
+        SignDecoderState,
+        scale_by_sign_decoder,
+        scale_by_sign_fd,
+        scale_by_sign_mv,
+        sign_sgd,
+        sign_sgd_fd,
+        sign_sgd_mv,
+    )
 
 __version__ = "0.1.0"
 
@@ -55,3 +60,32 @@ __all__ = [
     "simulation",
     "votes",
 ]
+
+_HOMES = (
+    "attacks",
+    "decoders",
+    "decoding",
+    "defense",
+    "likelihood",
+    "signs",
+    "simulate",
+    "transform",
+)
+"""The modules in which the names of `__all__` are defined."""
+
+
+def __getattr__(name: str) -> Any:
+    # What is asked for is imported then: `signfd --help` needs no jax.
+    if name in __all__ and name not in _HOMES:
+        for home in _HOMES:
+            module = importlib.import_module(f"{__name__}.{home}")
+            if name in module.__all__:
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 import optax
 
 _P = ParamSpec("_P")
@@ -188,23 +189,32 @@ def check_kind(name: str, value: object, fields: Collection[str], makers: str) -
 
 
 def check_mask(name: str, value: Any, num_workers: int) -> None:
-    """Refuse a mask that is not one of all the workers.
+    """Refuse a mask that is not one of all the workers, or not of bools.
+
+    Numbers are refused, because they would multiply the votes.
 
     Args:
         name: the argument's name, for the message.
-        value: the mask, bool `[num_workers]`.
+        value: the mask, bool `[num_workers]`, an array or a list.
         num_workers: how many there are (int).
 
     Raises:
-        ValueError: `value` has not the shape `[num_workers]`.
+        ValueError: `value` has not the shape `[num_workers]`, or is no bool.
 
     Examples:
         >>> check_mask("present", jax.numpy.ones(3, bool), 3)
     """
+    value = value if hasattr(value, "dtype") else np.asarray(value)
     shape = jax.numpy.shape(value)
     if shape != (num_workers,):
         raise ValueError(
             f"{name} must be a mask of {num_workers} workers, but has shape {shape}"
+        )
+    dtype = value.dtype
+    if dtype != jax.numpy.bool_:
+        raise ValueError(
+            f"{name} must be a mask of bools, but its dtype is {dtype}; give "
+            f"{name} != 0 where the numbers are 1 and 0"
         )
 
 

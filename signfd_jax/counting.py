@@ -5,12 +5,14 @@ a vote agreed with what it is compared with, -1 where it did not, and 0 where ei
 them is 0.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from signfd_jax.leaves import group_leaves
 from signfd_jax.tally import (
     fixed_point,
     leaves_with_weights,
@@ -47,9 +49,9 @@ def outcomes_against_others(
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
-        `(outcomes, agreed, counted)`: tree of int8 `[M, ...]`; float32 `[M]` and int32
-        `[M]`, over all leaves and devices. The counts are exact integers before halves
-        are taken, for fewer than 2**31 coordinates.
+        `(outcomes, agreed, counted)`: tree of int8 `[M, ...]`; float32 `[M]` and
+        float32 `[M]`, over all leaves and devices. The counts are exact below 2**40,
+        then rounded once, before halves are taken.
 
     Examples:
         >>> votes = jnp.array([[1, 1, 1], [1, -1, 0], [1, 1, 0]], jnp.int8)
@@ -57,10 +59,13 @@ def outcomes_against_others(
         ...     votes, jnp.ones(3), largest=1.0
         ... )
         >>> print(outcomes[0], agreed, counted)
-        [1 0 0] [1.5 1.  1.5] [2 2 2]
+        [1 0 0] [1.5 1.  1.5] [2. 2. 2.]
     """
     outcomes, sums = [], []
-    for leaf, weight in leaves_with_weights(votes, weights):
+    shared = isinstance(weights, jax.Array) and weights.ndim == 1
+    groups = group_leaves(votes) if shared else group_leaves(votes, weights)
+    weights = weights if shared else groups.join(weights)
+    for leaf, weight in leaves_with_weights(groups.join(votes), weights):
         units, _ = fixed_point(weight, largest=largest, num_workers=leaf.shape[0])
         (total, said), _ = over_workers(_said, (units, leaf))
 
@@ -73,9 +78,10 @@ def outcomes_against_others(
         _, (outcome, counted) = over_workers(compare, (units, leaf))
         sums.append((sum_rows(outcome), sum_rows(counted)))
         outcomes.append(outcome)
-    balance, counted = sum_over_leaves(sums, axis_name)
-    agreed = (balance.astype(jnp.float32) + counted.astype(jnp.float32)) / 2
-    return jax.tree.unflatten(jax.tree.structure(votes), outcomes), agreed, counted
+    most = sum(math.prod(outcome.shape[1:]) for outcome in outcomes)
+    balance, counted = sum_over_leaves(sums, axis_name, most=most)
+    agreed = (balance + counted) / 2
+    return groups.split(outcomes), agreed, counted
 
 
 def _said(row):

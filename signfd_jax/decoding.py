@@ -14,12 +14,14 @@ from jaxtyping import Array, Float
 
 from signfd_jax.checks import check_kind, check_number, checked
 from signfd_jax.tally import count_agreements, vote_tree
+from signfd_jax.totals import check_coordinates
 
 __all__ = [
     "DecodeInfo",
     "Decoder",
     "MajorityVoteState",
     "check_decoder",
+    "first_info",
     "llr_weights",
     "majority_vote",
 ]
@@ -74,6 +76,27 @@ class Decoder(NamedTuple):
     decode: Callable[..., Any]
     weights: Callable[..., Any]
     needs_unpacked: str = "it does not say that it can read them"
+
+
+def first_info(num_workers: int) -> DecodeInfo:
+    """What is told before the first round: that nobody's vote has weighed anything.
+
+    Args:
+        num_workers: number M of workers (int).
+
+    Returns:
+        A `DecodeInfo`: weights 0, crossovers 1/2 (a vote that says nothing), margin 0.
+
+    Examples:
+        >>> print(first_info(2).crossover)
+        [0.5 0.5]
+    """
+    # Every leaf is an array of its own, so that a state can be donated.
+    return DecodeInfo(
+        weights=jnp.zeros((num_workers,), jnp.float32),
+        crossover=jnp.full((num_workers,), 0.5, jnp.float32),
+        margin=jnp.zeros((), jnp.float32),
+    )
 
 
 def check_decoder(decoder: object) -> None:
@@ -169,16 +192,17 @@ def majority_vote() -> Decoder:
     """
 
     def init(num_workers, params):
-        del params
+        check_coordinates(params)
         return MajorityVoteState(jnp.ones((num_workers,), jnp.float32))
 
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         weights = jnp.ones_like(state.mv_weights)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
-        agreed, counted = count_agreements(votes, decoded, axis_name)
-        losses = (counted - agreed).astype(jnp.float32)
-        crossover = (losses + 1) / (counted.astype(jnp.float32) + 2)
+        # Not votes less agreements: that would be a difference of rounded numbers.
+        opposite = jax.tree.map(jnp.negative, decoded)
+        losses, counted = count_agreements(votes, opposite, axis_name)
+        crossover = (losses + 1) / (counted + 2)
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
     return Decoder(init, decode, lambda state: state.mv_weights, needs_unpacked="")

@@ -21,12 +21,14 @@ from signfd_jax.counting import (
     tabulated,
 )
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.leaves import group_leaves
 from signfd_jax.reference import reference_defense
 from signfd_jax.tally import (
     count_agreements,
     sum_over_axis,
     vote_tree,
 )
+from signfd_jax.totals import check_coordinates
 from signfd_jax.visits import over_workers, sum_coordinates
 
 __all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
@@ -222,6 +224,7 @@ def _learned(
     pooled_only = initial_rounds is None
 
     def init(num_workers, params):
+        check_coordinates(params)
         return FederatedDefenseState(
             fd_round=jnp.zeros((), jnp.int32),
             fd_agreement=jnp.full((num_workers,), 0.5, jnp.float32),
@@ -229,7 +232,7 @@ def _learned(
             fd_counters=()
             if pooled_only
             else jax.tree.map(
-                lambda leaf: jnp.zeros((num_workers, *leaf.shape), dtype), params
+                lambda leaf: jnp.zeros((num_workers, *jnp.shape(leaf)), dtype), params
             ),
             fd_rounds_counted=jnp.zeros((), jnp.float32),
         )
@@ -313,8 +316,13 @@ def _learned(
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
-        if not pooled_only:  # The counters are larger than the votes unpacked.
+        if pooled_only:
+            groups = group_leaves(votes)
+        else:  # The counters are larger than the votes unpacked.
             votes = packed.unpack_votes(votes)
+            groups = group_leaves(votes, state.fd_counters)
+            state = state._replace(fd_counters=groups.join(state.fd_counters))
+        votes = groups.join(votes)
         decoded, mean_weights, margin = vote(state, votes, largest, axis_name)
         if leave_own_out:
             outcomes, agreed, counted = outcomes_against_others(
@@ -327,14 +335,16 @@ def _learned(
             agreed, counted = count_agreements(votes, decoded, axis_name)
         state = learn(state, outcomes, agreed, counted)
         info = DecodeInfo(mean_weights, mean_crossover(state, axis_name), margin)
-        return decoded, state, info
+        if not pooled_only:
+            state = state._replace(fd_counters=groups.split(state.fd_counters))
+        return groups.split(decoded), state, info
 
     def learn(state, outcomes, agreed, counted):
-        new = counted.astype(jnp.float32)
+        new = counted
         evidence = jnp.asarray(forgetting, jnp.float32) * state.fd_evidence + new
         # The share moves by the new votes' part of the evidence; with none, it stays.
         step = new / jnp.maximum(evidence, 1)
-        share = agreed.astype(jnp.float32) / jnp.maximum(new, 1)
+        share = agreed / jnp.maximum(new, 1)
         agreement = state.fd_agreement + step * (share - state.fd_agreement)
         counters, rounds = state.fd_counters, state.fd_rounds_counted
         if not pooled_only:

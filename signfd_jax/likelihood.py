@@ -14,14 +14,16 @@ from jaxtyping import Array, Bool, Float32, Int8, Int32
 
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.leaves import group_leaves
 from signfd_jax.products import row_products
 from signfd_jax.tally import (
     agreements,
     fixed_point,
     mean_over_coordinates,
-    sum_over_axis,
+    sum_over_leaves,
     vote_tree,
 )
+from signfd_jax.totals import check_coordinates, exact_total
 from signfd_jax.visits import over_workers
 
 __all__ = ["DawidSkeneState", "OracleState", "dawid_skene", "oracle"]
@@ -77,6 +79,7 @@ def oracle(crossover, max_llr: float | jax.Array = 10.0) -> Decoder:
     crossover = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), crossover)
 
     def init(num_workers, params):
+        check_coordinates(params)
         _check_crossover(crossover, num_workers, params)
         return OracleState(crossover)
 
@@ -103,7 +106,7 @@ def _check_crossover(crossover, num_workers, params):
     if isinstance(crossover, jax.Array) and crossover.shape == (num_workers,):
         return
     given = jax.tree.map(jnp.shape, crossover)
-    wanted = jax.tree.map(lambda leaf: (num_workers, *leaf.shape), params)
+    wanted = jax.tree.map(lambda leaf: (num_workers, *jnp.shape(leaf)), params)
     if given != wanted:
         raise ValueError(
             f"crossover has shape {given}, but must be ({num_workers},), one "
@@ -167,20 +170,22 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
     check_number("max_llr", max_llr, 1e-6, 1e6)
 
     def init(num_workers, params):
-        del params
+        check_coordinates(params)
         return DawidSkeneState(jnp.ones((num_workers,), jnp.float32))
 
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
-        leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(votes)]
+        groups = group_leaves(votes)
+        votes = groups.join(votes)
+        leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in votes]
         voters = [jnp.sum(leaf != 0, axis=0, dtype=jnp.int32) for leaf in leaves]
         shared = [number > 1 for number in voters]
         counts = [
             agreements(leaf, mask.astype(jnp.int8))[1]
             for leaf, mask in zip(leaves, shared, strict=True)
         ]
-        counted = sum_over_axis(functools.reduce(jnp.add, counts), axis_name)
-        counted = counted.astype(jnp.float32)
+        most = sum(leaf.shape[1] for leaf in leaves)
+        counted = exact_total(counts, axis_name, most=most)
         largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
 
         def balance_under(weights):
@@ -189,13 +194,12 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
                 weights, largest=largest, num_workers=weights.shape[0]
             )
             sums = [
-                _sum_posteriors(leaf, mask, units, scale)
+                part
                 for leaf, mask in zip(leaves, shared, strict=True)
+                for part in _sum_posteriors(leaf, mask, units, scale)
             ]
-            high, low = sum_over_axis(
-                functools.reduce(jnp.add, sums), axis_name
-            ).astype(jnp.float32)
-            return (high * 2**16 + low) / _POSTERIOR_UNITS
+            tens, ones = sum_over_leaves(sums, axis_name, most=most * _DIGIT)
+            return (tens * _DIGIT + ones) / _POSTERIOR_UNITS
 
         def crossover_from(balance):
             return ((counted - balance) / 2 + 1) / (counted + 2)
@@ -216,7 +220,7 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
             votes, weights, largest=largest, axis_name=axis_name
         )
         info = DecodeInfo(weights, crossover_from(balance), margin)
-        return decoded, DawidSkeneState(weights), info
+        return groups.split(decoded), DawidSkeneState(weights), info
 
     needs = "it multiplies each vote with a posterior mean"
     return Decoder(init, decode, lambda state: state.ds_weights, needs)
@@ -227,8 +231,8 @@ def _sum_posteriors(
     shared: Bool[Array, " N"],
     units: Int32[Array, " M"],
     scale: Float32[Array, ""],
-) -> Int32[Array, "2 M"]:
-    """Sums of the votes times the posterior means, in units of 2**16 and of 1.
+) -> list[tuple[Int32[Array, " M"], Int32[Array, " M"]]]:
+    """Sums of the votes times the two digits of the posterior means, slice by slice.
 
     Exact, so that no order of leaves, slices or devices changes a weight.
     """
@@ -241,10 +245,9 @@ def _sum_posteriors(
     digits = jnp.stack([tens, mean - _DIGIT * tens]).astype(jnp.int8)
     # Eight rows: XLA's CPU backend is fast at int8 products of two matrices only.
     digits = jnp.pad(digits, ((0, 6), (0, 0)))
-    total = jnp.zeros((2, votes.shape[0]), jnp.int32)
-    for start in range(0, votes.shape[1], _SLICE):
+    sums = []
+    for start in range(0, max(votes.shape[1], 1), _SLICE):
         part = slice(start, start + _SLICE)
-        tens, ones = row_products(digits[:, part], votes[:, part])[:2]
-        high = (tens >> 9) + (ones >> 16)
-        total += jnp.stack([high, (tens & 511) * _DIGIT + (ones & 0xFFFF)])
-    return total
+        tens, ones, *_ = row_products(digits[:, part], votes[:, part])
+        sums.append((tens, ones))
+    return sums

@@ -315,8 +315,8 @@ def evaluate(
         labels: int32 `[n]`.
         batch_size: examples at once.
         preprocess: applied to each batch of inputs `[batch_size, ...]`, such as
-            `signfd_jax.data.standardise`;
-            pass the same function object again, or it is compiled again.
+            `signfd_jax.data.standardise`. Pass the same function object again, or it is
+            compiled again; of a `functools.partial`, arrays may be new ones.
 
     Returns:
         An `Evaluation`.
@@ -342,7 +342,12 @@ def evaluate(
             f"{inputs.shape} and {labels.shape}"
         )
     _check_params(model, params, inputs, preprocess)
-    return _evaluate(model, preprocess, batch_size, params, inputs, labels)
+    if isinstance(preprocess, functools.partial):  # What it holds may be traced.
+        held = preprocess
+        preprocess = jax.tree_util.Partial(held.func, *held.args, **held.keywords)
+    else:
+        preprocess = jax.tree_util.Partial(preprocess or jnp.asarray)
+    return _evaluate(model, batch_size, preprocess, params, inputs, labels)
 
 
 def _check_params(model, params, inputs, preprocess):
@@ -367,13 +372,11 @@ def _check_params(model, params, inputs, preprocess):
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluate(model, preprocess, batch_size, params, inputs, labels):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(model, batch_size, preprocess, params, inputs, labels):
     def sums(batch):
         inputs, labels = batch
-        logits = model.apply(
-            params, inputs if preprocess is None else preprocess(inputs)
-        )
+        logits = model.apply(params, preprocess(inputs))
         correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
         return Evaluation(
             correct.sum(dtype=jnp.float32), _cross_entropy(logits, labels).sum()

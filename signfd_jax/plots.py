@@ -3,24 +3,29 @@
 Shapes: `S` seeds, `T` tests, `M` workers.
 """
 
+import contextlib
+import logging
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from signfd_jax.checks import check_flag
+from signfd_jax.checks import check_flag, check_size
+from signfd_jax.experiments.console import reason, warn
 from signfd_jax.experiments.records import read_lines, read_run
-from signfd_jax.experiments.tables import pivot
+from signfd_jax.experiments.tables import mean, measured, pivot
 
 __all__ = [
     "accuracy_figure",
     "draw",
     "grid_figure",
     "panels_figure",
+    "save",
     "weights_figure",
 ]
 
@@ -68,9 +73,28 @@ def _check_records(whose, records, fields):
 
 def _curve(axes: Axes, label, rounds, accuracies):
     """One line; `accuracies` has a row of seeds for each round."""
-    (line,) = axes.plot(rounds, [statistics.fmean(a) for a in accuracies], label=label)
-    low, high = map(min, accuracies), map(max, accuracies)
-    axes.fill_between(rounds, list(low), list(high), color=line.get_color(), alpha=0.2)
+    line = _mean_line(axes, rounds, accuracies, label=_label(label))
+    _band(axes, rounds, accuracies, color=line.get_color(), alpha=0.2)
+
+
+def _mean_line(axes, x, seeds, **style):
+    """The mean over seeds; a single point has a marker, or it would not be seen."""
+    marker = "o" if sum(bool(measured(values)) for values in seeds) == 1 else None
+    (line,) = axes.plot(x, [mean(values) for values in seeds], marker=marker, **style)
+    return line
+
+
+def _band(axes, x, seeds, **style):
+    """From the lowest to the highest seed; a gap where nothing was measured."""
+    there = [measured(values) or [math.nan] for values in seeds]
+    axes.fill_between(x, list(map(min, there)), list(map(max, there)), **style)
+
+
+def _label(text):
+    """A label that matplotlib shows as it is written."""
+    # Those that begin with an underscore are left out of legends; a dollar is maths.
+    text = str(text).replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
 def _finish(axes, legend):
@@ -131,12 +155,9 @@ def panels_figure(
                 "color": f"C{position % 10}",
                 "linestyle": "-" if position < 10 else "--",
             }
-            (line,) = axes.plot(x, [statistics.fmean(v) for v in seeds], **style)
-            low, high = map(min, seeds), map(max, seeds)
-            axes.fill_between(
-                x, list(low), list(high), color=line.get_color(), alpha=0.15
-            )
-            lines[label] = line
+            line = _mean_line(axes, x, seeds, **style)
+            _band(axes, x, seeds, color=line.get_color(), alpha=0.15)
+            lines[_label(label)] = line
         axes.set(title=title, xlabel=xlabel, xscale="log" if log_x else "linear")
         axes.grid(alpha=0.3)
     row[0].set_ylabel(ylabel)
@@ -173,6 +194,7 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     first = [record for record in metrics if record["seed"] == metrics[0]["seed"]]
     rounds = [record["round"] for record in first]
     labelled = set()
+    marker = "o" if len(rounds) == 1 else None
     for worker in range(len(first[0]["weights"])):
         lies = worker in first[0]["byzantine"]
         label = "Byzantine" if lies else "honest"
@@ -180,12 +202,13 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             rounds,
             [record["weights"][worker] for record in first],
             linestyle="--" if lies else "-",
+            marker=marker,
             color="tab:red" if lies else "tab:blue",
             label=None if label in labelled else label,
         )
         labelled.add(label)
     axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(xlabel="round", ylabel="weight of the vote (nats)")
+    axes.set(xlabel="round", ylabel="weight of the vote")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
@@ -239,10 +262,7 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _heat_map(axes, table, setting):
     values = [
-        [
-            statistics.fmean(table.accuracies.get((setting, a, d), [math.nan]))
-            for d in table.decoders
-        ]
+        [mean(table.accuracies.get((setting, a, d), [])) for d in table.decoders]
         for a in table.attackers
     ]
     image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
@@ -294,13 +314,80 @@ def draw(folder: str | Path) -> list[Path]:
         ['accuracy.png', 'weights.png']
     """
     folder = Path(folder)
+    figures: dict[str, Callable[[], Figure]]
     if (folder / "cells.jsonl").exists():
-        figures = {"comparison.png": grid_figure(read_lines(folder / "cells.jsonl"))}
+        records = read_lines(folder / "cells.jsonl")
+        figures = {"comparison.png": lambda: grid_figure(records)}
     else:
         _, metrics = read_run(folder)
-        figures = {"accuracy.png": accuracy_figure({folder.name: metrics})}
-        if "weights" in metrics[0]:
-            figures["weights.png"] = weights_figure(metrics)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
+        figures = {"accuracy.png": lambda: accuracy_figure({folder.name: metrics})}
+        if metrics and any(measured(metrics[0].get("weights", ()))):
+            figures["weights.png"] = lambda: weights_figure(metrics)
+    save({folder / name: make for name, make in figures.items()})
     return [folder / name for name in figures]
+
+
+def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> None:
+    """Draw figures into files.
+
+    Where the user's settings of matplotlib ask for what is not there, such as LaTeX,
+    its own settings are used. One line on stderr says so, or what else matplotlib has
+    to say.
+
+    Args:
+        figures: by its file, what makes a figure.
+        dpi: pixels an inch.
+
+    Raises:
+        ValueError: there is nothing to draw, or it cannot be drawn.
+        OSError: a file cannot be written.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "empty.png"
+        >>> save({path: Figure})
+        >>> path.exists()
+        True
+    """
+    if not figures:
+        raise ValueError("there are no figures: nothing to draw")
+    check_size("dpi", dpi)
+    with _overheard() as said:
+        try:
+            _save(figures, dpi)
+        except Exception as error:  # whatever a setting leads to
+            said.append(f"{reason(error)}; drawn with matplotlib's own settings")
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                _save(figures, dpi)
+    if said:
+        warn(f"figures: {said[0]}")
+
+
+def _save(figures, dpi):
+    for path, make in figures.items():
+        try:
+            make().savefig(path, dpi=dpi)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            message = f"cannot draw {path}: {reason(error)}"
+            raise ValueError(message) from error
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """A list of what matplotlib would print, the first to count at its beginning."""
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("matplotlib")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield said
+        said += [str(warning.message) for warning in caught]
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate

@@ -14,6 +14,7 @@ from jax import lax
 
 from signfd_jax.decoding import DecodeInfo, Decoder
 from signfd_jax.tally import sum_over_axis
+from signfd_jax.totals import check_coordinates, exact_total
 
 __all__ = ["ReferenceState", "reference_defense"]
 
@@ -73,10 +74,12 @@ def reference_defense(
     """
 
     def init(num_workers, params):
+        check_coordinates(params)
         return ReferenceState(
             ref_round=jnp.zeros((), jnp.int32),
             ref_agreed=jax.tree.map(
-                lambda leaf: jnp.zeros((num_workers, *leaf.shape), jnp.float32), params
+                lambda leaf: jnp.zeros((num_workers, *jnp.shape(leaf)), jnp.float32),
+                params,
             ),
             ref_total=jnp.zeros((), jnp.float32),
             ref_agreed_share=jnp.zeros((num_workers,), jnp.float32),
@@ -111,13 +114,14 @@ def reference_defense(
             decoded,
         )
         margins = jax.tree.map(_margins, tallies, used)
-        decided = jax.tree.map(lambda tally: tally != 0, tallies)
-        sums, weight_sums, margin, decided, size = sum_over_axis(
+        decided = exact_total(
+            [jnp.sum(tally != 0) for tally in jax.tree.leaves(tallies)], axis_name
+        )
+        sums, weight_sums, margin, size = sum_over_axis(
             (
                 _sum_of_rows(agreed),
                 _sum_of_rows(used),
                 sum(jnp.sum(leaf) for leaf in jax.tree.leaves(margins)),
-                sum(jnp.sum(leaf) for leaf in jax.tree.leaves(decided)),
                 jnp.float32(sum(leaf.size for leaf in jax.tree.leaves(decoded))),
             ),
             axis_name,
@@ -132,7 +136,7 @@ def reference_defense(
             ref_agreed_share=sums * share,
         )
         crossover = 1 - state.ref_agreed_share / state.ref_total
-        margin = margin / jnp.maximum(decided, 1).astype(jnp.float32)
+        margin = margin / jnp.maximum(decided, 1)
         return decoded, state, DecodeInfo(weight_sums * share, crossover, margin)
 
     needs = "it keeps counters for each worker and coordinate"

@@ -6,12 +6,15 @@ the alphabets: "ternary" with abstentions, "one_bit" without.
 """
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Num, UInt8, UInt32
 
 from signfd_jax.checks import check_choice, check_mask
+from signfd_jax.leaves import group_leaves
+from signfd_jax.totals import check_coordinates, exact_total
 
 __all__ = [
     "WIRES",
@@ -36,7 +39,9 @@ def votes(gradients):
     r"""Sign of every gradient coordinate, with abstentions.
 
     $Y_{m,n} = \operatorname{sign}(g_{m,n})$, where zero (of either sign) and NaN
-    abstain: their vote is 0. $\pm\infty$ votes with its sign.
+    abstain: their vote is 0. $\pm\infty$ votes with its sign. A denormal float32 or
+    bfloat16 (below 1.2e-38) abstains where XLA takes it for zero, as it does on a CPU,
+    and as `jnp.sign` does; a denormal float16 votes.
 
     Args:
         gradients: tree of real arrays of any shape; no unit matters but the sign.
@@ -55,7 +60,8 @@ def votes(gradients):
     References:
         Bernstein et al., [signSGD](https://arxiv.org/abs/1802.04434), ICML 2018.
     """
-    return jax.tree.map(_votes, gradients)
+    # As JAX's own array, a NumPy float64 is compared without a warning.
+    return jax.tree.map(lambda gradient: _votes(jnp.asarray(gradient)), gradients)
 
 
 def _votes(gradient: Num[Array, "*shape"]) -> Int8[Array, "*shape"]:
@@ -87,7 +93,7 @@ def present_workers(gradients) -> Bool[Array, " M"]:
     """
     finite = [
         jnp.any(jnp.isfinite(leaf).reshape(leaf.shape[0], -1), axis=1)
-        for leaf in jax.tree.leaves(gradients)
+        for leaf in group_leaves(gradients).join(gradients)
     ]
     return jnp.any(jnp.stack(finite), axis=0)
 
@@ -132,9 +138,10 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
     """
     check_wire(wire)
     cast = votes(gradients)
+    if not jax.tree.leaves(cast):
+        return cast
     if present is not None:
-        for leaf in jax.tree.leaves(cast):
-            check_mask("present", present, leaf.shape[0])
+        present = _mask_of(cast, present)
     if wire == "one_bit":
         finite = present_workers(gradients)
         present = finite if present is None else finite & present
@@ -145,6 +152,13 @@ def cast_votes(gradients, round, *, wire="ternary", present=None, first_worker=0
         lambda v: v * present.astype(jnp.int8).reshape((-1,) + (1,) * (v.ndim - 1)),
         cast,
     )
+
+
+def _mask_of(votes, present) -> Bool[Array, " M"]:
+    """The mask as an array, if it is one of the workers of these votes."""
+    for leaf in jax.tree.leaves(votes):
+        check_mask("present", present, leaf.shape[0])
+    return jnp.asarray(present)
 
 
 def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
@@ -161,11 +175,16 @@ def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
         present: bool `[M]`; the rows of absent workers become 0 (they are marked
             in the mask that travels beside the bits). None: all are present.
         first_worker: index of the first row, int scalar, when `votes` is a chunk.
-        first_coordinate: index of the first coordinate, int scalar, when `votes`
-            is a slice. Coordinates are numbered along the ravelled leaves in order.
+        first_coordinate: index of the first coordinate when `votes` is a slice: a
+            Python int, an int32 scalar, or two uint32 scalars, that of 2**32 and the
+            rest. Coordinates are numbered along the ravelled leaves in order.
 
     Returns:
         Tree of int8 `[M, ...]`: -1 or +1 in the rows of the present workers.
+
+    Raises:
+        ValueError: `present` is no mask of the workers, or there are more coordinates
+            than 2**40, or 2**31 in one leaf.
 
     Examples:
         >>> sent = to_wire(jnp.array([[1, 0, 0, -1, 0]], jnp.int8), 0)
@@ -175,11 +194,13 @@ def to_wire(votes, round, *, present=None, first_worker=0, first_coordinate=0):
     References:
         Appleby, [MurmurHash3](https://github.com/aappleby/smhasher) (fmix32).
     """
+    if present is not None:
+        present = _mask_of(votes, present)
 
-    def fill(leaf, first):
+    def fill(leaf, coordinates):
         row = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
         workers = jnp.asarray(first_worker, jnp.uint32) + row
-        bits = _filling(workers, round, first, leaf.size // max(leaf.shape[0], 1))
+        bits = _filling(workers, round, coordinates)
         sent = jnp.where(leaf == 0, bits.reshape(leaf.shape), leaf)
         if present is None:
             return sent
@@ -207,37 +228,60 @@ def fill_ties(decoded, round, *, first_coordinate=0):
         [1 1 1 1]
     """
 
-    def fill(leaf, first):
-        bits = _filling(jnp.array([_SERVER], jnp.uint32), round, first, leaf.size)
+    def fill(leaf, coordinates):
+        bits = _filling(jnp.array([_SERVER], jnp.uint32), round, coordinates)
         return jnp.where(leaf == 0, bits.reshape(leaf.shape), leaf)
 
     return _map_with_offset(fill, decoded, first_coordinate, has_workers=False)
 
 
 def _map_with_offset(fill, tree, first_coordinate, *, has_workers):
-    """Apply `fill(leaf, index of its first coordinate)` to every leaf."""
-    leaves, treedef = jax.tree.flatten(tree)
-    sizes = [
-        leaf.size // max(leaf.shape[0], 1) if has_workers else leaf.size
-        for leaf in leaves
-    ]
+    """Apply `fill(leaf, what to hash of its coordinates)` to every leaf."""
+    axes = int(has_workers)
+    check_coordinates(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), tree
+        )
+    )
+    groups = group_leaves(tree, num_axes=axes)
+    leaves = groups.join(tree)
+    sizes = [math.prod(leaf.shape[axes:]) for leaf in leaves]
     offsets = itertools.accumulate(sizes[:-1], initial=0)
-    first = jnp.asarray(first_coordinate, jnp.uint32)
     filled = [
-        fill(leaf, first + jnp.uint32(offset))
-        for leaf, offset in zip(leaves, offsets, strict=True)
+        fill(leaf, _coordinates(first_coordinate, offset, size))
+        for leaf, offset, size in zip(leaves, offsets, sizes, strict=False)
     ]
-    return jax.tree.unflatten(treedef, filled)
+    return groups.split(filled)
+
+
+def _coordinates(first, offset: int, size: int) -> UInt32[Array, " size"]:
+    """What to hash of the numbers of `size` coordinates, `offset` after `first`."""
+    golden = jnp.uint32(0x9E3779B9)
+    places = jnp.arange(size, dtype=jnp.uint32)
+    if not isinstance(first, jax.Array | tuple):
+        first, offset = 0, int(first) + offset
+    known_below = 2**31 if isinstance(first, jax.Array) else 1
+    if not isinstance(first, tuple) and known_below + offset + size <= 2**32:
+        return (jnp.asarray(first, jnp.uint32) + jnp.uint32(offset) + places) * golden
+    high, low = first if isinstance(first, tuple) else (0, first)
+    step = jnp.uint32(offset % 2**32)
+    low = jnp.asarray(low, jnp.uint32) + step
+    high = jnp.asarray(high, jnp.uint32) + jnp.uint32(offset // 2**32)
+    high += (low < step).astype(jnp.uint32)
+    places += low
+    # A leaf lies in two stretches of 2**32 coordinates at most. The first of all
+    # stretches adds nothing, since 0 is what 0 is mixed to.
+    stretch = jnp.where(places < low, _mix(high + jnp.uint32(1)), _mix(high))
+    return places * golden ^ stretch
 
 
 def _filling(
-    workers: UInt32[Array, " M"], round, first: UInt32[Array, ""], size: int
-) -> Int8[Array, "M {size}"]:
+    workers: UInt32[Array, " M"], round, coordinates: UInt32[Array, " N"]
+) -> Int8[Array, "M N"]:
     """The bit in {-1, +1} that stands for each abstention."""
     golden = jnp.uint32(0x9E3779B9)
     row = _mix(workers * golden + _mix(jnp.asarray(round, jnp.uint32)))
-    coordinate = (first + jnp.arange(size, dtype=jnp.uint32)) * golden
-    mixed = _mix(coordinate[None, :] ^ row[:, None])
+    mixed = _mix(coordinates[None, :] ^ row[:, None])
     return jnp.int8(1) - jnp.int8(2) * (mixed >> jnp.uint32(31)).astype(jnp.int8)
 
 
@@ -248,27 +292,27 @@ def _mix(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     return word ^ (word >> jnp.uint32(16))
 
 
-def sign_error(decoded, truth) -> Float[Array, ""]:
+def sign_error(decoded, truth, unmeasured: float = math.nan) -> Float[Array, ""]:
     """Share of the coordinates that were decoded to another sign than the true one.
 
     Args:
         decoded: tree of int8 `[...]` in {-1, 0, +1}.
         truth: tree of int8 `[...]`; where it is 0 nothing is counted.
+        unmeasured: what to give where `truth` is 0 everywhere (float).
 
     Returns:
-        float32 scalar in [0, 1]; a decoded tie counts as an error. 0 where `truth`
-        is 0 everywhere.
+        float32 scalar in [0, 1]; a decoded tie counts as an error.
 
     Examples:
         >>> print(sign_error(jnp.array([1, -1, 1]), jnp.array([1, 1, 0])))
         0.5
     """
-    pairs = zip(jax.tree.leaves(decoded), jax.tree.leaves(truth), strict=True)
-    counts = [
-        jnp.stack([jnp.sum((t != 0) & (d != t)), jnp.sum(t != 0)]) for d, t in pairs
-    ]
-    wrong, counted = jnp.sum(jnp.stack(counts), axis=0).astype(jnp.float32)
-    return wrong / jnp.maximum(counted, 1.0)
+    groups = group_leaves(decoded, truth, num_axes=0)
+    truth = groups.join(jax.tree.unflatten(groups.treedef, jax.tree.leaves(truth)))
+    pairs = list(zip(groups.join(decoded), truth, strict=True))
+    wrong = exact_total([jnp.sum((t != 0) & (d != t)) for d, t in pairs])
+    counted = exact_total([jnp.sum(t != 0) for _, t in pairs])
+    return jnp.where(counted > 0, wrong / jnp.maximum(counted, 1.0), unmeasured)
 
 
 def pack(votes: Int8[Array, "*batch N"]) -> UInt8[Array, "*batch bytes"]:

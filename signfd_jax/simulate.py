@@ -24,7 +24,7 @@ from signfd_jax.checks import (
     check_mask,
     check_size,
 )
-from signfd_jax.decoding import DecodeInfo
+from signfd_jax.observed import SimulationInfo, honest_loss, round_info
 from signfd_jax.visits import over_workers
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
@@ -51,27 +51,6 @@ class SimulationState(NamedTuple):
     byzantine: jax.Array
     round: jax.Array
     key: jax.Array
-
-
-class SimulationInfo(NamedTuple):
-    """What one round shows.
-
-    Attributes:
-        loss: float32 scalar, mean loss of the honest workers before the step.
-        weights: float32 `[M]`, weight of each worker's vote (nats); NaN where the
-            server has no sign decoder, here and below.
-        crossover: float32 `[M]`, estimated crossover probabilities.
-        margin: float32 scalar in [0, 1], see `DecodeInfo`.
-        sign_error: float32 scalar in [0, 1]: of the coordinates where the mean honest
-            gradient is not zero, the share whose decoded sign differs from its sign;
-            NaN where it is not measured.
-    """
-
-    loss: jax.Array
-    weights: jax.Array
-    crossover: jax.Array
-    margin: jax.Array
-    sign_error: jax.Array
 
 
 class Simulation(NamedTuple):
@@ -132,7 +111,7 @@ def simulation(
             None: all. It needs a row-wise attack without memory, and a decoder of
             packed votes.
         sign_error: whether to measure it. It is no part of the algorithm, and its mean
-            of the honest gradients is one more pass over all of them. False: NaN.
+            of the honest gradients is one more pass over all of them. False: None.
 
     Returns:
         `Simulation(init, step)`.
@@ -175,6 +154,7 @@ def simulation(
     def init(key, params, byzantine):
         byzantine = jnp.asarray(byzantine, bool)
         check_mask("byzantine", byzantine, num_workers)
+        params = jax.tree.map(jnp.asarray, params)
         opt_state = tx.init(params)
         attack_state = attack.init(num_workers, params)
         if worker_chunk is not None:
@@ -190,11 +170,18 @@ def simulation(
 
     def step(state, batch, present=None):
         _check_batch(batch, num_workers)
+        if present is not None:
+            check_mask("present", present, num_workers)
+            present = jnp.asarray(present)
         key, attack_key, member_key = jax.random.split(state.key, 3)
         byzantine = state.byzantine
         if membership is not None:
             byzantine, here = membership(member_key, byzantine, state.round)
+            check_mask("the membership's byzantine", byzantine, num_workers)
+            byzantine = jnp.asarray(byzantine)
             if here is not None:
+                check_mask("the membership's present", here, num_workers)
+                here = jnp.asarray(here)
                 present = here if present is None else here & present
         decoder_state = optax.tree.get(state.opt_state, "decoder_state")
         context = AttackContext(state.round, decoder_state)
@@ -253,7 +240,8 @@ def simulation(
             honest_sign=signs.votes(total) if sign_error else None,
         )
         honest = ~byzantine & everyone.present
-        info = _round_info(opt_state, _honest_mean(losses, honest), num_workers)
+        loss, num_honest = honest_loss(losses, honest)
+        info = round_info(opt_state, loss, num_honest, sign_error=sign_error)
         return SimulationState(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
@@ -374,23 +362,6 @@ def _sum_honest(gradient, honest):
     ones = jnp.ones_like(gradient, shape=honest.shape)
     rows = jax.vmap(kept)(gradient, honest)
     return jnp.tensordot(ones, rows, axes=1, precision=lax.Precision.HIGHEST)
-
-
-def _honest_mean(losses, honest):
-    total = jnp.sum(jnp.where(honest, losses, 0))
-    return total / jnp.maximum(jnp.sum(honest), 1).astype(losses.dtype)
-
-
-def _round_info(opt_state, loss, num_workers):
-    info: Any = optax.tree.get(
-        opt_state, "info", filtering=lambda _, value: isinstance(value, DecodeInfo)
-    )
-    sign_error: Any = optax.tree.get(opt_state, "sign_error")
-    if info is None:
-        unknown = jnp.full((num_workers,), jnp.nan, jnp.float32)
-        none = jnp.full((), jnp.nan, jnp.float32)
-        return SimulationInfo(loss, unknown, unknown, none, none)
-    return SimulationInfo(loss, info.weights, info.crossover, info.margin, sign_error)
 
 
 def _check_batch(batch, num_workers):

@@ -16,7 +16,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int8, Int32
 
 from signfd_jax import packed
+from signfd_jax.leaves import group_leaves
 from signfd_jax.products import row_products
+from signfd_jax.totals import exact_total
 from signfd_jax.visits import over_workers, sum_coordinates
 
 __all__ = [
@@ -81,16 +83,24 @@ def vote_tree(
         Array([ 1, -1], dtype=int8)
     """
     shared = isinstance(weights, jax.Array) and weights.ndim == 1 and weigh is None
+    split = functools.partial(jax.tree.unflatten, packed.votes_structure(votes))
+    used: Any = weights
+    if weigh is None:  # What `weigh` reads is joined by whoever knows what it is.
+        groups = group_leaves(votes) if shared else group_leaves(votes, weights)
+        votes, split = groups.join(votes), groups.split
+        used = weights if shared else groups.join(weights)
     decoded, sums = [], []
-    for leaf, weight in leaves_with_weights(votes, weights):
+    for leaf, weight in leaves_with_weights(votes, used):
         signs, margins, row_sums = _vote(leaf, weight, largest, weigh)
-        decided = jnp.sum(signs != 0, dtype=jnp.int32).astype(jnp.float32)
+        decided = jnp.sum(signs != 0, dtype=jnp.int32)
         size = jnp.float32(signs.size)
         sums.append((row_sums, size, jnp.sum(margins), decided))
         decoded.append(signs)
-    row_sums, size, margin, decided = sum_over_leaves(sums, axis_name)
+    row_sums, size, margin, decided = sum_over_leaves(
+        sums, axis_name, most=sum(signs.size for signs in decoded)
+    )
     return Vote(
-        decoded=jax.tree.unflatten(packed.votes_structure(votes), decoded),
+        decoded=split(decoded),
         weights=weights if shared else row_sums / size,
         margin=margin / jnp.maximum(decided, 1.0),
     )
@@ -196,21 +206,22 @@ def count_agreements(votes, decoded, axis_name: str | tuple[str, ...] | None = N
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
-        int32 `[M]` and int32 `[M]`, as `agreements` counts them, over all leaves and
-        devices.
+        float32 `[M]` and float32 `[M]`, what `agreements` counts, over all leaves and
+        devices: exact below 2**40, then rounded once.
 
     Examples:
         >>> votes = {"w": jnp.array([[1, -1], [1, 1]], jnp.int8)}
         >>> decoded = {"w": jnp.array([1, -1], jnp.int8)}
         >>> agreed, counted = count_agreements(votes, decoded)
         >>> print(agreed, counted)
-        [2 1] [2 2]
+        [2. 1.] [2. 2.]
     """
-    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
-    pairs = zip(leaves, jax.tree.leaves(decoded), strict=True)
-    agreed, counted = sum_over_leaves(
-        [agreements(leaf, signs) for leaf, signs in pairs], axis_name
-    )
+    groups = group_leaves(votes, decoded)
+    decoded = jax.tree.unflatten(groups.treedef, jax.tree.leaves(decoded))
+    pairs = list(zip(groups.join(votes), groups.join(decoded), strict=True))
+    counts = [agreements(leaf, signs) for leaf, signs in pairs]
+    most = sum(signs.size for _, signs in pairs)
+    agreed, counted = sum_over_leaves(counts, axis_name, most=most)
     return agreed, counted
 
 
@@ -312,25 +323,35 @@ def leaves_with_weights(votes, weights) -> list[tuple[Any, Any]]:
 
 
 def sum_over_leaves(
-    counts: Sequence[Sequence[jax.Array]], axis_name: str | tuple[str, ...] | None
+    counts: Sequence[Sequence[jax.Array]],
+    axis_name: str | tuple[str, ...] | None,
+    *,
+    most: int | None = None,
 ):
     """Add up what was counted leaf by leaf, and over a mesh axis.
 
     Args:
         counts: for each leaf the same number of arrays, alike in shape.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
+        most: a bound on the integers' |sums| of one device, as in `exact_total`.
 
     Returns:
-        List of their sums.
+        List of their sums. Those of integers are float32: exact below 2**40, then
+        rounded once (`exact_total`).
 
     Examples:
         >>> first = (jnp.array([1, 2]), jnp.array(3))
         >>> second = (jnp.array([5, 6]), jnp.array(1))
         >>> print(*sum_over_leaves([first, second], None))
-        [6 8] 4
+        [6. 8.] 4.0
     """
-    totals = [functools.reduce(jnp.add, parts) for parts in zip(*counts, strict=True)]
-    return sum_over_axis(totals, axis_name)
+
+    def total(parts):
+        if jnp.issubdtype(parts[0].dtype, jnp.integer):
+            return exact_total(parts, axis_name, most=most)
+        return sum_over_axis(functools.reduce(jnp.add, parts), axis_name)
+
+    return [total(parts) for parts in zip(*counts, strict=True)]
 
 
 def sum_over_axis(values, axis_name: str | tuple[str, ...] | None):
@@ -364,7 +385,8 @@ def mean_over_coordinates(values, axis_name: str | tuple[str, ...] | None = None
         >>> print(mean_over_coordinates({"w": jnp.array([[1.0, 3.0], [5.0, 5.0]])}))
         [2. 5.]
     """
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(values)]
+    groups = group_leaves(values).join(values)
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in groups]
     total = sum(jnp.sum(leaf, axis=1) for leaf in leaves)
     size = jnp.float32(sum(leaf.shape[1] for leaf in leaves))
     total, size = sum_over_axis((total, size), axis_name)

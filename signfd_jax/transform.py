@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import packed, signs
+from signfd_jax import decoding, packed, signs
 from signfd_jax.checks import check_number, check_size, check_unmasked
 from signfd_jax.decoders import default_decoder
 from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
 from signfd_jax.defense import federated_defense
+from signfd_jax.totals import check_coordinates
+from signfd_jax.trees import cast_like, shapes_of, size_of
 
 # Optax marks this type as experimental; it adds no behaviour, only the promise that
 # updates carry a leading worker axis.
@@ -43,10 +45,9 @@ class SignDecoderState(NamedTuple):
     Attributes:
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state.
-        info: `DecodeInfo` of the last round; NaN before the first.
-        sign_error: float32 scalar, where `honest_sign` was given: the share of its
-            non-zero coordinates that were decoded otherwise in the last round; else
-            NaN.
+        info: `DecodeInfo` of the last round; before the first, `decoding.first_info`.
+        sign_error: float32 scalar, the share of the non-zero coordinates of
+            `honest_sign` that were decoded otherwise in the last round; -1 without one.
     """
 
     sign_round: jax.Array
@@ -119,15 +120,12 @@ def scale_by_sign_decoder(
     check_decoder(decoder)
 
     def init_fn(params):
-        # Every leaf is an array of its own, so that the state can be donated.
-        def unknown(*shape):
-            return jnp.full(shape, jnp.nan, jnp.float32)
-
+        check_coordinates(params)
         return SignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
-            decoder_state=decoder.init(num_workers, params),
-            info=DecodeInfo(unknown(num_workers), unknown(num_workers), unknown()),
-            sign_error=unknown(),
+            decoder_state=decoder.init(num_workers, shapes_of(params)),
+            info=decoding.first_info(num_workers),
+            sign_error=_sign_error(None, None),
         )
 
     def update_fn(
@@ -151,25 +149,29 @@ def scale_by_sign_decoder(
             check_worker_gradients(updates, params, num_workers)
             round = state.sign_round
             votes = signs.cast_votes(updates, round, wire=wire, present=present)
+        rounds = jnp.asarray(optax.safe_increment(state.sign_round))
+        like = updates if params is None else params
+        if size_of(votes) == 0:  # nothing to decode
+            nothing = jax.tree.map(lambda vote: vote[0], votes)
+            return cast_like(nothing, like), state._replace(sign_round=rounds)
         decoded, decoder_state, info = decoder.decode(state.decoder_state, votes)
         if wire == "one_bit":
             decoded = signs.fill_ties(decoded, state.sign_round)
         new_state = SignDecoderState(
-            sign_round=jnp.asarray(optax.safe_increment(state.sign_round)),
+            sign_round=rounds,
             decoder_state=decoder_state,
             info=info,
             sign_error=_sign_error(decoded, honest_sign),
         )
-        like = updates if params is None else params
-        return jax.tree.map(lambda d, p: d.astype(p.dtype), decoded, like), new_state
+        return cast_like(decoded, like), new_state
 
     return Aggregator(init_fn, update_fn)
 
 
 def _sign_error(decoded, honest_sign):
     if honest_sign is None:
-        return jnp.full((), jnp.nan, jnp.float32)
-    return signs.sign_error(decoded, honest_sign)
+        return jnp.full((), -1, jnp.float32)
+    return signs.sign_error(decoded, signs.votes(honest_sign), unmeasured=-1.0)
 
 
 def _check_packed(votes, params, decoder):

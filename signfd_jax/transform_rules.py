@@ -15,7 +15,9 @@ import optax
 
 from signfd_jax.aggregators import Rule
 from signfd_jax.checks import check_kind, check_size
+from signfd_jax.totals import MOST_IN_LEAF
 from signfd_jax.transform import check_worker_gradients
+from signfd_jax.trees import dtype_of, size_of
 
 __all__ = ["AggregatorState", "scale_by_aggregator"]
 
@@ -78,9 +80,15 @@ def scale_by_aggregator(
     check_kind("rule", rule, Rule._fields, "stateless, keyed, recurrent or chain")
 
     def init_fn(params):
-        leaves = jax.tree.leaves(params)
-        dimension = sum(math.prod(leaf.shape) for leaf in leaves)
-        return AggregatorState(rule.init(num_workers, dimension, _row_dtype(leaves)))
+        dimension = size_of(params)
+        if dimension > MOST_IN_LEAF:
+            raise ValueError(
+                f"a worker's row would have {dimension} coordinates, but may have at "
+                "most 2**31 - 1; aggregate the parameters in several parts"
+            )
+        dtype = _row_dtype(jax.tree.leaves(params))
+        # Without parameters no row is ever aggregated, but the rule is checked.
+        return AggregatorState(rule.init(num_workers, dimension or 1, dtype))
 
     def update_fn(
         updates,
@@ -102,7 +110,10 @@ def scale_by_aggregator(
             )
         check_worker_gradients(updates, params, num_workers)
         like = updates if params is None else params
-        leaves = jax.tree.leaves(updates)
+        leaves = jax.tree.leaves(jax.tree.map(jnp.asarray, updates))
+        if size_of(updates) == 0:  # nothing to aggregate
+            nothing = [leaf[0].astype(dtype_of(leaf)) for leaf in leaves]
+            return jax.tree.unflatten(jax.tree.structure(updates), nothing), state
         dtype = _row_dtype(jax.tree.leaves(like))
         rows = jnp.concatenate(
             [leaf.reshape(num_workers, -1).astype(dtype) for leaf in leaves], axis=1
@@ -113,7 +124,7 @@ def scale_by_aggregator(
         for leaf, target in zip(leaves, jax.tree.leaves(like), strict=True):
             stop = start + math.prod(leaf.shape[1:])
             result = aggregate[start:stop].reshape(leaf.shape[1:])
-            results.append(result.astype(target.dtype))
+            results.append(result.astype(dtype_of(target)))
             start = stop
         aggregated = jax.tree.unflatten(jax.tree.structure(updates), results)
         return aggregated, AggregatorState(rule_state)
@@ -123,7 +134,7 @@ def scale_by_aggregator(
 
 def _row_dtype(leaves):
     """The leaves' dtype if they have one, else the narrowest from float32 up."""
-    dtypes = {leaf.dtype for leaf in leaves}
+    dtypes = {dtype_of(leaf) for leaf in leaves}
     if len(dtypes) == 1:
         return dtypes.pop()
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))

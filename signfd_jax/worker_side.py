@@ -18,6 +18,7 @@ import optax
 from signfd_jax.aggregators import top_k
 from signfd_jax.checks import check_number, check_size
 from signfd_jax.transform import check_worker_gradients
+from signfd_jax.trees import dtype_of, size_of
 
 __all__ = [
     "ErrorFeedbackState",
@@ -64,7 +65,10 @@ def per_worker(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         check_worker_gradients(updates, params, num_workers)
-        return jax.vmap(lambda u, s: inner.update(u, s, params))(updates, state)
+        update = jax.vmap(
+            lambda u, s: inner.update(u, s, params), axis_size=num_workers
+        )
+        return update(updates, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -101,7 +105,9 @@ def error_feedback_sign() -> optax.GradientTransformation:
 
     def send(corrected):
         leaves = jax.tree.leaves(corrected)
-        size = sum(leaf.size for leaf in leaves)
+        size = size_of(corrected)
+        if size == 0:
+            return corrected
         norms = [jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in leaves]
         scale = jnp.sum(jnp.stack(norms)) / size
         return jax.tree.map(lambda p: scale.astype(p.dtype) * jnp.sign(p), corrected)
@@ -140,6 +146,8 @@ def sparse_sign(fraction: float = 0.1, decay: float = 1.0) -> Any:
     check_number("decay", decay, 0.0, 1.0)
 
     def keep(leaf):
+        if leaf.size == 0:
+            return leaf
         return top_k(leaf.reshape(1, -1), fraction).reshape(leaf.shape)
 
     def update_fn(updates, state, params=None):
@@ -156,16 +164,17 @@ def sparse_sign(fraction: float = 0.1, decay: float = 1.0) -> Any:
 
 def _no_residual(params):
     return ErrorFeedbackState(
-        jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
+        jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), dtype_of(p)), params)
     )
 
 
 def _add(gradients, residual, decay):
-    return jax.tree.map(
-        lambda g, e: g + jnp.asarray(decay, g.dtype) * e.astype(g.dtype),
-        gradients,
-        residual,
-    )
+    def add(gradient, rest):
+        gradient = jnp.asarray(gradient)
+        dtype = gradient.dtype
+        return gradient + jnp.asarray(decay, dtype) * rest.astype(dtype)
+
+    return jax.tree.map(add, gradients, residual)
 
 
 def _with_error_feedback(send, decay):
@@ -240,8 +249,11 @@ def stochastic_sign(
         keys = jax.tree.unflatten(jax.tree.structure(updates), leaf_keys)
 
         def draw(leaf_key, gradient):
+            gradient = jnp.asarray(gradient)
             mean_vote = gradient.astype(jnp.float32) / jnp.asarray(bound, jnp.float32)
-            uniform = jax.random.uniform(leaf_key, gradient.shape, minval=-1)
+            uniform = jax.random.uniform(
+                leaf_key, gradient.shape, jnp.float32, minval=-1
+            )
             vote = jnp.where(uniform < mean_vote, 1.0, -1.0)
             vote = jnp.where(jnp.isnan(mean_vote), jnp.nan, vote)
             return vote.astype(gradient.dtype)

@@ -29,8 +29,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Programs are compiled anew, unless a folder for them is named: the runs of one tree
-# that CI makes share it.
-COMPILED = os.environ.get("SIGNFD_COMPILED")
+# that CI makes share it. So it is for the commands that tests start.
+COMPILED = os.environ.setdefault("SIGNFD_COMPILED", "")
 jax.config.update("jax_enable_compilation_cache", bool(COMPILED))
 if COMPILED:
     jax.config.update("jax_compilation_cache_dir", COMPILED)

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -17,9 +18,9 @@ import numpy as np
 import pytest
 
 from signfd_jax.cli import main
-from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import Experiment, checkpoints, registry
 from signfd_jax.experiments.checkpoints import Checkpoint, examine, restore, writer
-from signfd_jax.experiments.interrupts import heeded_interrupts
+from signfd_jax.experiments.interrupts import Terminated, heeded_interrupts
 from signfd_jax.experiments.parameters import digest, load_params, save_params
 from signfd_jax.experiments.program import parts
 from signfd_jax.experiments.records import locked, read_lines, run_folder
@@ -262,7 +263,16 @@ def test_schedule_by_time(monkeypatch):
     for rounds in range(1, 100):
         now += 3
         offer(Checkpoint({}, rounds, 0.0), False)
-    assert saved[:3] == [10, 44, 78]
+    assert saved[:3] == [1, 35, 69]
+
+
+def test_schedule_of_itself_writes_nothing_at_the_end():
+    saved = []
+    offer = schedule(lambda c: saved.append(c.rounds), every=None, rounds=0, last=5)
+    offer(Checkpoint({}, 5, 0.0), False)
+    assert saved == []
+    offer(Checkpoint({}, 5, 0.0), True)
+    assert saved == [5]
 
 
 def test_second_signal_is_heeded():
@@ -280,13 +290,19 @@ def test_second_signal_is_heeded():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(capsys):
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)],
+)
+def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(
+    number, expected, capsys
+):
     struck = []
 
     def strike(phase, info):
         if not struck:
             struck.append(phase)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     def wait():
         # In a function: an interrupt at the jump back of a loop that ends a `with`
@@ -298,7 +314,7 @@ def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(capsys):
     # A shell's background job ignores Ctrl-C, and so do its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), heeded_interrupts():
+        with pytest.raises(KeyboardInterrupt) as caught, heeded_interrupts():
             gc.callbacks.append(strike)  # not before: a collection may come at any time
             gc.collect()
             wait()
@@ -306,6 +322,7 @@ def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(capsys):
         gc.callbacks.remove(strike)
         signal.signal(signal.SIGINT, before)
     assert struck
+    assert caught.type is expected
     assert capsys.readouterr().err == ""
 
 
@@ -444,7 +461,7 @@ def test_signal_stops_at_a_test_and_nothing_is_lost(tmp_path, monkeypatch, undis
         append(path, lines)
 
     monkeypatch.setattr(records, "append_lines", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Terminated):
         run_experiment(TINY, tmp_path, progress=False)
     monkeypatch.undo()
     begun = []
@@ -454,6 +471,63 @@ def test_signal_stops_at_a_test_and_nothing_is_lost(tmp_path, monkeypatch, undis
     assert ((folder / "metrics.jsonl").read_bytes(), summary["params_sha256"]) == (
         undisturbed
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "stop_at", "goes_on"),
+    [
+        ("load", 0, 0),  # before anything is written
+        ("prepare", 0, 0),
+        ("resume", 0, 0),
+        ("append_lines", 2, 0),  # the first test, before its checkpoint
+        ("append_lines", 4, 2),
+        ("append_lines", 10, 2),
+        ("save_params", 0, 2),
+    ],
+)
+def test_no_start_is_silent(
+    place, stop_at, goes_on, tmp_path, monkeypatch, capsys, undisturbed
+):
+    """As if killed anywhere within the first half minute."""
+    from signfd_jax.experiments import records, resuming, runs, training
+
+    modules = {
+        "load": runs.data,
+        "prepare": training,
+        "resume": resuming,
+        "append_lines": records,
+        "save_params": runs,
+    }
+    whole = getattr(modules[place], place)
+
+    def killed(*arguments, **options):
+        if not stop_at or arguments[1][0]["round"] == stop_at:
+            raise RuntimeError("killed")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(modules[place], place, killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run_experiment(TINY, tmp_path, progress=False)
+    monkeypatch.undo()
+    capsys.readouterr()
+    folder, summary = run_experiment(TINY, tmp_path, progress=False)
+    said = capsys.readouterr().err
+    if goes_on:
+        line = rf"signfd: resuming from round {goes_on} \(checkpoint of \d\d:\d\d\)\n"
+        assert re.fullmatch(line, said)
+    else:
+        assert said == f"signfd: no checkpoint in {folder}: starting from round 0\n"
+    assert ((folder / "metrics.jsonl").read_bytes(), summary["params_sha256"]) == (
+        undisturbed
+    )
+
+
+def test_time_of_a_checkpoint(tmp_path):
+    written(tmp_path)
+    about = tmp_path / "checkpoints" / "20" / "about.json"
+    assert re.fullmatch(r"\d\d:\d\d", checkpoints.written(tmp_path, 20))
+    os.utime(about, (0, 1_000_000_000))
+    assert checkpoints.written(tmp_path, 20).startswith("2001-09-")
 
 
 def test_force_begins_again(tmp_path, monkeypatch, undisturbed):
@@ -474,8 +548,9 @@ def test_checkpoints_that_cannot_be_written_do_not_stop_a_run(
     (folder / "checkpoints").write_text("mine")  # a file, where a folder should be
     _, summary = run_experiment(TINY, tmp_path, progress=False, checkpoint_every=6)
     err = capsys.readouterr().err
-    assert err.startswith("signfd: no checkpoint of round 6, the run goes on: ")
-    assert err.count("\n") == 1
+    begun, missing = err.splitlines()
+    assert begun == f"signfd: no checkpoint in {folder}: starting from round 0"
+    assert missing.startswith("signfd: no checkpoint of round 6, the run goes on: ")
     assert summary["params_sha256"] == undisturbed[1]
     assert (folder / "checkpoints").read_text() == "mine"
 
@@ -568,14 +643,21 @@ def until(process, condition):
     """Wait for something that the process does."""
     deadline = time.monotonic() + 240
     while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()  # else the test would wait for it
+            pytest.fail(f"ended with {process.poll()}, or did not get there")
         time.sleep(0.01)
 
 
 def finish(process):
     _, err = process.communicate(timeout=240)
     return process.returncode, err
+
+
+def resumed(end):
+    """Whether it went on, said so in one line, and ended well."""
+    line = r"signfd: resuming from round [1-9]\d* \(checkpoint of \d\d:\d\d\)\n"
+    return end[0] == 0 and re.fullmatch(line, end[1])
 
 
 def outcome(folder):
@@ -600,23 +682,25 @@ def test_two_kills_and_the_same_result(tmp_path):
             process.kill()
             finish(process)
     with start(*LONG, "--output-dir", killed) as process:
-        assert finish(process) == (0, "")  # no checkpoint was refused
+        assert resumed(finish(process))  # no checkpoint was refused
     assert outcome(killed) == outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
-def test_control_c_in_compilation(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_signal_in_compilation(number, code, word, tmp_path):
     # Under a shell's background job Ctrl-C is ignored, and so it is here.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     with start(*LONG, "--output-dir", tmp_path, first=heed) as process:
         until(process, lambda: list(tmp_path.glob("tiny-*/.lock")))
-        process.send_signal(signal.SIGINT)
-        code, err = finish(process)
-    assert (code, err) == (
-        130,
-        "signfd: interrupted; the same command goes on from here\n",
-    )
+        process.send_signal(number)
+        end = finish(process)
+    said = f"signfd: {word}; the same command goes on from here\n"
+    assert end == (code, said)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -629,7 +713,7 @@ def test_full_disk_in_a_run(tmp_path):
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("signfd: [Errno 27] File too large")
     with start(*LONG, "--output-dir", tmp_path) as process:
-        assert finish(process) == (0, "")
+        assert resumed(finish(process))
     with start(*LONG, "--output-dir", tmp_path / "whole") as process:
         assert finish(process)[0] == 0
     assert outcome(tmp_path) == outcome(tmp_path / "whole")

@@ -36,6 +36,7 @@ def test_run_then_again_then_plot(tmp_path, capsys):
     assert folder.name.startswith("tiny-")
     assert sorted(path.name for path in folder.iterdir()) == [
         "accuracy.png",
+        "checkpoints",
         "config.json",
         "environment.json",
         "metrics.jsonl",
@@ -72,6 +73,49 @@ def test_compare_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["num_byzantine"] == [0, 2]
     assert main([*command, str(tmp_path)]) == 0  # nothing is left to train
     assert capsys.readouterr().out == out
+
+
+def test_compare_takes_the_default_the_paper_and_a_vote(tmp_path, capsys):
+    command = "compare --num-byzantine 2 --seeds 1 --rounds 1 --quiet --output-dir"
+    assert main([*command.split(), str(tmp_path)]) == 0
+    head, *_ = capsys.readouterr().out.splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns[2:] == ["correlation_defense", "federated_defense", "majority_vote"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "attack", "warned"),
+    [
+        ((5, 2), "sign_inversion", False),
+        ((5, 3), "sign_inversion", True),
+        ((4, 2), "sign_inversion", True),
+        ((5, 3), "none", False),
+    ],
+)
+def test_run_warns_where_half_or_more_lie(workers, attack, warned, tmp_path, capsys):
+    num_workers, num_byzantine = map(str, workers)
+    flags = ["--num-workers", num_workers, "--num-byzantine", num_byzantine]
+    flags += ["--attack", attack, "--output-dir", str(tmp_path)]
+    assert main(["run", *TINY, *flags]) == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == warned
+    if warned:
+        assert err.startswith(f"signfd: warning: {num_byzantine} of {num_workers} ")
+        assert "no decoder can tell liars from honest workers" in err
+
+
+def test_compare_warns_in_one_line(tmp_path, capsys):
+    command = """compare --decoders majority_vote --num-byzantine 0 7 8 9 --seeds 1
+        --rounds 1 --quiet --output-dir""".split()
+    assert main([*command, str(tmp_path)]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("signfd: warning: 8 of 15, 9 of 15 workers are Byzantine")
+    assert err.count("\n") == 1
+
+
+def test_what_cannot_be_run_is_told_without_a_warning(capsys):
+    flags = "--num-byzantine 9 --decoder majority".split()
+    assert "unknown decoder" in fails(capsys, "run", *flags)
 
 
 def test_list_names_everything(capsys):
@@ -188,11 +232,18 @@ def test_wrong_type_in_a_configuration(tmp_path):
     with signfd("pass", "run", str(path)) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err == "signfd: rounds must be of type int, but is 2.5\n"
+    assert err == f"signfd: {path}: rounds must be of type int, but is 2.5\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
-def test_control_c_in_mid_run(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),  # as schedulers of clusters send it
+    ],
+)
+def test_signal_in_mid_run(number, code, word, tmp_path):
     command = ["run", *TINY, "--rounds", "10000000", "--output-dir", str(tmp_path)]
     # A shell may start this in the background, where Ctrl-C is ignored.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -202,22 +253,20 @@ def test_control_c_in_mid_run(tmp_path):
             path.read_text().count("\n") > 1
             for path in tmp_path.glob("*/metrics.jsonl")
         ):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()  # else the test would wait for it
+                pytest.fail(f"ended with {process.poll()}, or did not train")
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (
-        err.splitlines()[-1]
-        == "signfd: interrupted; the same command goes on from here"
-    )
+    assert process.returncode == code
+    assert err.splitlines()[-1] == f"signfd: {word}; the same command goes on from here"
     assert "Traceback" not in err
     (folder,) = tmp_path.iterdir()
     metrics = read_lines(folder / "metrics.jsonl")
     assert [record["round"] for record in metrics[:2]] == [2, 4]
     assert not (folder / "summary.json").exists()
-    # Nothing is lost: the last test has its checkpoint.
-    names = [path.name for path in (folder / "checkpoints").iterdir()]
-    assert names == [str(metrics[-1]["round"])]
+    # Nothing is lost: the first test has its checkpoint, and so has the last.
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"2", str(metrics[-1]["round"])}
     assert main(["plot", str(folder)]) == 0

@@ -7,7 +7,9 @@ import hashlib
 import http.server
 import io
 import os
+import pickle
 import re
+import shutil
 import tarfile
 import threading
 
@@ -20,7 +22,7 @@ import sklearn.datasets
 
 from signfd_jax import data
 from signfd_jax.data import loading
-from signfd_jax.data.files import FILES
+from signfd_jax.data.places import FILES
 
 NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
 
@@ -120,6 +122,130 @@ def test_reads_the_folder_of_the_archive(name, folder, tmp_path):
     write(tmp_path, name, folder)
     (tmp_path / name).mkdir()  # an empty one of the other name does not hide it
     check(data.load(name, data_dir=tmp_path), name)
+
+
+def pickled(folder, name, keys):
+    """The Python version of a small set, as its authors pickled it with Python 2."""
+    folder.mkdir(parents=True)
+    for file, content in contents(name).items():
+        rows = np.frombuffer(content, np.uint8)
+        rows = rows.reshape(-1, len(keys) + 3072)
+        table = {key: rows[:, i].tolist() for i, key in enumerate(keys)}
+        table |= {b"data": rows[:, len(keys) :], b"filenames": [b"a.png"] * len(rows)}
+        path = folder / file.removesuffix(".bin")
+        path.write_bytes(pickle.dumps(table, protocol=2))
+
+
+def under_other_names(name, folder, rename=str, nested=False):
+    """The files of a set in a folder of somebody else's, under his names."""
+    folder.mkdir(parents=True)
+    for file, content in contents(name).items():
+        path = folder / rename(file)
+        if nested:
+            path.mkdir()
+            path = path / rename(file)
+        path.write_bytes(content)
+
+
+def kaggle(file):
+    return file.replace("-idx", ".idx")
+
+
+LAYOUTS = {
+    "mnist": [
+        lambda root: under_other_names("mnist", root / "MNIST" / "raw"),
+        lambda root: under_other_names("mnist", root / "mnist-dataset", kaggle),
+        lambda root: under_other_names("mnist", root / "mnist", kaggle, nested=True),
+        lambda root: under_other_names("mnist", root / "mnist" / "MNIST" / "raw"),
+    ],
+    "fashion_mnist": [
+        lambda root: under_other_names("fashion_mnist", root / "FashionMNIST" / "raw"),
+        lambda root: under_other_names("fashion_mnist", root / "fashion-mnist"),
+    ],
+    "cifar10": [
+        lambda root: pickled(root / "cifar-10-batches-py", "cifar10", [b"labels"]),
+        lambda root: pickled(
+            root / "cifar10" / "cifar-10-batches-py", "cifar10", ["labels"]
+        ),
+        lambda root: under_other_names(
+            "cifar10", root / "cifar10/cifar-10-batches-bin"
+        ),
+    ],
+    "cifar100": [
+        lambda root: pickled(
+            root / "cifar-100-python", "cifar100", [b"coarse_labels", b"fine_labels"]
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "lay"), [(name, lay) for name in LAYOUTS for lay in LAYOUTS[name]]
+)
+def test_reads_what_others_lay_down(name, lay, tmp_path):
+    for other in set(NAMES) - {name}:  # which are not taken for it
+        LAYOUTS[other][0](tmp_path)
+    lay(tmp_path / "theirs")
+    check(data.load(name, data_dir=tmp_path / "theirs"), name)
+    others = tmp_path / "theirs"
+    shutil.rmtree(others)
+    assert f"holds no {name}, but" in error_of(name, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("inside", ["", "raw"])
+def test_folder_of_the_set_itself(name, inside, tmp_path):
+    folder = write(tmp_path, name, f"{name}/{inside}")
+    check(data.load(name, data_dir=tmp_path / name), name)
+    check(data.load(name, data_dir=folder), name)
+
+
+def test_folder_of_no_name_is_known_by_its_labels(tmp_path):
+    """MNIST and Fashion-MNIST call their files alike."""
+    folder = write(tmp_path, "mnist", "archive")
+    labels = folder / "train-labels-idx1-ubyte"
+    header, rest = labels.read_bytes()[:8], labels.read_bytes()[13:]
+    for name, other, first in (
+        ("mnist", "fashion_mnist", [5, 0, 4, 1, 9]),
+        ("fashion_mnist", "mnist", [9, 0, 0, 3, 0]),
+    ):
+        labels.write_bytes(header + bytes(first) + rest)
+        assert data.load(name, data_dir=folder).train_labels[:5].tolist() == first
+        assert f"holds no {other}, but t10k-" in error_of(other, data_dir=folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no pickle",
+        pickle.dumps({b"labels": [1], b"data": [2]}),
+        pickle.dumps([1, 2]),
+        pickle.dumps({b"labels": [300], b"data": np.zeros((1, 3072), np.uint8)}),
+        b"cos\nsystem\n(S'touch struck'\ntR.",
+    ],
+)
+def test_unsound_pickles_are_named_and_run_nothing(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled(tmp_path / "cifar-10-batches-py", "cifar10", [b"labels"])
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(content)
+    assert f"{path} is not a sound file" in error_of("cifar10", data_dir=tmp_path)
+    assert not (tmp_path / "struck").exists()
+
+
+def test_places_that_are_none(tmp_path, monkeypatch):
+    message = error_of("mnist", data_dir="~nobody-is-called-so/data")
+    assert "~nobody-is-called-so/data does not exist" in message
+    (tmp_path / "mnist.zip").touch()
+    message = error_of("mnist", data_dir=tmp_path / "mnist.zip")
+    assert "mnist.zip is no folder" in message
+    assert "holds no mnist, but mnist.zip" in error_of("mnist", data_dir=tmp_path)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: f"~/.cache/{name}")
+    assert "there is no home to download mnist to" in error_of("mnist")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "sets", "mnist")
+    check(data.load("mnist", data_dir="~/sets"), "mnist")
 
 
 def test_environment_names_the_folder_and_the_argument_wins(tmp_path, monkeypatch):

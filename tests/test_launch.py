@@ -245,6 +245,11 @@ def checkpoints(folder):
     return [int(name) for name in names if name.isdecimal()]
 
 
+def begins(err):
+    """Whether one line, said once, says that there is no checkpoint yet."""
+    return re.fullmatch(r"signfd: no checkpoint in .*: starting from round 0\n", err)
+
+
 def has_checkpoint(folder, least):
     return any(rounds >= least for rounds in checkpoints(folder))
 
@@ -255,7 +260,8 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     with start(folder) as process:
         code, _, err = finish(process)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert begins(err)
     return summary_of(folder)
 
 
@@ -264,7 +270,8 @@ def undisturbed(tmp_path_factory):
 def test_processes_train_as_one_does(processes, tmp_path, undisturbed):
     with start(tmp_path, "--processes", processes) as process:
         code, out, err = finish(process)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert begins(err)
     assert out.count("test accuracy") == 1
     summary = summary_of(tmp_path)
     assert summary["devices"] == processes
@@ -282,10 +289,11 @@ def test_job_of_four_that_is_killed_goes_on_with_two(tmp_path, undisturbed):
         code, _, err = finish(process)
         took = time.monotonic() - begun
     assert code == 1
-    assert re.match(
-        r"signfd: process 2 of 4 was ended by SIGKILL, which ends the job", err
+    begun, ended = err.splitlines(keepends=True)
+    assert begins(begun)
+    assert ended.startswith(
+        "signfd: process 2 of 4 was ended by SIGKILL, which ends the job"
     )
-    assert err.count("\n") == 1
     assert took < 60  # not the runtime's own 100 seconds, nor for ever
     assert not list(tmp_path.glob("shared-*/summary.json"))
 
@@ -293,7 +301,9 @@ def test_job_of_four_that_is_killed_goes_on_with_two(tmp_path, undisturbed):
         code, _, err = finish(process)
     assert code == 0
     assert re.fullmatch(
-        r"signfd: checkpoint \d+ was written elsewhere \(devices 4\): .*\n", err
+        r"signfd: checkpoint (\d+) was written elsewhere \(devices 4\): .*\n"
+        r"signfd: resuming from round \1 \(checkpoint of \d\d:\d\d\)\n",
+        err,
     )
     summary = summary_of(tmp_path)
     assert abs(summary["test_accuracy"] - undisturbed["test_accuracy"]) <= 0.01
@@ -312,15 +322,15 @@ def test_silent_process_and_control_c(tmp_path):
         os.kill(children(process)[1], signal.SIGSTOP)
         code, _, err = finish(process)
     assert code == 1
-    assert err.startswith("signfd: process ")
-    assert err.count("\n") == 1
+    assert "\nsignfd: process " in err
+    assert err.count("\n") == 2
 
     with start(tmp_path / "stopped", *long) as process:
         until(process, lambda: has_checkpoint(tmp_path / "stopped", 20))
         process.send_signal(signal.SIGINT)
         code, _, err = finish(process)
-    assert (code, err.count("\n")) == (130, 1)
-    assert "interrupted" in err
+    assert (code, err.count("\n")) == (130, 2)
+    assert "\nsignfd: interrupted" in err
     (metrics,) = (tmp_path / "stopped").glob("shared-*/metrics.jsonl")
     assert has_checkpoint(tmp_path / "stopped", read_lines(metrics)[-1]["round"])
 
@@ -335,7 +345,8 @@ def test_background_job_ignores_control_c(tmp_path):
         until(process, lambda: has_checkpoint(tmp_path, now + 40))
         process.send_signal(signal.SIGTERM)
         code, _, err = finish(process)
-    assert (code, err.count("\n")) == (130, 1)
+    assert (code, err.count("\n")) == (143, 2)
+    assert "\nsignfd: terminated; the same command goes on from here" in err
 
 
 @pytest.mark.slow

@@ -91,27 +91,99 @@ def test_versions_of_plugins_are_recorded(tmp_path):
     assert json.loads(environment.read_text())["versions"]["stranger"] == "0.1"
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        (
-            "stranger:shift",
-            "stranger:nothing",
-            "imported from stranger:nothing",
-        ),
-        ("stranger:shift", "nowhere:shift", "ModuleNotFoundError"),
-        ("stranger:shift", "stranger:jax", "is no function"),
-        ("shift = ", "sign_inversion = ", "the name is taken"),
-        ("shortest = ", "krum = ", "the name is taken"),
-        ("shift = ", '"my shift" = ', "a name must consist of"),
-    ],
-)
-def test_a_broken_package_is_told_in_one_line(old, new, says, tmp_path):
-    install(tmp_path, titled("stranger.py"), titled("pyproject.toml").replace(old, new))
-    process = signfd(tmp_path, "run", "--rounds", "2")
+BROKEN = [
+    # what is other in the package, the entry that suffers, what the line says
+    ("stranger:shift", "stranger:nothing", "shift", "imported from stranger:nothing"),
+    ("stranger:shift", "nowhere:shift", "shift", "ModuleNotFoundError"),
+    ("stranger:shift", "builtins:min", "shift", "no signature"),
+    ("stranger:shift", "no point!", "shift", "imported from no point!"),
+    ("stranger:shift", "stranger:jax", "shift", "is no function"),
+    ("stranger:shortest", "stranger:twice", "shortest", "duplicate parameter name"),
+    ("stranger:shortest", "quitter:leave", "shortest", "SystemExit"),
+    ("shift = ", '"my shift" = ', "my shift", "a name must consist of"),
+]
+TAKEN = [
+    ("shift = ", "sign_inversion = ", "sign_inversion", "the name is taken"),
+    ("shortest = ", "krum = ", "krum", "the name is taken"),
+]
+SOME_SLOW = [
+    *BROKEN[:2],
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in BROKEN[2:]),
+]
+ADDED = {"shift": "--attack", "my shift": "--attack", "shortest": "--decoder"}
+
+
+def install_broken(folder, old, new):
+    module = (
+        titled("stranger.py") + "\n\ndef twice(rows, scale=1.0):\n    return rows\n"
+    )
+    project = titled("pyproject.toml")
+    assert old in project
+    install(folder, module, project.replace(old, new))
+    (folder / "quitter.py").write_text("import sys\n\nsys.exit(3)\n")
+
+
+@pytest.mark.parametrize(("old", "new", "name", "says"), SOME_SLOW + TAKEN)
+def test_a_broken_package_is_told_in_one_line_and_left_out(
+    old, new, name, says, tmp_path
+):
+    install_broken(tmp_path, old, new)
+    process = signfd(tmp_path, "list")
+    assert process.returncode == 0
+    (line,) = process.stderr.splitlines()
+    assert says in line
+    assert f"{name!r} of the package stranger: " in line
+    assert line.endswith("; it is left out")
+    words = process.stdout.split()
+    sound = {"shift", "shortest"} - {old.removesuffix(" = ").split(":")[-1]}
+    assert sound < set(words)
+    assert words.count(name) == ((old, new, name, says) in TAKEN)  # the library's own
+
+
+@pytest.mark.parametrize(("old", "new", "name", "says"), SOME_SLOW)
+def test_a_broken_thing_that_is_asked_for_ends_the_command(
+    old, new, name, says, tmp_path
+):
+    install_broken(tmp_path, old, new)
+    command = ["run", ADDED[name], name, "--num-byzantine", "1", "--rounds", "2"]
+    process = signfd(tmp_path, *command)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
     assert says in line and "the package stranger" in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("entry_points.txt", "[signfd_jax.attacks]\nno equals sign\n"),
+        ("entry_points.txt", b"\xff\xfe\x00"),
+        ("METADATA", None),
+        ("METADATA", b"\xff\xfe\x00"),
+    ],
+)
+def test_a_damaged_package_does_not_end_the_command_line(file, content, tmp_path):
+    install(tmp_path, titled("stranger.py"), titled("pyproject.toml"))
+    install(
+        tmp_path,
+        "",
+        """[project]
+name = "damaged"
+version = "1"
+[project.entry-points."signfd_jax.attacks"]
+a_thing = "nowhere:nothing"
+""",
+    )
+    path = tmp_path / "damaged-1.dist-info" / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    process = signfd(tmp_path, "list")
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("\n") <= 1
+    assert {"shift", "shortest"} < set(process.stdout.split())
 
 
 def test_nothing_is_added_here():

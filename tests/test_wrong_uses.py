@@ -901,12 +901,18 @@ for name, argument, bad, says in [
     ("panels_figure", "xlabel", None, "xlabel must be a text"),
     ("panels_figure", "ylabel", 3, "ylabel must be a text"),
     ("panels_figure", "log_x", "yes", "log_x must be True or False"),
+    ("save", "figures", {}, "there are no figures"),
+    ("save", "dpi", 0, "dpi must be"),
 ]:
-    needed = {"panels": {"left": {}}, "xlabel": "x", "ylabel": "y"}
-    needed = needed if name == "panels_figure" else {}
+    needed = {
+        "panels_figure": {"panels": {"left": {}}, "xlabel": "x", "ylabel": "y"},
+        "save": {"figures": {Path("never.png"): None}},
+    }
     row(
         f"signfd_jax.plots.{name}({argument})",
-        functools.partial(getattr(plots, name), **(needed | {argument: bad})),
+        functools.partial(
+            getattr(plots, name), **(needed.get(name, {}) | {argument: bad})
+        ),
         says,
     )
 row(

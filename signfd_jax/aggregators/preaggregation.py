@@ -216,7 +216,7 @@ def top_k(gradients: Float[Array, "M D"], fraction: float = 0.1) -> Float[Array,
     bits = jax.lax.bitcast_convert_type(magnitude, integer)
 
     def set_bit(position, threshold):
-        shift = (width - 2 - position).astype(integer)
+        shift = jnp.asarray(width - 2 - position, integer)
         candidate = threshold | jnp.left_shift(jnp.ones((), integer), shift)
         enough = jnp.sum(bits >= candidate[:, None], axis=1) >= num_kept
         return jnp.where(enough, candidate, threshold)

@@ -31,7 +31,6 @@ from signfd_jax.checks import (
     check_count,
     check_kind,
     check_number,
-    check_size,
 )
 from signfd_jax.signs import sign_error, votes
 
@@ -144,7 +143,7 @@ def adaptive(
     trials: int = 3,
     horizon: int = 4,
     sample: int | None = 4096,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
 ) -> Attack:
     """Search for the parameters that make this very decoder err most, as it learns.
 
@@ -172,7 +171,8 @@ def adaptive(
             costs `(trials + 1) * horizon` decodings of `sample` coordinates.
         horizon: rounds that a trial lasts (int >= 1).
         sample: about how many coordinates to try on (int), or None for all.
-        seed: the sample is drawn from it (int).
+        seed: the sample is drawn from it (int, or an integer scalar that may be
+            traced).
 
     Returns:
         An `Attack` with the entry of the family.
@@ -200,7 +200,7 @@ def adaptive(
         "decoder", decoder, ("init", "decode"), "federated_defense() or the like"
     )
     check_callable("family", family, "candidate [P] -> Attack")
-    check_size("seed", seed, 0)
+    check_count("seed", seed, 0)
     check_count("trials", trials, 1)
     check_count("horizon", horizon, 1, unit="rounds")
     if sample is not None:
@@ -234,7 +234,8 @@ def adaptive(
             given = trial_key, gradients, byzantine, truth
             return _play(family(table[candidate]), decoder, given, copy, horizon)
 
-        next_ones = (state.adaptive_cursor + jnp.arange(trials)) % len(table)
+        steps = jnp.arange(trials, dtype=jnp.int32)
+        next_ones = (state.adaptive_cursor + steps) % len(table)
         tried = jnp.append(next_ones, state.adaptive_best).astype(jnp.int32)
         scores = state.adaptive_scores.at[tried].set(jax.lax.map(score, tried))
         best = jnp.argmax(scores).astype(jnp.int32)
@@ -305,7 +306,9 @@ def _play(attack, decoder, given, context, horizon):
             attack_state,
         )
         decoded, decoder_state, _ = decoder.decode(decoder_state, votes(sent))
-        return (decoder_state, attack_state), sign_error(decoded, truth)
+        # Where there is no honest sign, no candidate does any harm.
+        error = jnp.nan_to_num(sign_error(decoded, truth))
+        return (decoder_state, attack_state), error
 
     start = context.decoder_state, attack.init(byzantine.shape[0], params)
     steps = jnp.arange(horizon, dtype=jnp.int32)

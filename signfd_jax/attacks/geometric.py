@@ -177,7 +177,7 @@ def _oja_step(key, gradients, byzantine, state):
     present_mean, _ = honest_moments(gradients, byzantine)
     mean = jax.tree.map(lambda a, b: old * a + new * b, state.mimic_mean, present_mean)
     random = jax.tree.map(
-        lambda k, m: jax.random.normal(k, m.shape), split_like(key, mean), mean
+        lambda k, m: jax.random.normal(k, m.shape, m.dtype), split_like(key, mean), mean
     )
     direction = jax.tree.map(
         lambda r, z: jnp.where(state.mimic_round == 0, r, z),

@@ -311,13 +311,13 @@ def smallest_share(key, margins, share):
     jitter_key, sample_key = jax.random.split(key)
     leaves, treedef = jax.tree.flatten(margins)
     keys = jax.random.split(jitter_key, len(leaves))
+
     # A relative jitter below the step from one head count to the next.
-    leaves = [
-        jnp.where(
-            leaf > 0, leaf * (1 + 1e-4 * jax.random.uniform(k, leaf.shape)), jnp.inf
-        )
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
+    def jittered(k, leaf):
+        jitter = 1e-4 * jax.random.uniform(k, leaf.shape, leaf.dtype)
+        return jnp.where(leaf > 0, leaf * (1 + jitter), jnp.inf)
+
+    leaves = list(map(jittered, keys, leaves))
     chosen = sampled_coordinates(sample_key, leaves, _THRESHOLD_SAMPLE)
     sample = jnp.concatenate(
         [leaf.reshape(-1)[index] for leaf, index in zip(leaves, chosen, strict=True)]

@@ -186,11 +186,11 @@ def fang(spread: float | jax.Array = 2.0) -> Attack:
                 )
                 return jnp.minimum(low, mirrored)
 
-            highest = jnp.full(center.shape, jnp.inf)
+            highest = jnp.full_like(center, jnp.inf)
             extreme = fold_workers(smaller, highest, gradient, observed)
             extreme = jnp.where(jnp.isfinite(extreme), extreme, 0.0)
             end = jnp.where(extreme > 0, extreme / factor, extreme * factor)
-            part = jax.random.uniform(k, gradient.shape)
+            part = jax.random.uniform(k, gradient.shape, extreme.dtype)
             return side[None] * (extreme[None] + part * (end - extreme)[None])
 
         sent = jax.tree.map(beyond, split_like(key, values), values, mean)

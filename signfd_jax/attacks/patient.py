@@ -19,7 +19,7 @@ from signfd_jax.attacks.knowledge import (
     weight_rows,
     weighted_tally,
 )
-from signfd_jax.checks import check_count, check_kind, check_number, check_size
+from signfd_jax.checks import check_count, check_kind, check_number
 from signfd_jax.signs import votes
 
 __all__ = [
@@ -175,7 +175,7 @@ def coordinate_specialist(
     start_round: int | jax.Array = 100,
     then: Attack | None = None,
     *,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
 ) -> Attack:
     """After the initial phase, lie on some coordinates only, always the same.
 
@@ -186,7 +186,8 @@ def coordinate_specialist(
         start_round: first round of the attack (int scalar, may be traced).
         then: the attack on gradients or votes that is carried out there; None:
             `majority_opposition()`.
-        seed: the coordinates are drawn from it, the same for all workers and rounds.
+        seed: the coordinates are drawn from it, the same for all workers and rounds
+            (int, or an integer scalar that may be traced).
 
     Returns:
         An `Attack` with the entry, rows and state of `then`.
@@ -208,7 +209,7 @@ def coordinate_specialist(
     References:
         This project.
     """
-    check_size("seed", seed, 0)
+    check_count("seed", seed, 0)
     check_count("start_round", start_round, 0, unit="rounds")
     check_number("share", share, 0, 1)
     then = majority_opposition() if then is None else then

@@ -5,12 +5,15 @@ extra, and the help, come at once.
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 
+from signfd_jax import __version__
 from signfd_jax.cli.commands import COMMANDS
 from signfd_jax.cli.options import Compare, Paper, Run
-from signfd_jax.experiments.interrupts import heeded_interrupts
+from signfd_jax.experiments import console
+from signfd_jax.experiments.interrupts import Terminated, heeded_interrupts
 
 __all__ = ["Compare", "Paper", "Run", "main"]
 
@@ -23,6 +26,7 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd paper FIGURE [--option value ...]       the paper's findings, and a report
        signfd plot FOLDER [FOLDER ...]                draw runs and grids again
        signfd list                                    presets, and every name there is
+       signfd --version
 
 A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
 compare --help` and `signfd paper --help` list the options. FIGURE is one of inversion,
@@ -37,13 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `signfd`; None: `sys.argv`.
 
     Returns:
-        The exit code: 0; 2 for bad input, with one line on stderr; 130 for Ctrl-C.
+        The exit code: 0; 2 for bad input, with one line on stderr; 130 for Ctrl-C, 143
+        for SIGTERM. What cannot be printed or drawn changes none of them.
 
     Examples:
         >>> main(["compute"])
         2
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Only files are drawn: that needs no window, for which there may be no library.
+    os.environ["MPLBACKEND"] = "agg"
+    with console.steady():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments):
+    if arguments[:1] in (["--version"], ["-V"]):
+        print("signfd", __version__)
+        return 0
     if missing := [name for name in _EXTRA if not importlib.util.find_spec(name)]:
         return _complain(
             f"{', '.join(missing)} not found; the command line needs the extra "
@@ -61,11 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:
         return _complain(error)
+    except Terminated:
+        return _complain("terminated; the same command goes on from here", 143)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from here", 130)
 
 
 def _complain(message, code=2):
-    """One line on stderr, whatever the message was."""
-    print("signfd:", " ".join(str(message).split()), file=sys.stderr)
+    console.warn(message)
     return code

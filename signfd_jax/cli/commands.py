@@ -5,31 +5,39 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from signfd_jax.cli.options import Compare, Paper, Run, read_flags, take_preset
-from signfd_jax.experiments import PRESETS, fingerprint, to_json
+from signfd_jax.cli.compiled import keep_compiled
+from signfd_jax.cli.options import (
+    Compare,
+    Paper,
+    Run,
+    fitting,
+    read_flags,
+    read_run_flags,
+    take_preset,
+)
+from signfd_jax.experiments import PRESETS, console, files, fingerprint, to_json
 
 __all__ = ["COMMANDS"]
 
 
 def _run(arguments) -> int:
-    from signfd_jax.experiments import records
-
     earlier, given = None, arguments
     if arguments and arguments[0] == "--from":
+        from signfd_jax.experiments import records
+
         if len(arguments) < 2:
             raise ValueError("give the folder of the run: signfd run --from RUN ...")
-        earlier = Path(arguments[1])
+        earlier = files.expanded(arguments[1])
         records.read_run(earlier)  # or it says that there is none
         arguments = [str(earlier / "config.json"), *arguments[2:]]
     experiment, rest = take_preset(arguments)
     default = Run(experiment)
     if earlier is not None:
         default = dataclasses.replace(default, output_dir=earlier.parent / "repeats")
-    options = read_flags(default, rest, "run")
+    options, fitted = read_run_flags(default, rest)
     preset = PRESETS.get(experiment.name)
     experiment = options.experiment
     if preset and preset.fallback and experiment.dataset == preset.experiment.dataset:
@@ -40,6 +48,8 @@ def _run(arguments) -> int:
 
     if options.processes != 1 and not options.distributed:
         return launch.launch(given, options.processes)
+    for line in fitted:
+        console.warn(line)
     if options.distributed:
         launch.join(
             options.coordinator,
@@ -54,10 +64,14 @@ def _run(arguments) -> int:
 def _run_here(options, experiment, earlier) -> int:
     import jax
 
-    from signfd_jax import plots
-    from signfd_jax.experiments import repeats
+    from signfd_jax.experiments import repeats, training
     from signfd_jax.experiments.runs import run_experiment
+    from signfd_jax.experiments.settings import changed_settings
 
+    keep_compiled()
+    training.check(experiment)
+    if jax.process_index() == 0:
+        _warn_of_byzantine_majority([experiment])
     folder, summary = run_experiment(
         experiment,
         options.output_dir,
@@ -71,14 +85,25 @@ def _run_here(options, experiment, earlier) -> int:
     if jax.process_index() > 0:
         return 0
     if summary["finished_before"]:
-        print("finished before; --force runs it again")
+        changed = changed_settings(summary)
+        elsewhere = f" under other settings of JAX ({changed})" if changed else ""
+        print(f"finished before{elsewhere}; --force runs it again")
     else:
-        plots.draw(folder)
+        _draw(folder)
     print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
     print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
     if earlier is not None:
         print(repeats.difference(earlier, folder))
     return 0
+
+
+def _draw(folder):
+    """The figures of a run or a grid; none, and one line, if they cannot be drawn."""
+    with console.spared("no figures"):
+        from signfd_jax import plots
+
+        return plots.draw(folder)
+    return []
 
 
 def _with_data(experiment, fallback, data_dir):
@@ -88,18 +113,32 @@ def _with_data(experiment, fallback, data_dir):
     try:
         data.load(experiment.dataset, data_dir=data_dir)
     except data.DataError as error:
-        print(f"signfd: {error}; {fallback} instead", file=sys.stderr)
+        console.warn(f"{error}; {fallback} instead")
         return dataclasses.replace(experiment, dataset=fallback)
     return experiment
 
 
+def _warn_of_byzantine_majority(experiments):
+    """One line on stderr where half of the workers or more lie."""
+    lying = {
+        f"{e.num_byzantine} of {e.num_workers}": None
+        for e in experiments
+        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers
+    }
+    if lying:
+        console.warn(
+            f"{', '.join(lying)} workers are Byzantine; with half or more, no decoder "
+            "can tell liars from honest workers"
+        )
+
+
 def _compare(arguments) -> int:
     experiment, rest = take_preset(arguments)
-    options = read_flags(Compare(), rest, "compare")
-    from signfd_jax import plots
+    options = read_flags(fitting(Compare(), experiment), rest, "compare")
     from signfd_jax.experiments import compare, records
     from signfd_jax.experiments.tables import accuracy_table
 
+    keep_compiled()
     given = {
         "rounds": options.rounds,
         "learning_rate": options.learning_rate,
@@ -122,8 +161,9 @@ def _compare(arguments) -> int:
         batch_sizes=options.batch_sizes or (base.batch_size,),
     )
     cells = compare.cells(grid)
+    _warn_of_byzantine_majority(cells)
     name = f"compare-{base.name}-{fingerprint(grid)}"
-    folder = records.make_folder(options.output_dir / name)
+    folder = records.make_folder(files.expanded(options.output_dir) / name)
     records.write_atomically(folder / "config.json", to_json(grid))
     results = compare.run_grid(
         cells,
@@ -134,8 +174,8 @@ def _compare(arguments) -> int:
     )
     table = accuracy_table(results)
     records.write_atomically(folder / "table.md", table + "\n")
-    (picture,) = plots.draw(folder)
-    print(f"{table}\n\ntable and picture: {picture}")
+    drawn = [f"and picture: {picture}" for picture in _draw(folder)]
+    print(f"{table}\n\ntable", *(drawn or [f": {folder / 'table.md'}"]))
     return 0
 
 
@@ -148,6 +188,7 @@ def _paper(arguments) -> int:
         raise ValueError("give a figure, or all: signfd paper all --scale small")
     from signfd_jax.paper import reproduce
 
+    keep_compiled()
     report, verdicts = reproduce(
         figures,
         options.scale,
@@ -168,23 +209,40 @@ def _plot(arguments) -> int:
     from signfd_jax import plots
     from signfd_jax.experiments.records import read_run
 
-    for folder in arguments:
+    folders = [files.expanded(argument) for argument in arguments]
+    for folder in folders:
         for path in plots.draw(folder):
             print(path)
-    if len(arguments) > 1:
-        runs = {Path(folder).name: read_run(folder)[1] for folder in arguments}
-        path = Path(os.path.commonpath([os.path.abspath(a) for a in arguments]))
-        plots.accuracy_figure(runs).savefig(path / "accuracies.png", dpi=120)
+    # Two grids have no curve in common; their pictures are drawn one by one.
+    runs = [folder.resolve() for folder in folders if not _is_grid(folder)]
+    runs = list(dict.fromkeys(runs))
+    if len(runs) > 1:
+        metrics = {name: read_run(folder)[1] for name, folder in _named(runs).items()}
+        path = Path(os.path.commonpath(runs))
+        plots.save({path / "accuracies.png": lambda: plots.accuracy_figure(metrics)})
         print(path / "accuracies.png")
     return 0
+
+
+def _is_grid(folder):
+    return (Path(folder) / "cells.jsonl").exists()
+
+
+def _named(folders):
+    """Folders by their names, with as many parents as it takes to tell them apart."""
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return {"/".join(folder.parts[-parts:]): folder for folder in folders}
 
 
 def _list(arguments) -> int:
     if arguments:
         raise ValueError("signfd list takes no arguments")
     from signfd_jax import data
-    from signfd_jax.experiments import registry
+    from signfd_jax.experiments import plugins, registry
 
+    plugins.warn_of_broken()
     print("presets")
     for name, preset in PRESETS.items():
         print(f"  {name:20}{preset.description}")

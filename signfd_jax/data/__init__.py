@@ -11,9 +11,11 @@ int32 `[n]` in `[0, num_classes)`.
 | `cifar10` | 50,000, 10,000 | 32 x 32 x 3 | `cifar10/` or `cifar-10-batches-bin/` |
 | `cifar100` | 50,000, 10,000 | 32 x 32 x 3 | `cifar100/` or `cifar-100-binary/` |
 
-The folders are those of a data folder, given by hand or by the variable `SIGNFD_DATA`;
-the CIFAR files in them have the binary layout. `DATASETS` lists the names, `DOWNLOADS`
-the sources.
+The folders are those of a data folder, given by hand or by the variable `SIGNFD_DATA`.
+They may also be as torchvision and Kaggle leave them: `MNIST/raw/`,
+`FashionMNIST/raw/`, `cifar-10-batches-py/`, `cifar-100-python/`, files such as
+`train-images.idx3-ubyte`, or the files in the data folder itself. `DATASETS` lists the
+names, `DOWNLOADS` the sources.
 """
 
 from signfd_jax.data.dataset import DataError, Dataset, standardise

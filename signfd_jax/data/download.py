@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pooch
 
 from signfd_jax.data.dataset import DataError
-from signfd_jax.data.files import FILES, is_complete, wanted
+from signfd_jax.data.places import FILES, is_complete, wanted
 
-__all__ = ["DOWNLOADS", "Download", "fetch"]
+__all__ = ["DOWNLOADS", "Download", "fetch", "users_cache"]
 
 
 class Download(NamedTuple):
@@ -63,6 +63,19 @@ DOWNLOADS: Mapping[str, Download] = {
 """The public mirrors, with the hashes that the data sets' authors publish."""
 
 
+def users_cache() -> Path:
+    """The folder of what this library keeps for the user, as the platform has it.
+
+    Returns:
+        The folder, which need not exist.
+
+    Examples:
+        >>> users_cache().name
+        'signfd_jax'
+    """
+    return Path(pooch.os_cache("signfd_jax"))
+
+
 def fetch(name: str, download: Download, *, progress: bool = True) -> Path:
     """Download the files of a data set, unless the user's cache has them.
 
@@ -82,7 +95,13 @@ def fetch(name: str, download: Download, *, progress: bool = True) -> Path:
         'mnist'
     """
     files = FILES[name]
-    folder = Path(pooch.os_cache("signfd_jax")) / files.folders[0]
+    folder = users_cache() / files.folders[0]
+    if not folder.is_absolute():
+        raise DataError(
+            f"there is no home to download {name} to (HOME and XDG_CACHE_HOME are not "
+            f"set): put {wanted(name)} into a folder and name that folder by "
+            "--data-dir (data_dir=) or SIGNFD_DATA"
+        )
     pooch.get_logger().setLevel("WARNING")  # the bar says enough
     try:
         for file, md5 in download.md5.items():

@@ -12,7 +12,8 @@ import numpy as np
 
 from signfd_jax.data.dataset import DataError, Dataset
 from signfd_jax.data.download import DOWNLOADS, Download, fetch
-from signfd_jax.data.files import FILES, local_folder, read
+from signfd_jax.data.files import read
+from signfd_jax.data.places import FILES, local_folder
 
 __all__ = ["DATASETS", "load"]
 
@@ -71,11 +72,12 @@ def load(
         )
     if data_dir is None:
         data_dir = os.environ.get("SIGNFD_DATA") or None
-    if data_dir is not None:
-        folder = local_folder(name, Path(data_dir).expanduser())
-    else:
-        folder = fetch(name, downloads[name], progress=progress)
     try:
+        if data_dir is not None:
+            # Where nobody is called so, "~" stays, and no folder is called so either.
+            folder = local_folder(name, Path(os.path.expanduser(data_dir)))
+        else:
+            folder = fetch(name, downloads[name], progress=progress)
         return read(name, folder)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error}") from error

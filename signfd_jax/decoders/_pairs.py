@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int8
 
 from signfd_jax import packed
+from signfd_jax.leaves import group_leaves
 from signfd_jax.products import row_products
 
 __all__ = [
@@ -37,7 +38,7 @@ def sampled_votes(
     mesh. So the sample is the same for votes that are whole, packed, or split over the
     devices; a device sees 0 where a sampled coordinate is not its own.
     """
-    leaves = jax.tree.leaves(votes, is_leaf=packed.is_packed)
+    leaves = group_leaves(votes).join(votes)
     num_workers = leaves[0].shape[0] if leaves else 1
     lengths = [math.prod(leaf.shape[1:]) for leaf in leaves]
     total, starts = _padded(sum(lengths), num_workers, axis_name)

@@ -10,7 +10,7 @@ The premise is that more than half of the workers are honest. Three laws follow.
    else's weight. Who sends the negative of its votes from the start has the negative
    weight, where the confidence is 1 before and after.
 3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1, but for
-   exact duplicates, a minority, which share one vote (two keep theirs).
+   exact duplicates, a minority, which share one vote or less (two keep theirs).
 """
 
 import functools
@@ -132,9 +132,9 @@ def correlation_defense(
        make it large. The side of more workers is the right one.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
-    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$: $u_j$ is -1 where $\tau_j$
-       is significantly negative, 0 where $c_j$ is significantly small, else 1; $d'_j$
-       counts exact duplicates only.
+    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$. Here $u_j$ is -1 where
+       $\tau_j$ is significantly negative, 0 where $c_j$ is significantly small, else 1;
+       $d'_j$ counts exact duplicates only.
 
     A round whose own correlations contradict the past, beyond noise, on the side that
     the past calls right, is decoded by its own.

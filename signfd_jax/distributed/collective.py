@@ -115,10 +115,13 @@ def sign_all_reduce(
     num_workers = devices_on(axis_name) * workers_per_device
     if present is not None:
         check_mask("present", present, num_workers)
+        present = jnp.asarray(present)
     if workers_per_device == 1:
         gradients = jax.tree.map(lambda leaf: leaf[None], gradients)
     _check_gradients(gradients, axis_name, workers_per_device)
     one_worker = jax.tree.map(lambda leaf: leaf[0], gradients)
+    if not jax.tree.leaves(one_worker):
+        raise ValueError("there are no gradients to decode: the tree has no leaves")
     layout = layout_here(
         one_worker,
         axis_name,
@@ -133,16 +136,14 @@ def sign_all_reduce(
         flatten(layout, signs.votes(gradients)),
         round,
         first_worker=first,
-        first_coordinate=layout.block_start(),
+        first_coordinate=layout.first_of_block(),
     )
     votes, present = _exchange(sent, here, layout)
     heard = present[:, None] & is_real(layout)[None, :]
     decoded, state, info = decoder.decode(
         state, votes * heard.astype(jnp.int8), axis_name=layout.axes
     )
-    decoded = signs.fill_ties(
-        decoded, round, first_coordinate=layout.block_start() + layout.slice_start()
-    )
+    decoded = signs.fill_ties(decoded, round, first_coordinate=layout.first_of_slice())
     block = signs.unpack(gather(signs.pack(decoded), axis_name), layout.block)
     return unflatten(layout, block, one_worker), state, info
 

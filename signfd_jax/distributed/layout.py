@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int8
 
 from signfd_jax import signs
 from signfd_jax.distributed.manual import gather
+from signfd_jax.leaves import split_coordinates
+from signfd_jax.totals import MOST_COORDINATES, MOST_IN_LEAF
 
 __all__ = [
     "Group",
@@ -66,6 +69,7 @@ class Layout(NamedTuple):
         num_devices: D, the devices on it.
         shard_axes: the axes that parameters are sharded over.
         block: T, the padded number of coordinates of a block.
+        num_blocks: how many blocks there are, one for each shard.
     """
 
     groups: tuple[Group, ...]
@@ -73,6 +77,7 @@ class Layout(NamedTuple):
     num_devices: int
     shard_axes: tuple[str, ...]
     block: int
+    num_blocks: int = 1
 
     @property
     def slice_size(self) -> int:
@@ -83,11 +88,16 @@ class Layout(NamedTuple):
         """Where this device's slice begins in the block, an int32 scalar."""
         return lax.axis_index(self.axis_name) * self.slice_size
 
-    def block_start(self) -> Any:
-        """The number of the block's first coordinate, an int32 scalar."""
+    def first_of_block(self) -> Any:
+        """The number of the block's first coordinate, as `signs.to_wire` takes it."""
         if not self.shard_axes:
-            return jnp.int32(0)
-        return lax.axis_index(self.shard_axes) * self.block
+            return 0
+        return _start(self.shard_axes, self.num_blocks, self.block)
+
+    def first_of_slice(self) -> Any:
+        """The number of this device's first coordinate, likewise."""
+        number = self.num_blocks * self.num_devices
+        return _start(self.axes, number, self.slice_size)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -125,7 +135,8 @@ def make_layout(
         A `Layout`.
 
     Raises:
-        ValueError: a leaf is sharded over the workers' axis.
+        ValueError: a leaf is sharded over the workers' axis, or there are more
+            coordinates than 2**31 on a device, or than 2**40 in all.
 
     Examples:
         >>> shapes = {"b": jnp.zeros(3), "w": jnp.zeros((4, 5))}
@@ -143,7 +154,7 @@ def make_layout(
     groups = tuple(
         Group(
             leaves=tuple(positions),
-            size=sum(math.prod(leaves[position].shape) for position in positions),
+            size=sum(math.prod(jnp.shape(leaves[n])) for n in positions),
             axes=whole,
             parts=math.prod(map(axis_size, whole)),
         )
@@ -151,7 +162,36 @@ def make_layout(
     )
     multiple = 8 * num_workers
     block = multiple * -(-sum(group.part for group in groups) // multiple)
-    return Layout(groups, axis_name, num_devices, shard_axes, block)
+    num_blocks = math.prod(map(axis_size, shard_axes))
+    _check_size(max([block, *(group.size for group in groups)]), num_blocks * block)
+    return Layout(groups, axis_name, num_devices, shard_axes, block, num_blocks)
+
+
+def _check_size(here, everywhere):
+    if here > MOST_IN_LEAF:
+        raise ValueError(
+            f"a device would hold {here} coordinates, but may hold at most 2**31 - 1, "
+            "or its indices would overflow; shard the parameters (param_specs) over "
+            "more devices, or decode them in several parts"
+        )
+    if everywhere > MOST_COORDINATES:
+        raise ValueError(
+            f"there are {everywhere} coordinates with padding, but more than 2**40 "
+            "cannot be counted exactly; decode them in several parts"
+        )
+
+
+def _start(axes, number, step):
+    """Where a device begins: its place on the axes, of `number` in all, times `step`.
+
+    An int32 scalar, or two uint32 where that would overflow.
+    """
+    place = lax.axis_index(axes)
+    if number * step <= MOST_IN_LEAF:
+        return place * step
+    starts = np.array([divmod(n * step, 2**32) for n in range(number)], np.uint32)
+    high, low = jnp.asarray(starts)[place]
+    return high, low
 
 
 def specs_of_leaves(param_specs, tree) -> list[PartitionSpec]:
@@ -312,10 +352,6 @@ def unflatten(layout: Layout, decoded: Int8[Array, " T"], like) -> Any:
 
 def _take(flat, leaves, positions):
     """The leaves at these positions, one after the other in a flat array."""
-    taken, start = {}, 0
-    for position in positions:
-        shape = leaves[position].shape
-        stop = start + math.prod(shape)
-        taken[position] = flat[start:stop].reshape(shape)
-        start = stop
-    return taken
+    shapes = tuple(tuple(leaves[position].shape) for position in positions)
+    flat = flat[: sum(map(math.prod, shapes))]
+    return dict(zip(positions, split_coordinates(flat, shapes), strict=True))

@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from signfd_jax.checks import check_size
 from signfd_jax.decoders import default_decoder
-from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
+from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, first_info
 from signfd_jax.distributed.collective import sign_all_reduce
 from signfd_jax.distributed.layout import axes_of, specs_of_leaves
 from signfd_jax.distributed.states import slice_state, specs_of_state, whole_state
+from signfd_jax.trees import cast_like, size_of
 
 __all__ = [
     "ShardedSignDecoderState",
@@ -33,7 +34,7 @@ class ShardedSignDecoderState(NamedTuple):
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state, of one leaf of all coordinates with
             their padding, split over the mesh.
-        info: `DecodeInfo` of the last round; NaN before the first.
+        info: `DecodeInfo` of the last round; before the first `decoding.first_info`.
     """
 
     sign_round: jax.Array
@@ -159,13 +160,10 @@ def scale_by_sign_decoder_sharded(
     )
 
     def state_of(decoder_state):
-        def unknown(*shape):
-            return jnp.full(shape, jnp.nan, jnp.float32)
-
         return ShardedSignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder_state,
-            info=DecodeInfo(unknown(num_workers), unknown(num_workers), unknown()),
+            info=first_info(num_workers),
         )
 
     def check_devices(num_devices):
@@ -199,6 +197,13 @@ def scale_by_sign_decoder_sharded(
 
     def update_fn(updates, state, params=None, *, present=None, **extra_args):
         del extra_args
+        rounds = jnp.asarray(optax.safe_increment(state.sign_round))
+        like = updates if params is None else params
+        if size_of(updates) == 0:  # nothing to decode
+            one = updates
+            if workers_per_device > 1:
+                one = jax.tree.map(lambda leaf: leaf[0], updates)
+            return cast_like(one, like), state._replace(sign_round=rounds)
         decoded, decoder_state, info = sign_all_reduce(
             updates,
             decoder,
@@ -209,13 +214,12 @@ def scale_by_sign_decoder_sharded(
             **options,
         )
         check_devices(jax.lax.axis_size(axis_name))
-        like = updates if params is None else params
         new_state = ShardedSignDecoderState(
-            sign_round=jnp.asarray(optax.safe_increment(state.sign_round)),
+            sign_round=rounds,
             decoder_state=decoder_state,
             info=info,
         )
-        return jax.tree.map(lambda d, p: d.astype(p.dtype), decoded, like), new_state
+        return cast_like(decoded, like), new_state
 
     transformation = ShardedTransformation(init_fn, update_fn)
     transformation.state_specs = state_specs
@@ -241,7 +245,7 @@ def _shards(params, param_specs, mesh):
     leaves, treedef = jax.tree.flatten(params)
     specs = specs_of_leaves(param_specs, params)
     shapes = [
-        NamedSharding(mesh, spec).shard_shape(leaf.shape)
+        NamedSharding(mesh, spec).shard_shape(jnp.shape(leaf))
         for leaf, spec in zip(leaves, specs, strict=True)
     ]
     shards = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -13,6 +13,7 @@ that all of them see, and the first of them decides.
 """
 
 import contextlib
+import datetime
 import hashlib
 import json
 import logging
@@ -26,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from signfd_jax.experiments import records
+from signfd_jax.experiments import console, records
 from signfd_jax.experiments.config import Experiment, fingerprint
 from signfd_jax.experiments.parameters import is_key, is_split, leaves, to_numpy
+from signfd_jax.experiments.settings import check_settings
 
-__all__ = ["Checkpoint", "examine", "read", "restore", "writer"]
+__all__ = ["Checkpoint", "examine", "read", "restore", "writer", "written"]
 
 # Checkpoints that are on their way in or out.
 _PASSING = ("*.orbax-checkpoint-tmp*", "old-*")
@@ -116,7 +118,7 @@ def writer(
                 shutil.rmtree(path, ignore_errors=True)
 
     def fail(error):
-        reason = _reason(error)
+        reason = console.reason(error)
         report(f"no checkpoint of round {about['rounds']}, the run goes on: {reason}")
         _clean(directory)
 
@@ -181,6 +183,9 @@ def restore(
     Returns:
         A `Checkpoint`; None if there is none to go on from.
 
+    Raises:
+        ValueError: it was written under other settings of JAX (`check_settings`).
+
     Examples:
         >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
         >>> with writer(folder, Experiment()) as save:
@@ -192,6 +197,7 @@ def restore(
     """
     directory = Path(folder).absolute() / "checkpoints"
     rounds = 0
+    check_settings(folder)
     if jax.process_index() == 0:
         _clean(directory)
         rounds = _choose(directory, template, config, newest, report)
@@ -211,7 +217,7 @@ def _choose(directory, template, config, newest, report):
             aside = _set_aside(directory / str(rounds))
             report(
                 f"checkpoint {rounds} refused (set aside as {aside.name}): "
-                f"{_reason(error)}"
+                f"{console.reason(error)}"
             )
             continue
         if changes := records.changes(then, records.environment()):
@@ -299,6 +305,29 @@ def read(path: str | Path, template: Any) -> Checkpoint:
     return Checkpoint(state, about["rounds"], about["seconds"])
 
 
+def written(folder: str | Path, rounds: int) -> str:
+    """When a checkpoint was written.
+
+    Args:
+        folder: the run's folder.
+        rounds: of the checkpoint.
+
+    Returns:
+        Hour and minute on this machine's clock; before today, the date, too.
+
+    Examples:
+        >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
+        >>> with writer(folder, Experiment()) as save:
+        ...     save(Checkpoint(state, rounds=10, seconds=1.5))
+        >>> written(folder, 10)[-3:-2]
+        ':'
+    """
+    path = Path(folder) / "checkpoints" / str(rounds) / "about.json"
+    then = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+    today = then.date() == datetime.date.today()
+    return then.strftime("%H:%M" if today else "%Y-%m-%d %H:%M")
+
+
 def _plain(leaf):
     """The shape and dtype that a leaf is written in."""
     return jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
@@ -352,12 +381,6 @@ def _set_aside(path):
     aside = path.with_name(f"refused-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)
-
-
-def _reason(error):
-    """One line of an exception that may have many."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 @contextlib.contextmanager

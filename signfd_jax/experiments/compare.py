@@ -8,7 +8,7 @@ nothing but inputs of a program share that program.
 import dataclasses
 import itertools
 import json
-import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data
-from signfd_jax.experiments import records, training
+from signfd_jax.experiments import console, files, plugins, records, training
 from signfd_jax.experiments.config import Experiment, fingerprint, to_json
 from signfd_jax.experiments.program import program_key
 
@@ -32,7 +32,8 @@ class Grid:
 
     Attributes:
         base: what they have in common.
-        decoders: decoders, each met by every attack.
+        decoders: decoders, each met by every attack; by default the default decoder,
+            the paper's and a majority vote.
         attacks: attacks, each with every number of Byzantine workers above 0.
         num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell.
         splits: splits of the data.
@@ -40,7 +41,11 @@ class Grid:
     """
 
     base: Experiment
-    decoders: tuple[str, ...] = ("federated_defense", "majority_vote")
+    decoders: tuple[str, ...] = (
+        Experiment.decoder,
+        "federated_defense",
+        "majority_vote",
+    )
     attacks: tuple[str, ...] = ("sign_inversion",)
     num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
     splits: tuple[str, ...] = ("iid",)
@@ -62,8 +67,8 @@ def cells(grid: Grid) -> list[Experiment]:
 
     Examples:
         >>> grid = Grid(Experiment(), attacks=("sign_inversion", "gaussian"))
-        >>> len(cells(grid))  # 2 decoders x (1 unattacked + 2 attacks x 3 numbers)
-        14
+        >>> len(cells(grid))  # 3 decoders x (1 unattacked + 2 attacks x 3 numbers)
+        21
     """
     experiments = {}
     for split, batch_size, decoder, attack, num_byzantine in itertools.product(
@@ -90,6 +95,7 @@ def cells(grid: Grid) -> list[Experiment]:
     return list(experiments.values())
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def run_grid(
     experiments: Iterable[Experiment],
     folder: str | Path,
@@ -111,11 +117,12 @@ def run_grid(
         One record for each cell, in the order given: `cell` (the experiment's
         `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
         `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
-        over all rounds; None where the server decodes no signs), and `accuracies` (a
-        row of tests).
+        over all rounds in which they were measured; None where there is none, as
+        where the server decodes no signs), and `accuracies` (a row of tests).
 
     Raises:
-        ValueError: a cell is not a valid experiment, or `cells.jsonl` is damaged.
+        ValueError: a cell is not a valid experiment, `cells.jsonl` is damaged, or its
+            cells were run under other settings of JAX.
         OSError: the folder cannot be written.
 
     Examples:
@@ -132,26 +139,33 @@ def run_grid(
     cells = dict(zip(keys, in_order, strict=True))
     for cell in cells.values():
         training.check(cell)
-    path = records.make_folder(folder) / "cells.jsonl"
+    plugins.warn_of_broken()
+    path = records.make_folder(files.expanded(folder)) / "cells.jsonl"
     if force:
         path.unlink(missing_ok=True)
     records.drop_cut_line(path)
     done = {record["cell"]: record for record in records.read_lines(path)}
     missing = {key: cell for key, cell in cells.items() if key not in done}
+    if missing:
+        begun = bool(done) or (path.parent / "measurements.jsonl").exists()
+        records.keep_environment(path.parent, begun=begun and not force)
     names = {cell.dataset for cell in missing.values()}
     datasets = {
         name: jax.tree.map(jnp.asarray, data.load(name, data_dir=data_dir))
         for name in sorted(names)
     }
     splits = _splits(missing.values(), datasets)
-    with tqdm(total=len(cells), unit="cell", disable=not progress) as bar:
+    screen = console.patient(sys.stderr)
+    with tqdm(total=len(cells), unit="cell", disable=not progress, file=screen) as bar:
         bar.update(len(cells) - len(missing))
         # Neighbours share their program, which is compiled once.
         for key in sorted(missing, key=lambda k: to_json(program_key(missing[k]))):
             cell = missing[key]
             bar.set_description(f"{cell.decoder}, {cell.num_byzantine} {cell.attack}")
             split = splits[_split_key(cell)]
+            bar.set_postfix_str("compiling ...")
             prepared = training.prepare(cell, datasets[cell.dataset], split)
+            bar.set_postfix_str("")
             done[key] = _record(key, cell, prepared.tests)
             records.append_lines(path, [done[key]])
             bar.update()
@@ -180,14 +194,15 @@ def _splits(cells, datasets):
 def _record(key, cell, tests):
     """The line of one cell, without timings."""
     rounds, metrics, _ = zip(*tests, strict=True)
-    lengths = np.diff(rounds, prepend=0)
 
     def mean(field):
         by_test = np.stack([getattr(m, field) for m in metrics])
-        means = np.average(by_test, axis=0, weights=lengths).tolist()
-        return [None if math.isnan(value) else value for value in means]
+        weights = np.stack([getattr(m, f"{field}_rounds") for m in metrics])
+        there = weights.sum(0) > 0
+        total = np.where(weights > 0, by_test * weights, 0.0).sum(0)
+        return np.where(there, total / np.maximum(weights.sum(0), 1), np.nan).tolist()
 
-    return {
+    record = {
         "cell": key,
         "config": json.loads(to_json(cell)),
         "test_accuracy": metrics[-1].test_accuracy.tolist(),
@@ -197,3 +212,4 @@ def _record(key, cell, tests):
         "rounds": list(rounds),
         "accuracies": np.stack([m.test_accuracy for m in metrics]).T.tolist(),
     }
+    return records.plain(record)

@@ -23,7 +23,8 @@ class Experiment:
         dataset: the data set, a name of `signfd list`.
         model: the model, e.g. mlp:hidden=128.
         split: how the examples are split over the workers, e.g. iid, dirichlet:0.3.
-        decoder: the server's decoder, e.g. federated_defense:forgetting=0.95.
+        decoder: the server's decoder, e.g. federated_defense:forgetting=0.95 (the
+            paper's); else the default one.
         attack: what the Byzantine workers do, e.g. sign_inversion.
         membership: who lies in which round: fixed, drawn_each_round, rotating, ...
         flip_probability: r of stochastic_sign_flip, in [0, 1].
@@ -68,7 +69,10 @@ class Experiment:
     def __post_init__(self):
         """Refuse what no run could mean; names are checked by the registry."""
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+            value = getattr(self, field.name)
+            _check_type(field.name, value, field.type)
+            if field.type is float:  # 1 is the same run as 1.0, and -0.0 as 0.0
+                object.__setattr__(self, field.name, float(value) + 0.0)
         for name in ("num_workers", "batch_size", "rounds", "eval_every", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, but is {getattr(self, name)}")
@@ -172,7 +176,7 @@ def from_json(kind, text: str):
     if not isinstance(kind, type) or not hasattr(kind, "__dataclass_fields__"):
         raise ValueError(f"kind must be a dataclass such as Experiment, not {kind!r}")
     try:
-        values = json.loads(text)
+        values = json.loads(text.removeprefix("\ufeff"))  # some editors write it
     except json.JSONDecodeError as error:
         raise ValueError(f"not a JSON configuration: {error}") from None
     if not isinstance(values, dict):
@@ -190,7 +194,8 @@ def from_json(kind, text: str):
 def fingerprint(config) -> str:
     """Hash of everything in a configuration that changes its result.
 
-    The name is left out, and where files lie is not in a configuration at all.
+    The name is left out, and where files lie is not in a configuration at all. Numbers
+    in names, as in dirichlet:1, count by their value.
 
     Args:
         config: a dataclass of plain values, such as an `Experiment`.
@@ -204,10 +209,34 @@ def fingerprint(config) -> str:
         >>> fingerprint(Experiment()) == fingerprint(Experiment(seed=1))
         False
     """
-    values = _fields(config)
+    values = _canonical(_fields(config))
     values.pop("name", None)
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _canonical(values):
+    """The fields, with the numbers in the names of their choices written alike."""
+    from signfd_jax.experiments import registry
+
+    registries = {
+        "attack": registry.ATTACKS,
+        "decoder": registry.SERVERS,
+        "membership": registry.MEMBERSHIPS,
+        "model": registry.MODELS,
+        "split": registry.SPLITS,
+    }
+
+    def of_field(name, value):
+        if isinstance(value, dict):
+            return {n: of_field(n, v) for n, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [of_field(name.removesuffix("s"), v) for v in value]
+        if isinstance(value, str) and name in registries:
+            return registry.canonical(registries[name], value)
+        return value
+
+    return of_field("", values)
 
 
 def _fields(config) -> dict[str, typing.Any]:

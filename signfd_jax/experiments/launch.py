@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from signfd_jax.experiments import addresses, console, interrupts
 from signfd_jax.experiments.resuming import heeded_signals
 
 __all__ = ["guarded", "join", "launch"]
@@ -60,20 +61,31 @@ def join(
     if heartbeat < 1:
         raise ValueError(f"heartbeat must be >= 1 second, but is {heartbeat}")
     devices = None
+    bind = None
     if coordinator is None and _PLACE in os.environ:
         coordinator, count, place, log = os.environ[_PLACE].split(",", 3)
         num_processes, process_id = int(count), int(place)
         devices = [process_id]  # of this machine's accelerators
+        bind = coordinator  # nobody else's business
         _log_to(log)
         threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
+        if coordinator is not None:
+            addresses.check_coordinator(coordinator)
+        addresses.past_proxies(here=bind is not None)
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
             local_device_ids=devices,
+            coordinator_bind_address=bind,
             heartbeat_timeout_seconds=heartbeat,
         )
+        # The runtime has put a handler of its own in the place of ours.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        if coordinator is not None:
+            addresses.name_this_machine(coordinator)
         # CPUs wait 30 seconds for each other's addresses, no more: exchange them while
         # all are here, not after the data are read, which takes each its own time.
         multihost_utils.sync_global_devices("joined")
@@ -91,7 +103,8 @@ def _log_to(path):
     for number, name in ((1, "stdout"), (2, "stderr")):
         ours = os.dup(number)
         os.dup2(log, number)
-        setattr(sys, name, os.fdopen(ours, "w", buffering=1))
+        stream = os.fdopen(ours, "w", buffering=1)
+        setattr(sys, name, console.patient(stream))
 
 
 def _end_with_launcher():
@@ -125,7 +138,7 @@ def guarded(run: Callable[[], int]) -> int:
         os.write(2, text.encode())
         if _PLACE not in os.environ:  # else the launcher says it
             line = (str(error).splitlines() or [""])[0][:200]
-            print(f"signfd: the job ended: {line}", file=sys.stderr, flush=True)
+            console.warn(f"the job ended: {line}")
         os._exit(_LOST)  # JAX would wait for the others
 
 
@@ -142,7 +155,8 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         num_processes: how many to start.
 
     Returns:
-        The exit code: 0; 1 if a process died; else that of process 0.
+        The exit code: 0; 1 if a process died; 130 for Ctrl-C, 143 for SIGTERM; else
+        that of process 0.
 
     Raises:
         ValueError: `num_processes` is below 1.
@@ -170,7 +184,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             process.kill()
         for process in processes:
             process.wait()
-    if code != 1:
+    if code != 1:  # else the line that was said names them
         shutil.rmtree(logs, ignore_errors=True)
     return code
 
@@ -189,8 +203,10 @@ def _start(arguments, place, quiet):
 
 def _watch(processes, logs):
     """Wait until all have ended or one has died; the exit code."""
+    passed_on = []
 
     def pass_on(number, _):
+        passed_on.append(number)
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
@@ -209,19 +225,20 @@ def _watch(processes, logs):
             if None not in codes:
                 return 0
             time.sleep(_POLL)
-        if 130 in codes or codes[0] == 2:
+        if codes[0] == 2 or not {130, 143}.isdisjoint(codes):
             # Told by process 0 itself; the others have the same reason.
-            return processes[0].wait() or 130
+            return processes[0].wait() or max(code or 0 for code in codes)
+        if passed_on:  # before the processes could heed it
+            raise interrupts.stopped_by(passed_on[0])
         died = [n for n, code in enumerate(codes) if code not in (None, 0)]
         place = min(died, key=lambda n: (codes[n] != -signal.SIGKILL, codes[n]))
         how = f"ended with exit code {codes[place]}"
         if codes[place] < 0:
             how = f"was ended by {signal.Signals(-codes[place]).name}"
-        print(
-            f"signfd: process {place} of {len(processes)} {how}, which ends the job "
+        console.warn(
+            f"process {place} of {len(processes)} {how}, which ends the job "
             f"(logs: {logs}); give the command again, with as many processes or fewer, "
-            "to go on from the last checkpoint",
-            file=sys.stderr,
+            "to go on from the last checkpoint"
         )
         return 1
     finally:

@@ -27,9 +27,14 @@ __all__ = [
     "to_numpy",
 ]
 
+_DTYPES = "dtypes.json"
+
 
 def save_params(folder: str | Path, params: Any) -> str:
     """Write the model of a finished run as `params.npz`, whole or not at all.
+
+    NumPy's files know NumPy's dtypes alone. Arrays of others, such as bfloat16, are
+    written as their bits, and `dtypes.json` in the file says what they are.
 
     Args:
         folder: the run's folder.
@@ -45,6 +50,12 @@ def save_params(folder: str | Path, params: Any) -> str:
         ['params/Dense_0/bias']
     """
     arrays = _by_name(to_numpy(params))
+    dtypes = {n: a.dtype.name for n, a in arrays.items() if not _is_known(a.dtype)}
+    if dtypes:
+        arrays |= {
+            name: arrays[name].view(f"u{arrays[name].itemsize}") for name in dtypes
+        }
+        arrays[_DTYPES] = np.array(json.dumps(dtypes))
     content = io.BytesIO()
     np.savez(content, **arrays)
     records.write_atomically(Path(folder) / "params.npz", content.getvalue())
@@ -74,8 +85,12 @@ def load_params(folder: str | Path, seed: int = 0) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no {path}: the run has not finished")
     tree: dict[str, Any] = {}
-    with _archive(path) as arrays:
+    with _archive(path) as archive:
+        arrays = dict(archive.items())
+        dtypes = json.loads(str(arrays.pop(_DTYPES, "{}")))
         for name, array in arrays.items():
+            if name in dtypes:
+                array = array.view(jnp.dtype(dtypes[name]))
             if not 0 <= seed < len(array):
                 raise ValueError(
                     f"seed must lie in [0, {len(array)}), but is {seed}: it is counted "
@@ -198,8 +213,19 @@ def is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _is_known(dtype):
+    """Whether NumPy reads such an array as it wrote it."""
+    return np.dtype(dtype.str) == dtype
+
+
 def _by_name(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in found:
+            raise ValueError(
+                f"two leaves are called {name}, and one would be lost; leave '/' out "
+                "of the names of parameters"
+            )
+        found[name] = leaf
+    return found

@@ -2,57 +2,112 @@
 
 A package that declares `[project.entry-points."signfd_jax.attacks"]` in its
 pyproject.toml has its attacks in every configuration once it is installed. `GROUPS` are
-the groups there are.
+the groups there are, and `BROKEN` is what was left out.
 """
 
-from collections.abc import Collection
+import contextlib
+import inspect
+from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from typing import Any
 
-__all__ = ["GROUPS", "load", "versions"]
+from signfd_jax.experiments import console
+
+__all__ = ["BROKEN", "GROUPS", "load", "versions", "warn_of_broken"]
 
 GROUPS = ("signfd_jax.attacks", "signfd_jax.decoders", "signfd_jax.rules")
 
+BROKEN: dict[str, str] = {}
+"""Names that were left out, each with what is wrong, as one line."""
 
-def load(group: str, taken: Collection[str] = ()) -> dict[str, Any]:
+_told: set[str] = set()
+
+
+def load(
+    group: str,
+    taken: Collection[str] = (),
+    make: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: (
+        function
+    ),
+) -> dict[str, Any]:
     """Import what installed packages declare.
+
+    What a package gets wrong is left out, and goes to `BROKEN`: it cannot be imported,
+    gives no function, or uses a name that is taken.
 
     Args:
         group: one of `GROUPS`.
         taken: the names that are in use.
+        make: what turns a function into an entry of the registry.
 
     Returns:
         By name, the functions.
-
-    Raises:
-        ValueError: a package cannot be imported, gives no function, or uses a name
-            that is taken; the text says which package.
 
     Examples:
         >>> load("signfd_jax.attacks", taken=["sign_inversion"])
         {}
     """
     found: dict[str, Any] = {}
-    for point in metadata.entry_points(group=group):
-        whose = f"{group} {point.name!r} of the package {_package(point)}"
-        if point.name in taken or point.name in found:
-            raise ValueError(f"{whose}: the name is taken; choose another")
-        if not point.name.isidentifier():
-            raise ValueError(
-                f"{whose}: a name must consist of letters, digits and '_', because "
-                "options follow it in a configuration"
-            )
+    for point in _points(group):
         try:
-            function = point.load()
-        except Exception as error:
-            raise ValueError(
-                f"{whose} cannot be imported from {point.value} "
-                f"({type(error).__name__}: {error}); mend that package or uninstall it"
-            ) from None
-        if not callable(function):
-            raise ValueError(f"{whose}: {point.value} is no function")
-        found[point.name] = function
+            found[point.name] = make(_function(point, {*taken, *found}))
+        except (Exception, SystemExit) as error:
+            whose = f"{group} {point.name!r} of the package {_package(point)}"
+            BROKEN[point.name] = f"{whose}: {console.reason(error)}"
     return found
+
+
+def _function(point, taken):
+    """The function of an entry point, or what is wrong with it."""
+    if point.name in taken:
+        raise ValueError("the name is taken; choose another")
+    if not point.name.isidentifier():
+        raise ValueError(
+            "a name must consist of letters, digits and '_', because options follow it "
+            "in a configuration"
+        )
+    try:
+        function = point.load()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"it cannot be imported from {point.value} ({type(error).__name__}: "
+            f"{console.reason(error)}); mend that package or uninstall it"
+        ) from None
+    if not callable(function):
+        raise ValueError(f"{point.value} is no function")
+    inspect.signature(function)  # by which its options are found
+    return function
+
+
+def _points(group) -> Iterator[metadata.EntryPoint]:
+    """The entry points of a group; of all packages but those that cannot be read."""
+    try:
+        yield from metadata.entry_points(group=group)
+        return
+    except Exception:  # whatever Python makes of a damaged file
+        seen = set()
+    for package in metadata.distributions():
+        name = None
+        try:
+            name = package.metadata["Name"]
+            points = [] if name in seen else package.entry_points.select(group=group)
+            yield from points
+        except Exception as error:
+            whose = f"the package {name or 'of no name'}"
+            BROKEN[whose] = f"{whose} has entry points that cannot be read ({error})"
+        seen.add(name)
+
+
+def warn_of_broken() -> None:
+    """Say of each thing that was left out what is wrong with it, once.
+
+    Examples:
+        >>> warn_of_broken()
+    """
+    for name, wrong in BROKEN.items():
+        if name not in _told:
+            _told.add(name)
+            console.warn(f"{wrong}; it is left out")
 
 
 def versions() -> dict[str, str]:
@@ -65,9 +120,16 @@ def versions() -> dict[str, str]:
         >>> versions()
         {}
     """
-    points = [point for group in GROUPS for point in metadata.entry_points(group=group)]
-    return {point.dist.name: point.dist.version for point in points if point.dist}
+    found = {}
+    for point in (point for group in GROUPS for point in _points(group)):
+        with contextlib.suppress(Exception):  # a package that does not say
+            if point.dist:
+                found[point.dist.name] = point.dist.version
+    return found
 
 
 def _package(point):
-    return point.dist.name if point.dist else "of no name"
+    name = None
+    with contextlib.suppress(Exception):
+        name = point.dist.name
+    return name or "of no name"

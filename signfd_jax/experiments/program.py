@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -21,10 +22,20 @@ from signfd_jax import batches, data, models, partition
 from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
+from signfd_jax.observed import SimulationInfo
 from signfd_jax.simulate import run, simulation
 from signfd_jax.transform import scale_by_sign_decoder
 
-__all__ = ["Inputs", "Metrics", "compile_program", "parts", "program_key"]
+__all__ = [
+    "Inputs",
+    "Metrics",
+    "compile_program",
+    "compiled",
+    "means",
+    "parts",
+    "program_key",
+    "totals",
+]
 
 # Fields of a configuration that no program depends on.
 _INPUTS = (
@@ -65,11 +76,17 @@ class Metrics(NamedTuple):
     Attributes:
         test_accuracy: float32 `[S]`, share of the test examples classified correctly.
         test_loss: float32 `[S]`, mean cross-entropy over them (nats).
-        train_loss: float32 `[S]`, mean loss of the honest workers since the last test.
-        sign_error: float32 `[S]`, see `SimulationInfo`; the mean since the last test.
+        train_loss: float32 `[S]`, mean loss of the honest workers since the last test,
+            over the rounds in which one took part. NaN where nothing was measured, here
+            and below.
+        sign_error: float32 `[S]`, see `SimulationInfo`; the mean since the last test,
+            over the rounds in which it was measured.
         margin: float32 `[S]`, likewise.
         weights: float32 `[S, M]`, weight of each worker's vote in the last round.
         crossover: float32 `[S, M]`, estimates after the last round.
+        loss_rounds: int32 `[S]`, the rounds behind `train_loss`.
+        sign_error_rounds: int32 `[S]`, those behind `sign_error`.
+        margin_rounds: int32 `[S]`, those behind `margin`.
     """
 
     test_accuracy: jax.Array
@@ -79,6 +96,84 @@ class Metrics(NamedTuple):
     margin: jax.Array
     weights: jax.Array
     crossover: jax.Array
+    loss_rounds: jax.Array
+    sign_error_rounds: jax.Array
+    margin_rounds: jax.Array
+
+
+def totals(test: models.Evaluation, infos: SimulationInfo, num_workers: int) -> Metrics:
+    """Metrics with sums in the place of means, and 0 for what was not measured.
+
+    No compiled program gives a NaN that stands for "not measured", so that JAX can
+    look for those that are mistakes (`jax_debug_nans`).
+
+    Args:
+        test: of one seed.
+        infos: of its rounds since the last test, leaves `[T, ...]`.
+        num_workers: number M of workers (int).
+
+    Returns:
+        Metrics of one seed, for `means`.
+
+    Examples:
+        >>> losses, numbers = jnp.array([3.0, jnp.nan]), jnp.array([1, 0])
+        >>> infos = SimulationInfo(losses, None, None, None, None, numbers)
+        >>> test = models.Evaluation(jnp.float32(0.5), jnp.float32(1.0))
+        >>> print(*totals(test, infos, 3)[2:5])
+        3.0 0.0 0.0
+    """
+
+    def total(values, measured=None):
+        if values is None:
+            return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        measured = ~jnp.isnan(values) if measured is None else measured
+        number = jnp.sum(measured, dtype=jnp.int32)
+        return jnp.sum(jnp.where(measured, values, 0)), number
+
+    def last(values):
+        return jnp.zeros((num_workers,), jnp.float32) if values is None else values[-1]
+
+    loss, loss_rounds = total(infos.loss, infos.num_honest > 0)
+    error, error_rounds = total(infos.sign_error)
+    margin, margin_rounds = total(infos.margin)
+    return Metrics(
+        *(test.accuracy, test.loss, loss, error, margin),
+        *(last(infos.weights), last(infos.crossover)),
+        *(loss_rounds, error_rounds, margin_rounds),
+    )
+
+
+def means(totals: Metrics) -> Metrics:
+    """Metrics as they are recorded, on the host.
+
+    Args:
+        totals: of all seeds, what `totals` returned, in NumPy arrays.
+
+    Returns:
+        The `Metrics`.
+
+    Examples:
+        >>> one, none = np.ones(1, "f4"), np.zeros(1, "i4")
+        >>> workers = np.zeros((1, 3), "f4")
+        >>> sums = Metrics(
+        ...     one, one, 6 * one, one, one, workers, workers, none + 2, none, none
+        ... )
+        >>> means(sums).train_loss, means(sums).margin
+        (array([3.], dtype=float32), array([nan], dtype=float32))
+    """
+
+    def mean(total, rounds):
+        divisor = np.maximum(rounds, 1).astype(np.float32)
+        return np.where(rounds > 0, total / divisor, np.float32(np.nan))
+
+    decodes = totals.margin_rounds[:, None] > 0
+    return totals._replace(
+        train_loss=mean(totals.train_loss, totals.loss_rounds),
+        sign_error=mean(totals.sign_error, totals.sign_error_rounds),
+        margin=mean(totals.margin, totals.margin_rounds),
+        weights=np.where(decodes, totals.weights, np.float32(np.nan)),
+        crossover=np.where(decodes, totals.crossover, np.float32(np.nan)),
+    )
 
 
 def program_key(config: Experiment) -> Experiment:
@@ -117,6 +212,7 @@ def parts(
     learning_rate: float | jax.Array,
     flip_probability: float | jax.Array,
     strengths: Mapping[str, Any],
+    seed: int | jax.Array = 0,
 ) -> tuple[optax.GradientTransformation, Any, Any]:
     """Make the server, the attack and the membership that a configuration names.
 
@@ -126,6 +222,7 @@ def parts(
         learning_rate: the step, a scalar that may be traced, as may the next two.
         flip_probability: r of stochastic_sign_flip (scalar).
         strengths: options of the attack (scalars), instead of those in the name.
+        seed: the training seed, from which server and attack draw what they draw.
 
     Returns:
         The server's transformation, the `Attack`, and the membership function or None.
@@ -152,7 +249,8 @@ def parts(
         "actual_byzantine": config.num_byzantine,
     }
     choice = choose(registry.SERVERS, "decoder", config.decoder)
-    decoder = server = make(registry.SERVERS, choice, facts)
+    own = _randomness(seed, 1)
+    decoder = server = make(registry.SERVERS, choice, facts | own)
     if isinstance(decoder, Decoder):
         server = scale_by_sign_decoder(config.num_workers, decoder)
     else:  # Attackers who ask take such a server for a majority vote.
@@ -160,17 +258,56 @@ def parts(
     facts["decoder"] = decoder
     choice = choose(registry.ATTACKS, "attack", config.attack)
     options = tuple((dict(choice.options) | dict(strengths)).items())
-    attack = make(registry.ATTACKS, choice._replace(options=options), facts)
+    choice = choice._replace(options=options)
+    attack = make(registry.ATTACKS, choice, facts | _randomness(seed, 2))
     choice = choose(registry.MEMBERSHIPS, "membership", config.membership)
     membership = make(registry.MEMBERSHIPS, choice, facts)
     server = optax.chain(server, optax.scale_by_learning_rate(learning_rate))
     return server, attack, membership
 
 
+def _randomness(seed, user):
+    """What a server or an attack of this seed draws from, as facts."""
+    # Of the numbers that `split` and `byzantine_mask` fold in these are none.
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - user))
+    return {"key": key, "seed": jax.random.bits(key, dtype=jnp.uint32)}
+
+
+class _ByOperation(NamedTuple):
+    """What stands for a compiled program where `jax_disable_jit` forbids one."""
+
+    function: Any
+    out_info: Any
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def compiled(function: Any, *arguments, options: Any = None) -> Any:
+    """Compile a program, unless `jax_disable_jit` is set.
+
+    Args:
+        function: what `jax.jit` gave.
+        arguments: arrays, or their shapes and dtypes.
+        options: for the compiler.
+
+    Returns:
+        A function of such arguments, with an `out_info` of what it gives.
+
+    Examples:
+        >>> compiled(jax.jit(jnp.negative), jnp.float32(1)).out_info.shape
+        ()
+    """
+    config: Any = jax.config
+    if config.jax_disable_jit:
+        return _ByOperation(function, jax.eval_shape(function, *arguments))
+    return function.lower(*arguments).compile(options)
+
+
 @functools.lru_cache(maxsize=16)
 def compile_program(
     key: Experiment, structure: Any, leaves: tuple[Any, ...], num_rounds: int | None
-) -> jax.stages.Compiled:
+) -> Any:
     """Compile the start of an experiment, or a chunk of its rounds with a test.
 
     Args:
@@ -181,7 +318,7 @@ def compile_program(
 
     Returns:
         The start: `(seeds uint32 [S], byzantine bool [S, M], leaves) -> state`; or the
-        chunk: `(state, leaves) -> (state, Metrics)`, which consumes the state.
+        chunk: `(state, seeds, leaves) -> (state, totals)`, which consumes the state.
 
     Examples:
         >>> digits = data.load("digits")
@@ -197,7 +334,7 @@ def compile_program(
         (1, 15)
     """
 
-    def build(leaves):
+    def build(leaves, seed):
         inputs: Inputs = jax.tree.unflatten(structure, leaves)
         num_classes = inputs.dataset.num_classes
         choice = registry.choose(registry.MODELS, "model", key.model)
@@ -208,6 +345,7 @@ def compile_program(
             learning_rate=inputs.learning_rate,
             flip_probability=inputs.flip_probability,
             strengths=inputs.strengths,
+            seed=seed,
         )
         simulated = simulation(
             models.loss_fn(model),
@@ -222,14 +360,14 @@ def compile_program(
         return inputs, model, simulated
 
     def start(seed, byzantine, leaves):
-        inputs, model, simulated = build(leaves)
+        inputs, model, simulated = build(leaves, seed)
         model_key, run_key = jax.random.split(jax.random.key(seed))
         image = jnp.zeros((1, *inputs.dataset.test_inputs.shape[1:]))
         return simulated.init(run_key, model.init(model_key, image), byzantine)
 
-    def chunk(state, leaves):
+    def chunk(state, seed, leaves):
         assert num_rounds is not None
-        inputs, model, simulated = build(leaves)
+        inputs, model, simulated = build(leaves, seed)
         dataset = inputs.dataset
         if key.worker_chunk:
             sample_batch = batches.worker_indices(inputs.partition, key.batch_size)
@@ -245,21 +383,14 @@ def compile_program(
             dataset.test_labels,
             preprocess=functools.partial(data.standardise, dataset=dataset),
         )
-        return state, Metrics(
-            test_accuracy=test.accuracy,
-            test_loss=test.loss,
-            train_loss=jnp.mean(infos.loss),
-            sign_error=jnp.mean(infos.sign_error),
-            margin=jnp.mean(infos.margin),
-            weights=infos.weights[-1],
-            crossover=infos.crossover[-1],
-        )
+        return state, totals(test, infos, key.num_workers)
 
-    def of_seeds(states, leaves):
+    def of_seeds(states, seeds, leaves):
         # A CPU is faster at one seed after the other: each stays in its cache.
         if jax.default_backend() == "cpu":
-            return lax.map(lambda state: chunk(state, leaves), states)
-        return jax.vmap(chunk, in_axes=(0, None))(states, leaves)
+            of_seed = lambda each: chunk(each[0], each[1], leaves)  # noqa: E731
+            return lax.map(of_seed, (states, seeds))
+        return jax.vmap(chunk, in_axes=(0, 0, None))(states, seeds, leaves)
 
     seeds = jax.ShapeDtypeStruct((key.seeds,), jnp.uint32)
     byzantine = jax.ShapeDtypeStruct((key.seeds, key.num_workers), bool)
@@ -267,6 +398,7 @@ def compile_program(
     if num_rounds is None:
         # It runs once: that is not worth the time of the optimising passes.
         quickly: Any = {"xla_backend_optimization_level": 1}
-        return jax.jit(start).lower(seeds, byzantine, leaves).compile(quickly)
+        return compiled(jax.jit(start), seeds, byzantine, leaves, options=quickly)
     state = jax.eval_shape(start, seeds, byzantine, leaves)
-    return jax.jit(of_seeds, donate_argnums=0).lower(state, leaves).compile()
+    program = jax.jit(of_seeds, donate_argnums=0)
+    return compiled(program, state, seeds, leaves)

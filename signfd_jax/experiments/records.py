@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from typing import Any
 import jax
 
 from signfd_jax import __version__
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import console, files, plugins
 from signfd_jax.experiments.config import Experiment, fingerprint
+from signfd_jax.experiments.settings import changed_settings, settings
 
 try:
     import fcntl
@@ -35,8 +36,10 @@ __all__ = [
     "changes",
     "drop_cut_line",
     "environment",
+    "keep_environment",
     "locked",
     "make_folder",
+    "plain",
     "read_lines",
     "read_run",
     "run_folder",
@@ -52,13 +55,14 @@ def run_folder(output_dir: str | Path, config: Experiment) -> Path:
         config: the experiment.
 
     Returns:
-        `<output_dir>/<name>-<hash>`; the hash is the configuration's `fingerprint`.
+        `<output_dir>/<name>-<hash>`; the hash is the configuration's `fingerprint`, and
+        `~` the user's home.
 
     Examples:
         >>> run_folder("runs", Experiment(name="mine")).name.startswith("mine-")
         True
     """
-    return Path(output_dir) / f"{config.name}-{fingerprint(config)}"
+    return files.expanded(output_dir) / f"{config.name}-{fingerprint(config)}"
 
 
 def make_folder(path: str | Path) -> Path:
@@ -90,11 +94,17 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(
+    folder: Path, *, report: Callable[[str], None] = console.warn
+) -> Iterator[None]:
     """Keep a run's folder to this process; a process that dies frees it.
+
+    Some file systems have no locks, such as some of clusters. There the folder is left
+    open, and one line says so.
 
     Args:
         folder: the folder; it exists.
+        report: called with that line.
 
     Returns:
         A context manager.
@@ -123,6 +133,11 @@ def locked(folder: Path) -> Iterator[None]:
                     f"another process is at work in {folder}; wait until it ends, or "
                     "choose another --output-dir"
                 ) from None
+            except OSError as error:
+                report(
+                    f"{folder} cannot be locked ({console.reason(error)}); see that no "
+                    "other process is at work in it"
+                )
             # Whoever had it may have removed the file before it was free.
             if not path.exists() or not os.path.samestat(
                 os.fstat(file.fileno()), path.stat()
@@ -172,18 +187,30 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         >>> path.read_text()
         '{"round": 1, "loss": null}\n'
     """
-    lines = [json.dumps(_finite(record)) + "\n" for record in records]
+    lines = [json.dumps(plain(record)) + "\n" for record in records]
     with path.open("a") as file:
         file.writelines(lines)
 
 
-def _finite(value):
+def plain(value: Any) -> Any:
+    """What comes back when a record has been written and read.
+
+    Args:
+        value: a record, or a part of one, of plain values.
+
+    Returns:
+        The same with null for NaN and infinity, and lists for tuples.
+
+    Examples:
+        >>> plain({"loss": (math.nan, 0.5)})
+        {'loss': [None, 0.5]}
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 
@@ -201,7 +228,7 @@ def drop_cut_line(path: Path) -> None:
         '{"round": 1}\n'
     """
     if path.exists():
-        text = _text(path)
+        text = files.read_text(path)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_atomically(path, whole)
@@ -227,7 +254,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = _text(path).split("\n")
+    lines = files.read_text(path).split("\n")
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -241,13 +268,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
-
-
-def _text(path):
-    try:
-        return path.read_text()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text; the file is damaged") from None
 
 
 def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -272,13 +292,7 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
-    try:
-        config = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object of fields")
-    return config, read_lines(folder / "metrics.jsonl")
+    return files.read_json(path), read_lines(folder / "metrics.jsonl")
 
 
 def environment() -> dict[str, Any]:
@@ -286,13 +300,13 @@ def environment() -> dict[str, Any]:
 
     Returns:
         Versions of Python, of the libraries and of packages that add to the registries,
-        the device and their number, and the commit: of the checkout that signfd_jax is
-        in, ending in -dirty if its files were changed; None if it was installed
-        otherwise.
+        the device and their number, the `settings` of JAX that change results, and the
+        commit: of the checkout that signfd_jax is in, ending in -dirty if its files
+        were changed; None if it was installed otherwise.
 
     Examples:
         >>> sorted(environment())
-        ['commit', 'device', 'devices', 'versions']
+        ['commit', 'device', 'devices', 'settings', 'versions']
     """
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
@@ -303,8 +317,35 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "device": f"{device.platform}: {device.device_kind}",
         "devices": jax.device_count(),
+        "settings": settings(),
         "commit": _commit(),
     }
+
+
+def keep_environment(folder: Path, *, begun: bool) -> None:
+    """Record the environment of a folder that is filled by and by, or compare with it.
+
+    Args:
+        folder: the folder; it exists.
+        begun: whether it holds results already.
+
+    Raises:
+        ValueError: it does, and they were computed under other settings of JAX.
+
+    Examples:
+        >>> folder = Path(getfixture("tmp_path"))
+        >>> keep_environment(folder, begun=False)
+        >>> keep_environment(folder, begun=True)
+    """
+    path = folder / "environment.json"
+    if not begun:
+        write_atomically(path, json.dumps(environment(), indent=2) + "\n")
+    elif path.exists() and (changed := changed_settings(files.read_json(path))):
+        raise ValueError(
+            f"{folder} holds results under other settings of JAX ({changed}): others "
+            "cannot stand beside them; set them back, choose another --output-dir, or "
+            "begin again with --force"
+        )
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -321,9 +362,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         >>> changes({"versions": {"jax": "0.9"}}, {"versions": {"jax": "0.10"}})
         'jax 0.9'
     """
-    one, other = ({**e, **e.get("versions", {})} for e in (then, now))
-    names = [n for n in other if n != "versions" and one.get(n) != other[n]]
-    return ", ".join(f"{name} {one.get(name)}" for name in names)
+    parts = ("versions", "settings")
+    one, other = (
+        {k: v for k, v in e.items() if k not in parts}
+        | {k: v for part in parts for k, v in e.get(part, {}).items()}
+        for e in (then, now)
+    )
+    if "settings" not in then:  # of a version that did not record them
+        other = {k: v for k, v in other.items() if k not in now.get("settings", {})}
+    names = [name for name in other if one.get(name) != other[name]]
+    return ", ".join(
+        f"{name} {'not set' if one.get(name) == '' else one.get(name)}"
+        for name in names
+    )
 
 
 @functools.cache

@@ -14,11 +14,9 @@ Other packages add attacks, decoders and aggregation rules by entry points
 """
 
 import contextlib
-import difflib
 import inspect
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -28,7 +26,16 @@ from signfd_jax.aggregators import RULES, Rule, keyed, line, stateless
 from signfd_jax.decoders import Thresholds, correlation_defense
 from signfd_jax.decoding import Decoder, majority_vote
 from signfd_jax.defense import federated_defense, federated_voting
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import plugins, traffic
+from signfd_jax.experiments.choices import (
+    FACTS,
+    Choice,
+    asks_for,
+    canonical,
+    choose,
+    make,
+    traced_options,
+)
 from signfd_jax.likelihood import dawid_skene
 from signfd_jax.transform_rules import scale_by_aggregator
 
@@ -42,21 +49,11 @@ __all__ = [
     "SPLITS",
     "Choice",
     "asks_for",
+    "canonical",
     "choose",
     "make",
     "traced_options",
 ]
-
-
-FACTS = (
-    "actual_byzantine",
-    "decoder",
-    "labels",
-    "num_classes",
-    "num_workers",
-    "seed",
-)
-"""What a factory may ask for by naming an argument so."""
 
 
 def _stochastic_sign_flip(
@@ -95,6 +92,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
 DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 
 
+@traffic.sends(traffic.scaled_signs)
 def _ef_sign_sgd(
     num_workers: int, scale: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
@@ -104,28 +102,33 @@ def _ef_sign_sgd(
 
 
 def _stochastic_sign(
-    num_workers: int, bound: float = 1.0
+    num_workers: int, key: jax.Array | None = None, bound: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    return sign_family.scale_by_stochastic_sign(num_workers, bound)
+    return sign_family.scale_by_stochastic_sign(num_workers, bound, key=key)
 
 
-def _aggregation(make_rule: Callable[..., Rule]) -> Callable[..., Any]:
+def _aggregation(
+    make_rule: Callable[..., Rule], bits: Callable[..., Any] = traffic.dense
+) -> Callable[..., Any]:
     """A server from a line of `RULES`.
 
     Its options are the rule's own, `num_byzantine` (the number f that the rule assumes;
     none: as many as there are, or the most that the rule allows with so many workers)
-    and `scale`, which multiplies the learning rate.
+    and `scale`, which multiplies the learning rate. `bits` says what it sends.
     """
 
     def make(
         num_workers: int,
         actual_byzantine: int,
+        key: jax.Array | None = None,
         num_byzantine: int | None = None,
         scale: float = 1.0,
         **options,
     ) -> optax.GradientTransformationExtraArgs:
+        key = jax.random.key(0) if key is None else key
+
         def rule_for(f):
-            rule = make_rule(f, jax.random.key(0), **options)
+            rule = make_rule(f, key, **options)
             rule.init(num_workers, 1)  # its preconditions
             return rule
 
@@ -143,13 +146,24 @@ def _aggregation(make_rule: Callable[..., Rule]) -> Callable[..., Any]:
     rule_options = list(inspect.signature(make_rule).parameters.values())[2:]
     signature = inspect.Signature([*own, *rule_options])
     make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-    return make
+    return traffic.sends(bits)(make)
 
 
 def _own_rule(function: Callable[..., Any]) -> Callable[..., Any]:
     """A server from a function of another package, `[M, D] -> [D]`."""
     wants_key = next(iter(inspect.signature(function).parameters), "") == "key"
-    return _aggregation(line(keyed if wants_key else stateless, function))
+    rule = line(keyed if wants_key else stateless, function)
+    return _aggregation(rule, getattr(function, "bits", traffic.dense))
+
+
+@traffic.sends(traffic.sparse_signs)
+def _s3gd_mv(
+    num_workers: int, fraction: float = 0.1, decay: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    return sign_family.scale_by_sparse_sign(num_workers, fraction, decay=decay)
+
+
+_BITS_OF_RULES = {"top_k_multi_krum": traffic.top_k}  # of the others: floats
 
 
 SERVERS: dict[str, Callable[..., Any]] = {
@@ -157,23 +171,27 @@ SERVERS: dict[str, Callable[..., Any]] = {
     "signum": sign_family.scale_by_signum,
     "ef_sign_sgd": _ef_sign_sgd,
     "stochastic_sign": _stochastic_sign,
-    "s3gd_mv": sign_family.scale_by_sparse_sign,
+    "s3gd_mv": _s3gd_mv,
     "distributed_lion": sign_family.scale_by_distributed_lion,
-    **{name: _aggregation(make_rule) for name, make_rule in RULES.items()},
+    **{
+        name: _aggregation(make_rule, _BITS_OF_RULES.get(name, traffic.dense))
+        for name, make_rule in RULES.items()
+    },
 }
-SERVERS |= {
-    name: _own_rule(function)
-    for name, function in plugins.load("signfd_jax.rules", taken=SERVERS).items()
-}
+SERVERS |= plugins.load("signfd_jax.rules", taken=SERVERS, make=_own_rule)
 
 
 def _adaptive(
-    decoder: Any, against: str = "", trials: int = 3, horizon: int = 4
+    decoder: Any,
+    against: str = "",
+    trials: int = 3,
+    horizon: int = 4,
+    seed: int | jax.Array = 0,
 ) -> attacks.Attack:
     # `against` names the decoder to defeat, where it is not the server's own.
     if against:
         decoder = make(DECODERS, choose(DECODERS, "decoder", against), {})
-    return attacks.adaptive(decoder, trials=trials, horizon=horizon)
+    return attacks.adaptive(decoder, trials=trials, horizon=horizon, seed=seed)
 
 
 ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
@@ -232,173 +250,3 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
 }
-
-
-class Choice(NamedTuple):
-    """A name of a registry with its options.
-
-    Attributes:
-        name: the name.
-        options: the options that were given, `(argument, value)` pairs sorted by
-            argument; a value is an int, float, bool, str or None.
-    """
-
-    name: str
-    options: tuple[tuple[str, Any], ...]
-
-
-def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> Choice:
-    """Parse a choice and check it against its registry.
-
-    Args:
-        registry: dict of factories.
-        kind: what it holds, in the singular, for the error's text.
-        text: `name`, `name:value` or `name:option=value,option=value`.
-
-    Returns:
-        A `Choice`.
-
-    Raises:
-        ValueError: the name or an option is unknown, or a value is not a number,
-            true, false or none.
-
-    Examples:
-        >>> choose(DECODERS, "decoder", "federated_defense:forgetting=0.95")
-        Choice(name='federated_defense', options=(('forgetting', 0.95),))
-        >>> choose(SPLITS, "split", "dirichlet:0.3")
-        Choice(name='dirichlet', options=(('alpha', 0.3),))
-    """
-    name, _, rest = text.partition(":")
-    if name not in registry:
-        close = difflib.get_close_matches(name, registry, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(
-            f"unknown {kind} {name!r}{hint}; known are {', '.join(sorted(registry))}"
-        )
-    parameters = _options(registry[name])
-    accepted = list(parameters)
-    options = {}
-    for part in filter(None, rest.split(",")):
-        option, equals, value = part.partition("=")
-        if not equals:
-            option, value = (accepted or ["a value"])[0], option
-        if option not in accepted:
-            raise ValueError(
-                f"{kind} {name} has no option {option!r}; "
-                f"it has {', '.join(accepted) or 'none'}"
-            )
-        options[option] = _value(part, value, parameters[option].annotation)
-    for option, parameter in parameters.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise ValueError(
-                f"{kind} {name} needs {option}: write {name}:{option}=..., or "
-                f"{name}:... where it is the only one"
-            )
-    return Choice(name, tuple(sorted(options.items())))
-
-
-def make(
-    registry: Mapping[str, Callable[..., Any]],
-    choice: Choice,
-    facts: Mapping[str, Any],
-) -> Any:
-    """Call the factory that a choice names.
-
-    Args:
-        registry: the dict of factories that the choice was checked against.
-        choice: what `choose` returned, or the same with other (traced) values.
-        facts: values of arguments that the choice leaves out, by name; those that the
-            factory does not have are left alone.
-
-    Returns:
-        Whatever the factory makes.
-
-    Examples:
-        >>> choice = choose(ATTACKS, "attack", "label_flip")
-        >>> make(ATTACKS, choice, {"num_classes": 10, "num_workers": 15}).entry
-        'data'
-    """
-    factory = registry[choice.name]
-    parameters = _parameters(factory)
-    asked = {name: value for name, value in facts.items() if name in parameters}
-    return factory(**(asked | dict(choice.options)))
-
-
-def traced_options(
-    registry: Mapping[str, Callable[..., Any]], choice: Choice
-) -> dict[str, Any]:
-    """The options of a choice that may be arrays, so that one program serves all.
-
-    Args:
-        registry: the dict of factories that the choice was checked against.
-        choice: what `choose` returned.
-
-    Returns:
-        Those options whose annotation admits a `jax.Array`, by their name.
-
-    Examples:
-        >>> traced_options(ATTACKS, choose(ATTACKS, "attack", "gaussian:2.0"))
-        {'standard_deviation': 2.0}
-    """
-    parameters = _options(registry[choice.name])
-    return {
-        name: value
-        for name, value in choice.options
-        if jax.Array in typing.get_args(parameters[name].annotation)
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-    }
-
-
-def asks_for(
-    registry: Mapping[str, Callable[..., Any]], choice: Choice, fact: str
-) -> bool:
-    """Whether a fact of the experiment changes what a choice makes.
-
-    Args:
-        registry: the dict of factories that the choice was checked against.
-        choice: what `choose` returned.
-        fact: one of `FACTS`.
-
-    Returns:
-        True where the factory has an argument of that name. The actual number of
-        Byzantine workers does not matter to a rule that was told what to assume.
-
-    Examples:
-        >>> choice = choose(SERVERS, "decoder", "krum")
-        >>> asks_for(SERVERS, choice, "actual_byzantine")
-        True
-        >>> choice = choose(SERVERS, "decoder", "krum:num_byzantine=2")
-        >>> asks_for(SERVERS, choice, "actual_byzantine")
-        False
-    """
-    options, parameters = dict(choice.options), _parameters(registry[choice.name])
-    told = options.get("num_byzantine") is not None
-    return fact in parameters and not (fact == "actual_byzantine" and told)
-
-
-def _options(factory):
-    """The arguments of a factory that a user may set."""
-    flax_own = ("parent", "name")
-    hidden = (*FACTS, *flax_own)
-    return {k: v for k, v in _parameters(factory).items() if k not in hidden}
-
-
-def _parameters(factory):
-    return inspect.signature(factory).parameters
-
-
-def _value(part, text, annotation):
-    if annotation is str:
-        return text
-    named = {"none": None, "true": True, "false": False}
-    if text.lower() in named:
-        return named[text.lower()]
-    admitted = {annotation, *typing.get_args(annotation)}
-    # A whole number where a float is wanted must not become an integer array.
-    for kind in (float,) if float in admitted and int not in admitted else (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise ValueError(f"{part!r}: {text!r} is neither a number nor true, false or none")

@@ -4,7 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-from signfd_jax.experiments import records
+from signfd_jax.experiments import files, records
 
 __all__ = ["difference"]
 
@@ -45,9 +45,9 @@ def difference(earlier: str | Path, later: str | Path) -> str:
 
 
 def _lines(path):
-    return path.read_text().splitlines() if path.exists() else []
+    return files.read_text(path).splitlines() if path.exists() else []
 
 
 def _environment(folder):
     path = folder / "environment.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}

@@ -22,7 +22,7 @@ from signfd_jax.experiments.config import Experiment
 
 __all__ = ["agreed", "heeded_signals", "held_back_signals", "resume", "schedule"]
 
-_SECONDS = 30.0  # before the first checkpoint, so that a short run has none
+_SECONDS = 30.0  # from one checkpoint to the next
 _SHARE = 20  # checkpoints take at most the twentieth part of the time
 
 
@@ -39,7 +39,8 @@ def resume(
         folder: the run's folder.
         config: the experiment.
         start: the state before the first round, after 0 of them.
-        report: called with one line for each checkpoint that is refused.
+        report: called with one line for each checkpoint that is refused, and one that
+            says where the run goes on.
 
     Returns:
         The newest `Checkpoint` that can be used, or `start`.
@@ -48,6 +49,7 @@ def resume(
         >>> folder = getfixture("tmp_path")
         >>> start = Checkpoint({}, rounds=0, seconds=0.0)
         >>> resume(folder, Experiment(), start).rounds
+        no checkpoint in ...: starting from round 0
         0
         >>> (folder / "metrics.jsonl").read_text()
         ''
@@ -56,7 +58,8 @@ def resume(
     if jax.process_index() > 0:  # the first process knows which one
         found = checkpoints.restore(folder, start.state, config)
         return start if found is None else found
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     tests = [*range(config.eval_every, config.rounds, config.eval_every), config.rounds]
     heads = [(t, config.seed + s) for t in tests for s in range(config.seeds)]
     whole = 0
@@ -69,7 +72,12 @@ def resume(
         newest=[0, *tests][whole // config.seeds],
         report=report,
     )
-    found = start if found is None else found
+    if found is None:
+        found = start
+        report(f"no checkpoint in {folder}: starting from round 0")
+    else:
+        when = checkpoints.written(folder, found.rounds)
+        report(f"resuming from round {found.rounds} (checkpoint of {when})")
     kept = sum(rounds <= found.rounds for rounds, _ in heads)
     records.write_atomically(path, "".join(lines[:kept]))
     return found
@@ -84,22 +92,22 @@ def _head(line):
         return None
 
 
-def agreed(flag: bool) -> bool:
-    """Whether any process says so: all of them save, and stop, at the same test.
+def agreed(number: int) -> int:
+    """The highest number that any process says: all save, and stop, at the same test.
 
     Args:
-        flag: what this process says.
+        number: what this process says, such as the signal that stops it, or 0.
 
     Returns:
-        True if any process said True.
+        The highest of all.
 
     Examples:
-        >>> agreed(True), agreed(False)
-        (True, False)
+        >>> agreed(signal.SIGTERM) == signal.SIGTERM
+        True
     """
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+        return number
+    return int(multihost_utils.process_allgather(np.asarray(number)).max())
 
 
 def schedule(
@@ -107,15 +115,19 @@ def schedule(
     *,
     every: int | None,
     rounds: int,
-    agree: Callable[[bool], bool] = bool,
+    last: int | None = None,
+    agree: Callable[[int], int] = int,
 ) -> Callable[[Checkpoint, bool], None]:
     """Decide at each test whether it is time for a checkpoint.
 
     Args:
         save: writes one.
-        every: rounds from one to the next; None: at the first test after 30 seconds,
-            or after 20 times what the last one took, whichever is later.
+        every: rounds from one to the next; None: one at the first test, and from then
+            on one at the first test after 30 seconds, or after 20 times what the one
+            before took, whichever is later.
         rounds: rounds of the checkpoint that there is, 0 without one.
+        last: rounds of the whole run, after which none is written of itself; None: not
+            known.
         agree: see `agreed`.
 
     Returns:
@@ -129,13 +141,14 @@ def schedule(
         30
         60
     """
-    last_time, pause = time.monotonic(), _SECONDS
+    last_time, pause = time.monotonic(), 0.0
 
     def offer(checkpoint, now):
         nonlocal rounds, last_time, pause
         begun = time.monotonic()
         if every is None:
-            now = now or begun - last_time >= pause
+            due = begun - last_time >= pause and checkpoint.rounds != last
+            now = now or due
         else:
             now = now or checkpoint.rounds // every > rounds // every
         if agree(now) and checkpoint.rounds > rounds:

@@ -20,11 +20,23 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data, theory
-from signfd_jax.experiments import checkpoints, records, resuming, sharded, training
+from signfd_jax.experiments import (
+    checkpoints,
+    console,
+    files,
+    interrupts,
+    plugins,
+    records,
+    resuming,
+    sharded,
+    training,
+)
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.ledger import bits_per_round
 from signfd_jax.experiments.parameters import save_params
+from signfd_jax.experiments.settings import check_settings
+from signfd_jax.experiments.tables import mean
 
 __all__ = ["run_experiment"]
 
@@ -32,6 +44,7 @@ _LISTED = 1000  # workers: of more, records hold quantiles instead of lists
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def run_experiment(
     config: Experiment,
     output_dir: str | Path = "runs",
@@ -49,9 +62,9 @@ def run_experiment(
     the same metrics and parameters, bit for bit, as one that was not. Ctrl-C and
     SIGTERM stop it at the next test, where it writes a checkpoint.
 
-    Left alone, a run of less than 30 seconds writes no checkpoint. What they cost
-    otherwise: `signfd run digits --decoder federated_defense --checkpoint-every 100`
-    (300 rounds) takes 3 % more processor time than without (11.9 s; 11.5 s), and with
+    It says on stderr where it goes on, or that there is no checkpoint. What these cost:
+    `signfd run digits --decoder federated_defense --checkpoint-every 100` (300 rounds)
+    takes 3 % more processor time than without (11.9 s; 11.5 s), and with
     `--checkpoint-every 20` 9 % (12.5 s).
 
     Args:
@@ -61,8 +74,8 @@ def run_experiment(
         force: run again what is finished, and from the start what was stopped.
         progress: show a progress bar on stderr.
         checkpoint_every: rounds from one checkpoint to the next, counted at the tests;
-            None: one at the first test after 30 seconds, but no more than a twentieth
-            of the time goes into them.
+            None: one at the first test, and then one every 30 seconds, but no more than
+            a twentieth of the time goes into them.
         keep_checkpoints: number of checkpoints that stay, the newest.
         distributed: share the workers out to all devices of all processes that have
             joined (`launch.join`), which must see the same `output_dir`.
@@ -72,10 +85,12 @@ def run_experiment(
         file: it tells whether the run had been finished already.
 
     Raises:
-        ValueError: the configuration or the data are not as they should be, or another
-            process is at work in the folder.
+        ValueError: the configuration or the data are not as they should be, another
+            process is at work in the folder, or the run was begun under other settings
+            of JAX.
         OSError: the folder cannot be written.
-        KeyboardInterrupt: it was stopped; what was done is kept.
+        KeyboardInterrupt: it was stopped; what was done is kept. By SIGTERM, it is an
+            `interrupts.Terminated`.
 
     Examples:
         >>> config = Experiment(rounds=2, eval_every=1, batch_size=4)
@@ -83,7 +98,7 @@ def run_experiment(
         ...     config, getfixture("tmp_path"), progress=False
         ... )
         >>> summary["rounds"], sorted(path.suffix for path in folder.iterdir())
-        (2, ['.json', '.json', '.json', '.jsonl', '.npz'])
+        (2, ['', '.json', '.json', '.json', '.jsonl', '.npz'])
     """
     training.check(config)
     if checkpoint_every is not None and checkpoint_every < 1:
@@ -93,17 +108,24 @@ def run_experiment(
     folder = records.run_folder(output_dir, config)
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:
-        return folder, json.loads(summary_path.read_text()) | {"finished_before": True}
+        return folder, files.read_json(summary_path) | {"finished_before": True}
+    if not force:
+        check_settings(folder)
     if distributed:
         sharded.check_sharded(config, jax.device_count())
     first = jax.process_index() == 0
-    records.make_folder(output_dir)
+    if first:
+        plugins.warn_of_broken()
+    records.make_folder(folder.parent)
     dataset = data.load(config.dataset, data_dir=data_dir)
     split = training.split_examples(config, dataset)
     prepare = sharded.prepare_sharded if distributed else training.prepare
     records.make_folder(folder)
     try:
-        with records.locked(folder) if first else contextlib.nullcontext():
+        lock = records.locked(folder, report=_report)
+        with lock if first else contextlib.nullcontext():
+            if first and progress:
+                _report("compiling ...")
             prepared = prepare(config, dataset, split)
             if first:
                 _set_up(folder, config, force)
@@ -118,23 +140,24 @@ def run_experiment(
                     save,
                     every=checkpoint_every,
                     rounds=begin.rounds,
+                    last=config.rounds,
                     agree=resuming.agreed,
                 )
                 end = _train(folder, config, prepared, begin, offer, stopped, progress)
             if first:
                 summary = _summary(folder, config, prepared, end)
-                text = json.dumps(summary, indent=2) + "\n"
+                text = json.dumps(records.plain(summary), indent=2) + "\n"
                 records.write_atomically(summary_path, text)
             resuming.agreed(True)  # nobody reads it before it is written
     finally:
         if first:
             with contextlib.suppress(OSError):  # it holds something
                 folder.rmdir()
-    return folder, json.loads(summary_path.read_text()) | {"finished_before": False}
+    return folder, files.read_json(summary_path) | {"finished_before": False}
 
 
 def _report(line):
-    tqdm.write(f"signfd: {line}", file=sys.stderr)
+    tqdm.write(f"signfd: {line}", file=console.patient(sys.stderr))
 
 
 def _set_up(folder, config, force):
@@ -153,7 +176,13 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
     up, down = bits_per_round(config, prepared.num_coordinates)
     total, first = config.rounds, jax.process_index() == 0
     quiet = not (progress and first)
-    with tqdm(total=total, initial=rounds, unit="round", disable=quiet) as bar:
+    with tqdm(
+        total=total,
+        initial=rounds,
+        unit="round",
+        disable=quiet,
+        file=console.patient(sys.stderr),
+    ) as bar:
         bar.set_description(folder.name)
         while rounds < total:
             begun = time.perf_counter()
@@ -170,10 +199,10 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
                 f"{_peak_memory() / 2**30:.1f} GiB"
             )
             bar.update(rounds - bar.n)
-            stop = resuming.agreed(bool(stopped))
-            offer(Checkpoint(state, rounds, seconds), stop)
+            stop = resuming.agreed(stopped[0] if stopped else 0)
+            offer(Checkpoint(state, rounds, seconds), bool(stop))
             if stop and rounds < total:
-                raise KeyboardInterrupt
+                raise interrupts.stopped_by(stop)
     return Checkpoint(state, rounds, seconds)
 
 
@@ -181,13 +210,19 @@ def _lines(config, rounds, metrics, bits):
     """One record a seed."""
     lines = []
     for s in range(config.seeds):
-        values = {name: array[s] for name, array in metrics._asdict().items()}
+        values = {
+            name: array[s]
+            for name, array in metrics._asdict().items()
+            if not name.endswith("_rounds")
+        }
         seed = config.seed + s
         mask = training.byzantine_mask(config, seed)
         head: dict[str, Any] = {"round": rounds, "seed": seed}
         # What the theory makes of the estimates, to hold beside `sign_error`.
-        crossover = jnp.clip(metrics.crossover[s], 0, 1)
-        error_bound = float(theory.bhattacharyya_bounds(crossover)[1])
+        crossover, error_bound = metrics.crossover[s], math.nan
+        if not np.isnan(crossover).any():  # the server estimates them
+            bounds = theory.bhattacharyya_bounds(jnp.asarray(crossover.clip(0, 1)))
+            error_bound = float(bounds[1])
         if config.num_workers <= _LISTED:
             head["byzantine"] = mask.nonzero()[0].tolist()
         else:
@@ -222,13 +257,13 @@ def _peak_memory():
 def _summary(folder, config, prepared, end):
     """What `summary.json` holds, beside the parameters, which are written first."""
     last = records.read_lines(folder / "metrics.jsonl")[-config.seeds :]
-    nan = float("nan")
     accuracies = [line["test_accuracy"] for line in last]
-    losses = [nan if line["test_loss"] is None else line["test_loss"] for line in last]
+    losses = [line["test_loss"] for line in last]
     return {
-        "test_accuracy": statistics.fmean(accuracies),
+        "test_accuracy": mean(accuracies),
         "test_accuracy_by_seed": accuracies,
-        "test_loss": statistics.fmean(losses),
+        # A loss that is null was measured: it is beyond what JSON can say.
+        "test_loss": math.nan if None in losses else mean(losses),
         "rounds": config.rounds,
         "compile_seconds": prepared.compile_seconds,
         "seconds_per_round": end.seconds / config.rounds,

@@ -28,13 +28,14 @@ from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import vary
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.experiments.program import Metrics, parts
+from signfd_jax.experiments.program import compiled, means, parts, totals
 from signfd_jax.experiments.training import (
     Training,
     byzantine_mask,
     check,
     split_examples,
 )
+from signfd_jax.observed import honest_loss, round_info
 from signfd_jax.simulate import SimulationState
 
 __all__ = ["Shards", "check_sharded", "prepare_sharded", "share_out"]
@@ -192,7 +193,7 @@ def prepare_sharded(
     start = jax.shard_map(start, mesh=mesh, in_specs=P(), out_specs=specs)
     # As in `compile_program`: the first parameters must be the same to the last bit.
     quickly: Any = {"xla_backend_optimization_level": 1}
-    start = jax.jit(start).lower(*begin).compile(quickly)
+    start = compiled(jax.jit(start), *begin, options=quickly)
     state: Any = start.out_info
     chunks = {}
     for length in {
@@ -202,17 +203,17 @@ def prepare_sharded(
         program = jax.shard_map(
             functools.partial(chunk, length),
             mesh=mesh,
-            in_specs=(specs, Shards(*shard_specs), P()),
+            in_specs=(specs, P(), Shards(*shard_specs), P()),
             out_specs=(specs, P()),
         )
         program = jax.jit(program, donate_argnums=0)
-        chunks[length] = program.lower(state, shards, facts).compile()
+        chunks[length] = compiled(program, state, begin[0], shards, facts)
     compile_seconds = time.perf_counter() - begun
 
     def advance(state, rounds):
         length = min(config.eval_every, config.rounds - rounds)
-        state, metrics = chunks[length](state, shards, facts)
-        return state, rounds + length, jax.device_get(metrics)
+        state, sums = chunks[length](state, begin[0], shards, facts)
+        return state, rounds + length, means(jax.device_get(sums))
 
     sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
     return Training(
@@ -231,7 +232,7 @@ def _put(array, mesh, spec):
     return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
 
 
-def _parts(config, num_classes, learning_rate):
+def _parts(config, num_classes, learning_rate, seed=0):
     choice = registry.choose(registry.ATTACKS, "attack", config.attack)
     return parts(
         config,
@@ -239,6 +240,7 @@ def _parts(config, num_classes, learning_rate):
         learning_rate=learning_rate,
         flip_probability=config.flip_probability,
         strengths=dict(choice.options),
+        seed=seed,
     )
 
 
@@ -280,7 +282,7 @@ def _programs(config, num_devices, structure):
         states = [of_seed(*each) for each in zip(seeds, masks, strict=True)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-    def chunk(num_rounds, states, shards, leaves):
+    def chunk(num_rounds, states, seeds, shards, leaves):
         facts: data.Dataset = jax.tree.unflatten(structure, leaves)
         dataset = dataclasses.replace(
             facts, train_inputs=shards.inputs[0], train_labels=shards.labels[0]
@@ -294,14 +296,16 @@ def _programs(config, num_devices, structure):
             first_worker=first,
         )
         model = model_of(facts)
-        step = _step(config, tx, model, dataset.num_classes, first, rows)
 
-        def one_round(state, _):
-            key, batch_key = jax.random.split(state.key)
-            return step(state._replace(key=key), sample_batch(batch_key))
+        def of_seed(each):
+            state, seed = each
+            step = _step(config, tx, model, dataset.num_classes, first, rows, seed)
 
-        def of_seed(state):
-            state, losses = lax.scan(one_round, state, length=num_rounds)
+            def one_round(state, _):
+                key, batch_key = jax.random.split(state.key)
+                return step(state._replace(key=key), sample_batch(batch_key))
+
+            state, infos = lax.scan(one_round, state, length=num_rounds)
             test = models.evaluate(
                 model,
                 state.params,
@@ -309,18 +313,9 @@ def _programs(config, num_devices, structure):
                 facts.test_labels,
                 preprocess=functools.partial(data.standardise, dataset=facts),
             )
-            info = state.opt_state[0].info
-            return state, Metrics(
-                test_accuracy=test.accuracy,
-                test_loss=test.loss,
-                train_loss=jnp.mean(losses),
-                sign_error=jnp.full((), jnp.nan, jnp.float32),
-                margin=info.margin,
-                weights=info.weights,
-                crossover=info.crossover,
-            )
+            return state, totals(test, infos, workers)
 
-        return lax.map(of_seed, states)
+        return lax.map(of_seed, (states, seeds))
 
     return start, chunk, specs
 
@@ -329,9 +324,9 @@ def _for_seeds(spec):
     return P(None, *spec) if spec else P()
 
 
-def _step(config, tx, model, num_classes, first, rows):
+def _step(config, tx, model, num_classes, first, rows, seed):
     """One round on one device: `simulate.simulation`'s, with the same draws."""
-    _, attack, membership = _parts(config, num_classes, config.learning_rate)
+    _, attack, membership = _parts(config, num_classes, config.learning_rate, seed)
     gradients_of = jax.vmap(
         jax.value_and_grad(models.loss_fn(model)), in_axes=(None, 0)
     )
@@ -366,15 +361,14 @@ def _step(config, tx, model, num_classes, first, rows):
             gradients, state.opt_state, state.params, present=present
         )
         losses = lax.psum(among_all(losses), _AXIS)
-        honest = ~byzantine & present
-        loss = jnp.sum(jnp.where(honest, losses, 0)) / jnp.maximum(
-            jnp.sum(honest), 1
-        ).astype(losses.dtype)
+        loss, num_honest = honest_loss(losses, ~byzantine & present)
+        # Nobody has the mean gradient, and so a sign error.
+        info = round_info(opt_state, loss, num_honest, sign_error=False)
         return state._replace(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             round=state.round + 1,
             key=key,
-        ), loss
+        ), info
 
     return step

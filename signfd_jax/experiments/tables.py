@@ -9,7 +9,15 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Pivot", "accuracy_table", "markdown", "mean_and_error", "pivot"]
+__all__ = [
+    "Pivot",
+    "accuracy_table",
+    "markdown",
+    "mean",
+    "mean_and_error",
+    "measured",
+    "pivot",
+]
 
 
 class Pivot(NamedTuple):
@@ -34,11 +42,44 @@ class Pivot(NamedTuple):
         It is NaN where the decoder was not run.
         """
         means = (
-            (statistics.fmean(accuracies), attackers)
+            (mean(accuracies), attackers)
             for (s, attackers, d), accuracies in self.accuracies.items()
-            if (s, d) == (setting, decoder)
+            if (s, d) == (setting, decoder) and measured(accuracies)
         )
         return min(means, default=(math.nan, "none"))
+
+
+def measured(values: Iterable[float | None]) -> list[float]:
+    """Those of some numbers that there are.
+
+    Args:
+        values: numbers; None or NaN stands where nothing was measured.
+
+    Returns:
+        The others.
+
+    Examples:
+        >>> measured([0.5, None, math.nan])
+        [0.5]
+    """
+    return [v for v in values if v is not None and not math.isnan(v)]
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """Mean of what was measured.
+
+    Args:
+        values: numbers; None or NaN stands where nothing was measured.
+
+    Returns:
+        The mean of the others; NaN if there are none.
+
+    Examples:
+        >>> mean([0.5, None, 0.7])
+        0.6
+    """
+    there = measured(values)
+    return statistics.fmean(there) if there else math.nan
 
 
 def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
@@ -48,7 +89,8 @@ def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
         records: what `compare.run_grid` returned.
 
     Returns:
-        A `Pivot`, in the order of the records.
+        A `Pivot`, in the order of the records. A setting also names the fields in which
+        records differ beside those that every label has.
 
     Examples:
         >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
@@ -57,10 +99,12 @@ def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
         >>> pivot([record]).worst("iid, batch 4", "d")
         (0.6, '6 gaussian')
     """
+    records = list(records)
+    others = _differing([record["config"] for record in records])
     accuracies = {}
     for record in records:
         config = record["config"]
-        key = _setting(config), _attackers(config), config["decoder"]
+        key = _setting(config, others), _attackers(config), config["decoder"]
         accuracies[key] = record["test_accuracy"]
     settings, attackers, decoders = (
         list(dict.fromkeys(key[axis] for key in accuracies)) for axis in range(3)
@@ -69,9 +113,28 @@ def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
     return Pivot(settings, attackers, decoders, accuracies)
 
 
-def _setting(config):
+# The fields that labels show, and those that change no result or are told by others.
+_SHOWN = ("split", "batch_size", "wire", "decoder", "attack", "num_byzantine")
+_SHOWN += ("membership", "name", "worker_chunk")
+
+
+def _differing(configs):
+    """Fields in which records of one label would differ, so that none hides another."""
+    fields = dict.fromkeys(field for config in configs for field in config)
+    differ = [f for f in fields if f not in _SHOWN and _several(configs, f)]
+    # Where nobody lies, the label of the attackers does not say who is there.
+    free = [config for config in configs if config["num_byzantine"] == 0]
+    return [*differ, "membership"] if _several(free, "membership") else differ
+
+
+def _several(configs, field):
+    return len({str(config.get(field)) for config in configs}) > 1
+
+
+def _setting(config, others):
     wire = "" if config["wire"] == "ternary" else ", one bit"
-    return f"{config['split']}, batch {config['batch_size']}{wire}"
+    more = "".join(f", {field} {config.get(field)}" for field in others)
+    return f"{config['split']}, batch {config['batch_size']}{wire}{more}"
 
 
 def _attackers(config):
@@ -81,23 +144,24 @@ def _attackers(config):
     return f"{config['num_byzantine']} {config['attack']}{drawn}"
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
     """Mean over seeds and its standard error.
 
     Args:
-        values: one number a seed.
+        values: one number a seed; None or NaN where nothing was measured.
 
     Returns:
-        The mean, and the standard error; NaN where there is one seed.
+        The mean, NaN where nothing was measured; and the standard error, NaN where
+        there is one seed.
 
     Examples:
         >>> mean_and_error([0.5, 0.7])
         (0.6, 0.1)
     """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, statistics.stdev(values) / math.sqrt(len(values))
+    there = measured(values)
+    if len(there) < 2:
+        return mean(there), math.nan
+    return mean(there), statistics.stdev(there) / math.sqrt(len(there))
 
 
 def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
@@ -131,16 +195,16 @@ def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
                 rows.append([setting, attackers, *cells])
     for setting in table.settings:
         worst = [table.worst(setting, decoder)[0] for decoder in table.decoders]
-        cells = ["" if math.isnan(mean) else f"{mean:.3f}" for mean in worst]
+        cells = ["" if math.isnan(value) else f"{value:.3f}" for value in worst]
         rows.append([setting, "worst case", *cells])
     return markdown(rows)
 
 
 def _cell(values):
-    if values is None:
+    if not measured(values or []):
         return ""
-    mean, error = mean_and_error(values)
-    return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
+    value, error = mean_and_error(values)
+    return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -19,6 +19,7 @@ from signfd_jax.experiments.program import (
     Inputs,
     Metrics,
     compile_program,
+    means,
     parts,
     program_key,
 )
@@ -183,8 +184,8 @@ def prepare(
 
     def advance(state, rounds):
         length = min(config.eval_every, config.rounds - rounds)
-        state, metrics = chunks[length](state, tuple(leaves))
-        return state, rounds + length, jax.device_get(metrics)
+        state, sums = chunks[length](state, seeds, tuple(leaves))
+        return state, rounds + length, means(jax.device_get(sums))
 
     return Training(
         start=lambda: start(seeds, masks, tuple(leaves)),

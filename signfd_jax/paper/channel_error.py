@@ -122,8 +122,10 @@ def decoding_in_training(
     def train(decoder):
         found = _train(rounds, setting, base, decoder, every, 1.0)
         error, estimated, true = (np.stack(part) for part in zip(*found, strict=True))
-        exact = [float(theory.decoding_error(jnp.asarray(p))) for p in true]
-        bound = [float(theory.bhattacharyya_bounds(jnp.asarray(p))[1]) for p in true]
+        # A worker that did not vote has no p, and no part in the decision.
+        voted = [jnp.asarray(p[~np.isnan(p)]) for p in true]
+        exact = [float(theory.decoding_error(p)) for p in voted]
+        bound = [float(theory.bhattacharyya_bounds(p)[1]) for p in voted]
         return {
             "error": error.tolist(),
             "estimated": estimated.tolist(),
@@ -133,7 +135,7 @@ def decoding_in_training(
         }
 
     learned = train(federated_defense())
-    honest = np.asarray(learned["true"])[:, ~lies].mean()
+    honest = np.nanmean(np.asarray(learned["true"])[:, ~lies])
     known = jnp.where(jnp.asarray(lies), 1 - honest, honest).astype(jnp.float32)
     return {
         "round": tests(base, every),

@@ -4,9 +4,9 @@
 """
 
 import dataclasses
-import math
 import statistics
 
+from signfd_jax.experiments.tables import mean
 from signfd_jax.paper import channel_error, side_by_side
 from signfd_jax.paper.outcome import CLOSE, Claim, Finding, Lab, Outcome, format_mean
 from signfd_jax.paper.scales import Scale
@@ -25,7 +25,7 @@ def _estimation(scale: Scale, lab: Lab) -> Outcome:
     early = len(trained["round"]) // 3
 
     def mean_error(server):
-        return statistics.fmean(trained[server]["error"][:early])
+        return mean(trained[server]["error"][:early])
 
     fd, best, vote = map(mean_error, (_FD, "oracle", _MV))
     off = drawn["error"][-1] - drawn["oracle"]
@@ -48,8 +48,8 @@ def _estimation(scale: Scale, lab: Lab) -> Outcome:
         ),
     )
     measured = trained[_FD]["error"]
-    below = sum(e > p for e, p in zip(measured, trained[_FD]["exact"], strict=True))
-    beyond = sum(e > b for e, b in zip(measured, trained[_FD]["bound"], strict=True))
+    below = _exceeding(measured, trained[_FD]["exact"])
+    beyond = _exceeding(measured, trained[_FD]["bound"])
     rows = [["comparisons behind p̂", "RMS error of p̂", "P_E", "bound of P(S ≤ 0)"]]
     for line in zip(
         samples, drawn["deviation"], drawn["error"], drawn["bound"], strict=True
@@ -86,6 +86,12 @@ def _estimation(scale: Scale, lab: Lab) -> Outcome:
         "mean p. Towards the end the gradient is so small that most p are near ½, "
         "whatever the decoder.",
     )
+
+
+def _exceeding(errors, bounds):
+    """How many errors are above their bound, of those that were measured."""
+    pairs = zip(errors, bounds, strict=True)
+    return sum(e > b for e, b in pairs if e is not None and b is not None)
 
 
 def _channels(base, crossover, samples, *, data_dir):
@@ -127,7 +133,7 @@ def _batch_sizes(scale: Scale, lab: Lab) -> Outcome:
                     format_mean(result["accuracy"]),
                     f"{at_first[server]:.3f}",
                     f"{error[server]:.3f}",
-                    f"{statistics.fmean(first):.2f}, {statistics.fmean(last):.2f}",
+                    f"{mean(first):.2f}, {mean(last):.2f}",
                 ]
             )
         voting = found["federated_voting"]["accuracy"]
@@ -164,8 +170,7 @@ def _batch_sizes(scale: Scale, lab: Lab) -> Outcome:
 
 def _mean(seeds):
     """Over seeds and tests; NaN, of which no claim is true, where no test fell."""
-    values = [value for seed in seeds for value in seed]
-    return statistics.fmean(values) if values else math.nan
+    return mean(value for seed in seeds for value in seed)
 
 
 def _invariance(scale: Scale, lab: Lab) -> Outcome:

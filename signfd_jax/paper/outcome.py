@@ -6,6 +6,7 @@ that differ by no more than `CLOSE` count as equal.
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -134,7 +135,10 @@ class Lab:
         for line in records.read_lines(path):
             if line["key"] == key:
                 return line["found"]
+        begun = path.exists() or (self.folder / "cells.jsonl").exists()
+        records.keep_environment(self.folder, begun=begun)
         found = function(base, *arguments, data_dir=self.data_dir)
+        found = records.plain(found)  # as it will be read the next time
         records.append_lines(path, [{"key": key, "found": found}])
         return found
 
@@ -164,7 +168,7 @@ def final(record: Mapping[str, Any], tests: int = 1) -> float:
     )
 
 
-def format_mean(values: Sequence[float]) -> str:
+def format_mean(values: Sequence[float | None]) -> str:
     """Write a mean over seeds with its standard error.
 
     Args:
@@ -178,7 +182,7 @@ def format_mean(values: Sequence[float]) -> str:
         '.600 ± .100'
     """
     mean, error = mean_and_error(values)
-    text = f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {error:.3f}"
+    text = f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
     return text.replace("0.", ".")
 
 

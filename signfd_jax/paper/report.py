@@ -1,11 +1,13 @@
 """The report: every finding run, judged and written down, with its figures."""
 
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from signfd_jax import plots
-from signfd_jax.experiments import records, to_json
+import jax
+
+from signfd_jax.experiments import console, files, records, to_json
 from signfd_jax.experiments.tables import markdown
 from signfd_jax.paper.findings import FINDINGS
 from signfd_jax.paper.outcome import Finding, Lab, Outcome, verdict
@@ -14,6 +16,7 @@ from signfd_jax.paper.scales import SCALES
 __all__ = ["reproduce"]
 
 
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
 def reproduce(
     figures: Sequence[str],
     scale: str = "small",
@@ -55,24 +58,35 @@ def reproduce(
             known = ", ".join(["all", *FINDINGS])
             raise ValueError(f"unknown figure {name!r}; known are {known}")
     names = list(FINDINGS) if "all" in figures else list(dict.fromkeys(figures))
-    folder = Path(output_dir) / f"paper-{scale}"
+    folder = files.expanded(output_dir) / f"paper-{scale}"
     if force and folder.exists():
         shutil.rmtree(folder)
     lab = Lab(records.make_folder(folder), data_dir, progress)
     outcomes = {}
     for name in names:
-        outcomes[name] = outcome = FINDINGS[name].run(SCALES[scale], lab)
-        figure = plots.panels_figure(
+        outcomes[name] = FINDINGS[name].run(SCALES[scale], lab)
+    verdicts = {name: verdict(outcome) for name, outcome in outcomes.items()}
+    path = folder / "report.md"
+    records.write_atomically(path, _report(scale, outcomes, verdicts))
+    with console.spared("no figures"):
+        _draw(folder, outcomes)
+    return path, verdicts
+
+
+def _draw(folder, outcomes):
+    from signfd_jax import plots
+
+    figures = {
+        folder / f"{name}.png": functools.partial(
+            plots.panels_figure,
             outcome.panels,
             xlabel=outcome.xlabel,
             ylabel=outcome.ylabel,
             log_x=outcome.log_x,
         )
-        figure.savefig(folder / f"{name}.png", dpi=72)
-    verdicts = {name: verdict(outcome) for name, outcome in outcomes.items()}
-    path = folder / "report.md"
-    records.write_atomically(path, _report(scale, outcomes, verdicts))
-    return path, verdicts
+        for name, outcome in outcomes.items()
+    }
+    plots.save(figures, dpi=72)
 
 
 def _report(scale, outcomes, verdicts):

@@ -6,6 +6,7 @@
 import dataclasses
 import statistics
 
+from signfd_jax.experiments.tables import mean
 from signfd_jax.paper.channel_error import flipping_in_training
 from signfd_jax.paper.outcome import (
     CLOSE,
@@ -128,11 +129,11 @@ def _flip_probability(scale: Scale, lab: Lab) -> Outcome:
     measured = lab.measure(flipping_in_training, scale.base, 6, rs, every)
     early = len(measured["round"]) // 3
     errors = {  # of each seed, over the first third of the rounds
-        (decoder, r): [statistics.fmean(seed[:early]) for seed in of_r]
+        (decoder, r): [mean(seed[:early]) for seed in of_r]
         for decoder in (_FD, _MV)
         for r, of_r in zip(rs, measured[decoder], strict=True)
     }
-    error = {key: statistics.fmean(of_seeds) for key, of_seeds in errors.items()}
+    error = {key: mean(of_seeds) for key, of_seeds in errors.items()}
     score = {key: final(found[cell]) for key, cell in cells.items()}
     rows = [["server", "", *(f"r = {r:g}" for r in rs)]]
     for decoder in (_FD, _MV):
@@ -241,9 +242,7 @@ def _initial_phase(scale: Scale, lab: Lab) -> Outcome:
     for label in names:
         accuracy = [format_mean(of[label, n]["test_accuracy"]) for n in lengths]
         rows.append([f"{label}, accuracy", *accuracy])
-        errors = [
-            f"{statistics.fmean(of[label, n]['sign_error']):.3f}" for n in lengths
-        ]
+        errors = [f"{mean(of[label, n]['sign_error']):.3f}" for n in lengths]
         rows.append([f"{label}, decoding error", *errors])
     panels = {
         f"T_in = {n}": {label: curve(of[label, n]) for label in names} for n in lengths

@@ -12,6 +12,7 @@ from jax import lax
 
 from signfd_jax import batches, data, models
 from signfd_jax.experiments import Experiment, registry, training
+from signfd_jax.totals import exact_total
 
 __all__ = ["Setting", "make_setting", "num_coordinates", "tests", "wrong_share"]
 
@@ -120,7 +121,7 @@ def wrong_share(vote, truth) -> jax.Array:
         truth: tree of int8 `[...]`, likewise.
 
     Returns:
-        float32 scalar.
+        float32 scalar; NaN where there are none.
 
     Examples:
         >>> truth = jnp.array([1, 1, -1, 0], jnp.int8)
@@ -129,11 +130,11 @@ def wrong_share(vote, truth) -> jax.Array:
     """
 
     def total(tree):
-        return jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in jax.tree.leaves(tree)]))
+        return exact_total([jnp.sum(leaf) for leaf in jax.tree.leaves(tree)])
 
     counted = total(jax.tree.map(lambda v, u: (v != 0) & (u != 0), vote, truth))
     wrong = total(jax.tree.map(lambda v, u: v * u < 0, vote, truth))
-    return wrong.astype(jnp.float32) / jnp.maximum(counted, 1).astype(jnp.float32)
+    return jnp.where(counted > 0, wrong / jnp.maximum(counted, 1), jnp.nan)
 
 
 def num_coordinates(base: Experiment, *, data_dir: Any = None) -> int:

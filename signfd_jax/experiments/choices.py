@@ -1,0 +1,258 @@
+"""Choices: a name of a registry with its options, as it is written.
+
+`name`, `name:value` or `name:option=value,option=value`: the options are the factory's
+own arguments, a lone value its first one. Arguments called like a fact of the
+experiment (`FACTS`) are no options: they are filled in.
+"""
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from signfd_jax.experiments import plugins
+
+__all__ = [
+    "FACTS",
+    "Choice",
+    "asks_for",
+    "canonical",
+    "choose",
+    "make",
+    "traced_options",
+]
+
+FACTS = (
+    "actual_byzantine",
+    "decoder",
+    "key",
+    "labels",
+    "num_classes",
+    "num_workers",
+    "seed",
+)
+"""What a factory may ask for by naming an argument so."""
+
+
+class Choice(NamedTuple):
+    """A name of a registry with its options.
+
+    Attributes:
+        name: the name.
+        options: the options that were given, `(argument, value)` pairs sorted by
+            argument; a value is an int, float, bool, str or None.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...]
+
+
+def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> Choice:
+    """Parse a choice and check it against its registry.
+
+    Args:
+        registry: dict of factories.
+        kind: what it holds, in the singular, for the error's text.
+        text: `name`, `name:value` or `name:option=value,option=value`.
+
+    Returns:
+        A `Choice`.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a value is not a number,
+            true, false or none.
+
+    Examples:
+        >>> from signfd_jax.experiments.registry import DECODERS, SPLITS
+        >>> choose(DECODERS, "decoder", "federated_defense:forgetting=0.95")
+        Choice(name='federated_defense', options=(('forgetting', 0.95),))
+        >>> choose(SPLITS, "split", "dirichlet:0.3")
+        Choice(name='dirichlet', options=(('alpha', 0.3),))
+    """
+    name, _, rest = text.partition(":")
+    if name not in registry:
+        if name in plugins.BROKEN:
+            raise ValueError(plugins.BROKEN[name])
+        close = difflib.get_close_matches(name, registry, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(
+            f"unknown {kind} {name!r}{hint}; known are {', '.join(sorted(registry))}"
+        )
+    parameters = _options(registry[name])
+    accepted = list(parameters)
+    options = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = part.partition("=")
+        if not equals:
+            option, value = (accepted or ["a value"])[0], option
+        if option not in accepted:
+            raise ValueError(
+                f"{kind} {name} has no option {option!r}; "
+                f"it has {', '.join(accepted) or 'none'}"
+            )
+        options[option] = _value(part, value, parameters[option].annotation)
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(
+                f"{kind} {name} needs {option}: write {name}:{option}=..., or "
+                f"{name}:... where it is the only one"
+            )
+    return Choice(name, tuple(sorted(options.items())))
+
+
+def canonical(registry: Mapping[str, Callable[..., Any]], text: str) -> str:
+    """A choice with its numbers written alike, so that equal choices have one name.
+
+    Args:
+        registry: dict of factories.
+        text: as `choose` takes it.
+
+    Returns:
+        The text with every number as Python writes it, in the kind that the option
+        wants; an unknown choice as it is.
+
+    Examples:
+        >>> from signfd_jax.experiments.registry import DECODERS
+        >>> canonical(DECODERS, "federated_defense:forgetting=1")
+        'federated_defense:forgetting=1.0'
+    """
+    try:
+        options = dict(choose(registry, "choice", text).options)
+    except ValueError:
+        return text
+    name, colon, rest = text.partition(":")
+    parts = []
+    for part in filter(None, rest.split(",")):
+        option, equals, _ = part.partition("=")
+        value = options[option if equals else next(iter(_options(registry[name])))]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            part = f"{option}={value!r}" if equals else repr(value)
+        parts.append(part)
+    return name + (colon and colon * bool(parts)) + ",".join(parts)
+
+
+def make(
+    registry: Mapping[str, Callable[..., Any]],
+    choice: Choice,
+    facts: Mapping[str, Any],
+) -> Any:
+    """Call the factory that a choice names.
+
+    Args:
+        registry: the dict of factories that the choice was checked against.
+        choice: what `choose` returned, or the same with other (traced) values.
+        facts: values of arguments that the choice leaves out, by name; those that the
+            factory does not have are left alone, as is a traced seed where its
+            annotation admits no `jax.Array`.
+
+    Returns:
+        Whatever the factory makes.
+
+    Examples:
+        >>> from signfd_jax.experiments.registry import ATTACKS
+        >>> choice = choose(ATTACKS, "attack", "label_flip")
+        >>> make(ATTACKS, choice, {"num_classes": 10, "num_workers": 15}).entry
+        'data'
+    """
+    factory = registry[choice.name]
+    parameters = _parameters(factory)
+    asked = {
+        name: value
+        for name, value in facts.items()
+        if name in parameters
+        and not (
+            name == "seed"
+            and isinstance(value, jax.Array)
+            and not _admits_arrays(parameters[name])
+        )
+    }
+    return factory(**(asked | dict(choice.options)))
+
+
+def traced_options(
+    registry: Mapping[str, Callable[..., Any]], choice: Choice
+) -> dict[str, Any]:
+    """The options of a choice that may be arrays, so that one program serves all.
+
+    Args:
+        registry: the dict of factories that the choice was checked against.
+        choice: what `choose` returned.
+
+    Returns:
+        Those options whose annotation admits a `jax.Array`, by their name.
+
+    Examples:
+        >>> from signfd_jax.experiments.registry import ATTACKS
+        >>> traced_options(ATTACKS, choose(ATTACKS, "attack", "gaussian:2.0"))
+        {'standard_deviation': 2.0}
+    """
+    parameters = _options(registry[choice.name])
+    return {
+        name: value
+        for name, value in choice.options
+        if _admits_arrays(parameters[name])
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    }
+
+
+def asks_for(
+    registry: Mapping[str, Callable[..., Any]], choice: Choice, fact: str
+) -> bool:
+    """Whether a fact of the experiment changes what a choice makes.
+
+    Args:
+        registry: the dict of factories that the choice was checked against.
+        choice: what `choose` returned.
+        fact: one of `FACTS`.
+
+    Returns:
+        True where the factory has an argument of that name. The actual number of
+        Byzantine workers does not matter to a rule that was told what to assume.
+
+    Examples:
+        >>> from signfd_jax.experiments.registry import SERVERS
+        >>> choice = choose(SERVERS, "decoder", "krum")
+        >>> asks_for(SERVERS, choice, "actual_byzantine")
+        True
+        >>> choice = choose(SERVERS, "decoder", "krum:num_byzantine=2")
+        >>> asks_for(SERVERS, choice, "actual_byzantine")
+        False
+    """
+    options, parameters = dict(choice.options), _parameters(registry[choice.name])
+    told = options.get("num_byzantine") is not None
+    return fact in parameters and not (fact == "actual_byzantine" and told)
+
+
+def _admits_arrays(parameter):
+    return jax.Array in typing.get_args(parameter.annotation)
+
+
+def _options(factory):
+    """The arguments of a factory that a user may set."""
+    flax_own = ("parent", "name")
+    hidden = (*FACTS, *flax_own)
+    return {k: v for k, v in _parameters(factory).items() if k not in hidden}
+
+
+def _parameters(factory):
+    return inspect.signature(factory).parameters
+
+
+def _value(part, text, annotation):
+    if annotation is str:
+        return text
+    named = {"none": None, "true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    admitted = {annotation, *typing.get_args(annotation)}
+    # A whole number where a float is wanted must not become an integer array.
+    for kind in (float,) if float in admitted and int not in admitted else (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise ValueError(f"{part!r}: {text!r} is neither a number nor true, false or none")

@@ -1,0 +1,189 @@
+"""What is said on a terminal, which may be gone or know few letters.
+
+Saying something never ends what is being done: results are kept in files.
+"""
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["patient", "reason", "spared", "steady", "warn"]
+
+_PLAIN = {"±": "+/-", "─": "-", "│": "|", "…": "..."}
+
+
+def _spell_out(error):
+    """What an encoding lacks, in letters that every encoding has."""
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c, ascii(c)[1:-1]) for c in lacking), error.end
+
+
+codecs.register_error("signfd_plain", _spell_out)
+
+
+class _Patient:
+    """A text stream that never raises; see `patient`."""
+
+    def __init__(self, stream):
+        self.stream = io.StringIO() if stream is None else stream
+        self.lost = stream is None
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def __eq__(self, other):
+        """By which progress bars know that a line goes to where they are."""
+        return isinstance(other, _Patient) and self.stream is other.stream
+
+    def __hash__(self):
+        return hash(self.stream)
+
+    def write(self, text):
+        self._try(self._write, text)
+        return len(text)
+
+    def flush(self):
+        self._try(self.stream.flush)
+
+    def isatty(self):
+        return bool(self._try(self.stream.isatty))
+
+    def _write(self, text):
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError as error:
+            plain = text.encode(error.encoding, "signfd_plain").decode(error.encoding)
+            self.stream.write(plain)
+
+    def _try(self, do, *arguments):
+        if self.lost:
+            return None
+        try:
+            return do(*arguments)
+        except (OSError, ValueError) as error:  # the latter where it is closed
+            self.lost = True
+            reader_is_gone = isinstance(error, BrokenPipeError | ValueError)
+            if not reader_is_gone and self != patient(sys.stderr):
+                warn(f"nothing more can be printed ({reason(error)})")
+            return None
+
+
+def patient(stream: Any) -> Any:
+    r"""Make a text stream that never raises: what cannot be written is left out.
+
+    Letters that the stream's encoding lacks are spelled out. Once the stream is closed,
+    its reader gone or its disk full, the rest is left out. Of a full disk one line on
+    stderr tells.
+
+    Args:
+        stream: a text stream, whose state is its own, or what this function returned;
+            None, as Python has it where the stream was closed: write nowhere.
+
+    Returns:
+        The stream, but for `write` and `flush`.
+
+    Examples:
+        >>> narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
+        >>> print("1 ± 2", file=patient(narrow), flush=True)
+        >>> narrow.buffer.getvalue()
+        b'1 +/- 2\n'
+    """
+    return stream if isinstance(stream, _Patient) else _Patient(stream)
+
+
+@contextlib.contextmanager
+def steady() -> Iterator[None]:
+    """Make what is printed in the context unable to end it.
+
+    Standard files that are closed are opened to nowhere first: else the next file that
+    is opened would get their number, and what a library prints.
+
+    Returns:
+        A context manager.
+
+    Examples:
+        >>> with steady():
+        ...     print("as ever")
+        as ever
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    before = sys.stdout, sys.stderr
+    ours = sys.stdout, sys.stderr = patient(before[0]), patient(before[1])
+    try:
+        yield
+    finally:
+        for stream in ours:
+            stream.flush()
+        sys.stdout, sys.stderr = before
+        for stream in ours:
+            if stream.lost:
+                _lead_nowhere(stream)
+
+
+def _lead_nowhere(stream):
+    """Python flushes it once more when it ends, and would complain then."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def warn(text: object) -> None:
+    """Say one line on stderr, whatever the text was.
+
+    Args:
+        text: the text, or an exception.
+
+    Examples:
+        >>> warn("no figures")
+    """
+    line = f"signfd: {' '.join(str(text).split())}"
+    print(line, file=patient(sys.stderr), flush=True)
+
+
+def reason(error: BaseException) -> str:
+    r"""One line of an exception that may have many.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        At most 200 letters.
+
+    Examples:
+        >>> reason(OSError("first line\nsecond line")), reason(KeyError())
+        ('first line', 'KeyError')
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"[:200]
+    lines = str(error).split("\n")
+    return lines[0][:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Let something fail that is beside the point, with one line that says why.
+
+    Args:
+        what: what is missing then.
+
+    Returns:
+        A context manager.
+
+    Examples:
+        >>> with spared("no figures"):
+        ...     raise RuntimeError("no LaTeX")
+    """
+    try:
+        yield
+    except Exception as error:
+        warn(f"{what}: {reason(error)}")

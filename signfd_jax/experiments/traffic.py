@@ -1,0 +1,189 @@
+"""What the servers send and receive: each says so itself, in the registry.
+
+A function of this module is the `bits` of a server's factory. It takes the number of
+coordinates, the `Experiment`'s wire and numbers of workers, and the options that were
+given; it returns a `Ledger`.
+
+Shapes: `N` coordinates, `M` workers.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+__all__ = ["Ledger", "dense", "scaled_signs", "sends", "sparse_signs", "top_k", "votes"]
+
+_FLOAT = 32
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Ledger(NamedTuple):
+    """Bits of one worker in one round, by what they are for.
+
+    Attributes:
+        up_values: signs or floats that it sends.
+        up_indices: where they belong, if it does not send all coordinates.
+        down_values: signs or floats that it receives.
+        down_indices: where they belong, likewise.
+    """
+
+    up_values: int
+    up_indices: int
+    down_values: int
+    down_indices: int
+
+    @property
+    def up(self) -> int:
+        """All bits that it sends."""
+        return self.up_values + self.up_indices
+
+    @property
+    def down(self) -> int:
+        """All bits that it receives."""
+        return self.down_values + self.down_indices
+
+
+def sends(bits: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Say what a server's factory sends.
+
+    Args:
+        bits: a function of this module, or one like it.
+
+    Returns:
+        A decorator of the factory, which gets the attribute `bits`.
+
+    Examples:
+        >>> @sends(dense)
+        ... def factory(num_workers): ...
+        >>> factory.bits is dense
+        True
+    """
+
+    def mark(factory):
+        factory.bits = bits
+        return factory
+
+    return mark
+
+
+def votes(num_coordinates: int, *, wire: str, **options: Any) -> Ledger:
+    """Votes up and decoded signs down, as all decoders send them.
+
+    Two bits a coordinate (two bit planes) on the ternary wire. One on the one-bit wire,
+    and each worker adds its bit of the presence mask.
+
+    Args:
+        num_coordinates: number N of the model's parameters.
+        wire: "ternary" or "one_bit".
+        **options: they change nothing.
+
+    Returns:
+        A `Ledger`.
+
+    Examples:
+        >>> votes(100, wire="one_bit")
+        Ledger(up_values=101, up_indices=0, down_values=100, down_indices=0)
+    """
+    n = num_coordinates
+    return Ledger(n + 1, 0, n, 0) if wire == "one_bit" else Ledger(2 * n, 0, 2 * n, 0)
+
+
+def dense(num_coordinates: int, **options: Any) -> Ledger:
+    """A float of 32 bits for each coordinate, up and down.
+
+    Args:
+        num_coordinates: number N of the model's parameters.
+        **options: they change nothing.
+
+    Returns:
+        A `Ledger`.
+
+    Examples:
+        >>> dense(100)
+        Ledger(up_values=3200, up_indices=0, down_values=3200, down_indices=0)
+    """
+    return Ledger(_FLOAT * num_coordinates, 0, _FLOAT * num_coordinates, 0)
+
+
+def scaled_signs(num_coordinates: int, **options: Any) -> Ledger:
+    """EF-signSGD: N signs and one float up, N floats down.
+
+    Args:
+        num_coordinates: number N of the model's parameters.
+        **options: they change nothing.
+
+    Returns:
+        A `Ledger`.
+
+    Examples:
+        >>> scaled_signs(100)
+        Ledger(up_values=132, up_indices=0, down_values=3200, down_indices=0)
+    """
+    return Ledger(num_coordinates + _FLOAT, 0, _FLOAT * num_coordinates, 0)
+
+
+def sparse_signs(
+    num_coordinates: int, *, fraction: float = 0.1, **options: Any
+) -> Ledger:
+    r"""S3GD-MV: k signs with their indices up, ternary signs of all coordinates down.
+
+    An index takes $\lceil\log_2 N\rceil$ bits.
+
+    Args:
+        num_coordinates: number N of the model's parameters.
+        fraction: k over N.
+        **options: the others change nothing.
+
+    Returns:
+        A `Ledger`.
+
+    Examples:
+        >>> sparse_signs(1000)
+        Ledger(up_values=100, up_indices=1000, down_values=2000, down_indices=0)
+    """
+    kept, index = _sparse(num_coordinates, fraction)
+    return Ledger(kept, index * kept, 2 * num_coordinates, 0)
+
+
+def top_k(
+    num_coordinates: int,
+    *,
+    num_workers: int,
+    num_byzantine: int,
+    fraction: float = 0.1,
+    num_selected: int | None = None,
+    **options: Any,
+) -> Ledger:
+    """The k largest coordinates up; down the mean of the selected rows.
+
+    These have at most (M - f) k coordinates that are not 0; or all N go down, without
+    indices, where that is less.
+
+    Args:
+        num_coordinates: number N of the model's parameters.
+        num_workers: number M of workers.
+        num_byzantine: number f that the rule assumes.
+        fraction: k over N.
+        num_selected: rows that are averaged; None: M - f.
+        **options: the others change nothing.
+
+    Returns:
+        A `Ledger`.
+
+    Examples:
+        >>> top_k(1000, num_workers=15, num_byzantine=0, fraction=0.01)
+        Ledger(up_values=320, up_indices=100, down_values=4800, down_indices=1500)
+    """
+    kept, index = _sparse(num_coordinates, fraction)
+    selected = num_selected or num_workers - num_byzantine
+    mixed = min(num_coordinates, selected * kept)
+    down = _FLOAT * mixed, index * mixed
+    if sum(down) >= _FLOAT * num_coordinates:
+        down = _FLOAT * num_coordinates, 0
+    return Ledger(_FLOAT * kept, index * kept, *down)
+
+
+def _sparse(num_coordinates, fraction):
+    """How many coordinates are sent, and the bits of the index of one."""
+    index = math.ceil(math.log2(max(num_coordinates, 2)))
+    return max(1, round(fraction * num_coordinates)), index

@@ -1,0 +1,102 @@
+"""The library under JAX's debugging modes: everything that a configuration can name.
+
+Strict dtype promotion and rank promotion "raise" hold in every test (conftest.py).
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import signfd_jax as sfd
+from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments.program import parts
+
+M = 7
+
+# What each mode sets. Those that only look on are set together.
+MODES = {
+    "watched": {
+        "jax_debug_nans": True,
+        "jax_debug_infs": True,
+        "jax_check_tracer_leaks": True,
+        "jax_transfer_guard": "disallow",
+    },
+    "x64": {"jax_enable_x64": True},
+    "without jit": {"jax_disable_jit": True, "jax_debug_nans": True},
+}
+
+
+@contextlib.contextmanager
+def settings(mode):
+    before = {name: getattr(jax.config, name) for name in MODES[mode]}
+    try:
+        for name, value in MODES[mode].items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+def loss_fn(params, batch):
+    return jnp.mean(jnp.square(batch @ params["w"] + params["b"]))
+
+
+def rounds_of(mode, tx, attack=None, membership=None):
+    """Two rounds under a mode, as jitted functions of arrays on the device."""
+    sim = sfd.simulation(
+        loss_fn, tx, num_workers=M, attack=attack, membership=membership
+    )
+    floats = jnp.float64 if mode == "x64" else jnp.float32
+    with jax.enable_x64(mode == "x64"):
+        params = {"b": jnp.zeros((), floats), "w": jnp.ones((4, 3), floats)}
+        batch = jax.random.normal(jax.random.key(1), (M, 2, 4), floats)
+        key, byzantine = jax.random.key(0), jnp.arange(M) < 2
+    with settings(mode):
+        state = jax.jit(sim.init)(key, params, byzantine)
+        step = jax.jit(sim.step)
+        for _ in range(2):
+            state, info = step(state, batch)
+    return jax.device_get((state.params, info))
+
+
+def made(server="majority_vote", attack="none", membership="fixed"):
+    config = Experiment(
+        decoder=server,
+        attack=attack,
+        membership=membership,
+        num_workers=M,
+        num_byzantine=2,
+    )
+    return parts(
+        config, num_classes=3, learning_rate=0.1, flip_probability=0.5, strengths={}
+    )
+
+
+@pytest.mark.parametrize("server", sorted(registry.SERVERS))
+def test_servers(server, mode):
+    tx, attack, membership = made(server)
+    params, info = rounds_of(mode, tx, attack, membership)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((params, info)))
+    assert np.any(params["w"] != 1) or np.any(params["b"] != 0)
+
+
+IN_GRADIENTS = sorted(
+    name
+    for name in registry.ATTACKS
+    if made(attack=name)[1].entry != "data" and name != "non_finite"
+)
+
+
+@pytest.mark.parametrize("attack", IN_GRADIENTS)
+def test_attacks(attack, mode):
+    params, _ = rounds_of(mode, *made(attack=attack))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
