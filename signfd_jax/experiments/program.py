@@ -287,9 +287,9 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
     """Compile a program, unless `jax_disable_jit` is set.
 
     Args:
-        function: what `jax.jit` gave.
-        arguments: arrays, or their shapes and dtypes.
-        options: for the compiler.
+        function: what `jax.jit` gave, of trees of arrays.
+        *arguments: trees of arrays, or of their shapes and dtypes.
+        options: a tree of names and values, for the compiler.
 
     Returns:
         A function of such arguments, with an `out_info` of what it gives.
