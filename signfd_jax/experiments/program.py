@@ -222,7 +222,8 @@ def parts(
         learning_rate: the step, a scalar that may be traced, as may the next two.
         flip_probability: r of stochastic_sign_flip (scalar).
         strengths: options of the attack (scalars), instead of those in the name.
-        seed: the training seed, from which server and attack draw what they draw.
+        seed: the training seed (an integer scalar), from which server and attack draw
+            what they draw.
 
     Returns:
         The server's transformation, the `Attack`, and the membership function or None.
