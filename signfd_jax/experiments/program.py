@@ -289,7 +289,7 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
 
     Args:
         function: what `jax.jit` gave, of trees of arrays.
-        *arguments: trees of arrays, or of their shapes and dtypes.
+        *arguments: each a tree of arrays, or of their shapes and dtypes.
         options: a tree of names and values, for the compiler.
 
     Returns:
