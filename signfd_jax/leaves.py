@@ -99,7 +99,7 @@ def group_leaves(tree, *others, num_axes: int = 1) -> Groups:
     return Groups(
         treedef=treedef,
         shapes=tuple(tuple(jnp.shape(leaf)[num_axes:]) for leaf in leaves),
-        runs=tuple(zip([0, *stops[:-1]], stops, strict=True)),
+        runs=tuple(itertools.pairwise([0, *stops])),
     )
 
 

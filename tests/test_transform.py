@@ -318,7 +318,7 @@ def test_sign_error_by_hand():
     for honest, error in (
         ([1, -1, 0, 0], 0),
         ([1, 1, 1, 1], 3 / 4),  # Decoded: +, -, tie, tie.
-        ([0, 0, 0, 0], 0),
+        ([0, 0, 0, 0], -1),  # No sign to compare with: not measured.
         ([-1, 0, 0, 0], 1),
     ):
         _, state = tx.update(
