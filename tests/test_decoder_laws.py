@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from channels import channel_votes
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from signfd_jax.correlation import past_structure
 
 import signfd_jax as sfd
 from signfd_jax import attacks
@@ -177,50 +176,17 @@ def test_three_workers_of_whom_one_inverts():
 DEFAULT = sfd.correlation_defense()
 
 
-def trusts(votes):
-    """How far the default trusts what it found, round by round."""
-    state, found = DEFAULT.init(votes.shape[1], jnp.zeros(votes.shape[2:])), []
-    for vote in votes:
-        previous = state.cd_weights
-        _, state, _ = jitted(DEFAULT)(state, jnp.asarray(vote))
-        found.append(float(past_structure(state, previous)[1].trust))
-    return found
-
-
-@settings(max_examples=25)
-@given(seed=seeds)
-def test_negating_one_worker_leaves_the_decoded_signs(seed):
-    """In all rounds, outside the fall-back, while 5 or 6 of 9 are reliable."""
-    rng = np.random.default_rng(seed)
-    crossover = rng.uniform(0.1, 0.4, 9)
-    crossover[:3] = 1 - crossover[:3]
-    votes, _ = channel_votes(seed, crossover, 4, 2_000)
-    flips = np.ones(9)
-    flips[rng.integers(0, 9)] = -1
-    opposed = votes * np.int8(flips)[:, None]
-    assume(min(trusts(votes) + trusts(opposed)) == 1)
-    signs, infos, _ = play(DEFAULT, votes)
-    negated, negated_infos, _ = play(DEFAULT, opposed)
-    assert np.mean(negated != signs) <= NEAR_TIES
-    np.testing.assert_allclose(
-        negated_infos.weights, flips * infos.weights, rtol=1e-3, atol=1e-3
-    )
-
-
 @settings(max_examples=25)
 @given(seed=seeds, copies=st.integers(0, 6), abstain=st.sampled_from([0.0, 0.5, 0.99]))
 @pytest.mark.parametrize("num_workers", [8, 15])
 def test_influence_is_bounded(num_workers, seed, copies, abstain):
-    """Whatever they send, k workers weigh at most k times the median worker."""
+    """Whatever workers send, nobody has more than one vote."""
     rng = np.random.default_rng(seed)
     crossover = rng.uniform(0, 1, num_workers)
     votes, _ = channel_votes(seed, crossover, 3, 300, abstain)
     votes[:, :copies] = votes[:, :1]
     _, infos, _ = play(DEFAULT, votes)
-    sizes = -np.sort(-np.abs(infos.weights), axis=1)
-    bound = np.arange(1, num_workers + 1) * np.median(sizes, axis=1)[:, None]
-    assert np.all(np.cumsum(sizes, axis=1) <= bound * (1 + 1e-5))
-    assert np.all(np.median(sizes, axis=1) > 0)
+    assert np.all(np.abs(infos.weights) <= 1)
 
 
 CATALOGUE = {

@@ -292,6 +292,46 @@ def test_any_number_of_coordinates(size):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # padding counts nowhere
 
 
+@pytest.mark.parametrize("num_workers", [8, 64, 128])
+def test_the_default_at_any_number_of_workers(num_workers):
+    """Everybody or a committee is compared, on all coordinates or on a sample.
+
+    Decoded signs, weights and the state are the simulation's, bit for bit, attacked
+    and not, while some workers are absent.
+    """
+    params = {"a": jnp.zeros((1200, 8)), "b": jnp.zeros(5)}
+    rng = np.random.default_rng(num_workers)
+    decoder, per_device = sfd.default_decoder(), num_workers // 8
+    tx = scale_by_sign_decoder_sharded(
+        num_workers, decoder=decoder, workers_per_device=per_device
+    )
+    step, first = update_on(mesh_of(8), tx, params, per_device=per_device)
+    one, first_expected = reference(decoder, num_workers, params)
+    for num_liars in (0, 3 * num_workers // 8):
+        state, expected = first, first_expected
+        for number in range(4):
+            truth = jax.tree.map(lambda p: rng.choice([-0.5, 0.5], p.shape), params)
+            gradients = jax.tree.map(
+                lambda p: jnp.float32(p + rng.normal(size=(num_workers, *p.shape))),
+                truth,
+            )
+            lies = jnp.where(jnp.arange(num_workers) < num_liars, -1.0, 1.0)
+            gradients = jax.tree.map(
+                lambda leaf, lies=lies: (
+                    leaf * lies.reshape(-1, *(1,) * (leaf.ndim - 1))
+                ),
+                gradients,
+            )
+            present = jnp.arange(num_workers) % 8 != number
+            updates, state = step(gradients, state, present)
+            wanted, expected = one(gradients, expected, present)
+            assert_equal(updates, wanted)
+            assert_equal(state.info.weights, expected.info.weights)
+        assert_equal(state.decoder_state, expected.decoder_state)
+        weights = np.asarray(state.info.weights)
+        np.testing.assert_array_equal(weights, np.asarray(lies))
+
+
 def test_absent_and_non_finite_workers_abstain():
     """The others are decoded, and weighted, as if those had sent zeros."""
     decoder, mesh = sfd.federated_defense(initial_rounds=None), mesh_of(4)
