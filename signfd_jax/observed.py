@@ -59,14 +59,14 @@ def honest_loss(losses, honest):
     return jnp.where(number > 0, mean, jnp.nan), number
 
 
-def round_info(opt_state, loss, num_honest, *, sign_error=True) -> SimulationInfo:
+def round_info(opt_state, loss, num_honest, *, sign_error: bool = True) -> SimulationInfo:
     """What a round shows, from the state of the server's transformation.
 
     Args:
         opt_state: that state, after the round.
         loss: float32 scalar, of the honest workers.
         num_honest: int32 scalar, their number.
-        sign_error: whether it is measured (bool).
+        sign_error: whether it is measured (Python bool).
 
     Returns:
         A `SimulationInfo`.

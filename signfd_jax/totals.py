@@ -2,7 +2,8 @@
 
 Shapes: any; the counts of a few leaves or slices, alike in shape. JAX has no int64
 unless `jax_enable_x64` is set, so a total is kept as two int32, of units of 2**16 and
-of 1. `MOST_COORDINATES` is how many coordinates can be counted so.
+of 1. `MOST_COORDINATES` is how many coordinates can be counted so, `MOST_IN_LEAF` how
+many of one leaf.
 """
 
 import functools

@@ -403,7 +403,7 @@ OF_ATTACKS = [
     ("adaptive", "trials", 0, "trials must be a whole number of at least 1"),
     ("adaptive", "horizon", 0, "horizon must be a whole number of at least 1"),
     ("adaptive", "sample", 0, "sample must be a whole number of at least 1"),
-    ("adaptive", "seed", -1, "seed must be an int >= 0"),
+    ("adaptive", "seed", -1, "seed must be a whole number of at least 0"),
     ("additive_noise", "standard_deviation", 0.0, "standard_deviation must lie in"),
     ("alie", "z", NAN, "z must lie in"),
     ("alie", "z", "big", "z must be a number"),

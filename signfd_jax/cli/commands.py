@@ -127,8 +127,8 @@ def _warn_of_byzantine_majority(experiments):
     }
     if lying:
         console.warn(
-            f"{', '.join(lying)} workers are Byzantine; with half or more, no decoder "
-            "can tell liars from honest workers"
+            f"warning: {', '.join(lying)} workers are Byzantine; with half or more, "
+            "no decoder can tell liars from honest workers"
         )
 
 

@@ -222,7 +222,8 @@ def parts(
         learning_rate: the step, a scalar that may be traced, as may the next two.
         flip_probability: r of stochastic_sign_flip (scalar).
         strengths: options of the attack (scalars), instead of those in the name.
-        seed: the training seed, from which server and attack draw what they draw.
+        seed: the training seed (an integer scalar), from which server and attack draw
+            what they draw.
 
     Returns:
         The server's transformation, the `Attack`, and the membership function or None.
@@ -287,9 +288,9 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
     """Compile a program, unless `jax_disable_jit` is set.
 
     Args:
-        function: what `jax.jit` gave.
-        arguments: arrays, or their shapes and dtypes.
-        options: for the compiler.
+        function: what `jax.jit` gave, of trees of arrays.
+        *arguments: each a tree of arrays, or of their shapes and dtypes.
+        options: a tree of names and values, for the compiler.
 
     Returns:
         A function of such arguments, with an `out_info` of what it gives.

@@ -196,7 +196,7 @@ def plain(value: Any) -> Any:
     """What comes back when a record has been written and read.
 
     Args:
-        value: a record, or a part of one, of plain values.
+        value: a record, or a part of one, of plain values (no array, of any shape).
 
     Returns:
         The same with null for NaN and infinity, and lists for tuples.

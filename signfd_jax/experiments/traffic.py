@@ -66,7 +66,7 @@ def sends(bits: Callable[..., Any]) -> Callable[[_F], _F]:
     return mark
 
 
-def votes(num_coordinates: int, *, wire: str, **options: Any) -> Ledger:
+def votes(num_coordinates: int, *, wire: str, **options: object) -> Ledger:
     """Votes up and decoded signs down, as all decoders send them.
 
     Two bits a coordinate (two bit planes) on the ternary wire. One on the one-bit wire,
@@ -88,7 +88,7 @@ def votes(num_coordinates: int, *, wire: str, **options: Any) -> Ledger:
     return Ledger(n + 1, 0, n, 0) if wire == "one_bit" else Ledger(2 * n, 0, 2 * n, 0)
 
 
-def dense(num_coordinates: int, **options: Any) -> Ledger:
+def dense(num_coordinates: int, **options: object) -> Ledger:
     """A float of 32 bits for each coordinate, up and down.
 
     Args:
@@ -105,7 +105,7 @@ def dense(num_coordinates: int, **options: Any) -> Ledger:
     return Ledger(_FLOAT * num_coordinates, 0, _FLOAT * num_coordinates, 0)
 
 
-def scaled_signs(num_coordinates: int, **options: Any) -> Ledger:
+def scaled_signs(num_coordinates: int, **options: object) -> Ledger:
     """EF-signSGD: N signs and one float up, N floats down.
 
     Args:
@@ -123,7 +123,7 @@ def scaled_signs(num_coordinates: int, **options: Any) -> Ledger:
 
 
 def sparse_signs(
-    num_coordinates: int, *, fraction: float = 0.1, **options: Any
+    num_coordinates: int, *, fraction: float = 0.1, **options: object
 ) -> Ledger:
     r"""S3GD-MV: k signs with their indices up, ternary signs of all coordinates down.
 
@@ -152,7 +152,7 @@ def top_k(
     num_byzantine: int,
     fraction: float = 0.1,
     num_selected: int | None = None,
-    **options: Any,
+    **options: object,
 ) -> Ledger:
     """The k largest coordinates up; down the mean of the selected rows.
 
