@@ -74,8 +74,9 @@ def group_leaves(tree, *others, num_axes: int = 1) -> Groups:
     """Choose which leaves to join: small neighbours that are alike.
 
     Args:
-        tree: tree of arrays or of `packed.PackedVotes`, which are never joined.
-        others: trees with as many leaves, that will be joined alike.
+        tree: tree of arrays `[..., *leaf]`, or of `packed.PackedVotes`, which are never
+            joined.
+        *others: each a tree with as many leaves, that will be joined alike.
         num_axes: number of axes of the leaves of `tree` that come before those of the
             coordinates: 1 for votes `[M, ...]`.
 

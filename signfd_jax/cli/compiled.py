@@ -52,6 +52,10 @@ def keep_compiled() -> None:
     """Turn JAX's cache of compiled programs on, unless the user has set it.
 
     A folder that cannot be written is no error: programs are then compiled each time.
+
+    Examples:
+        >>> getfixture("monkeypatch").setenv("SIGNFD_COMPILED", "off")
+        >>> keep_compiled()
     """
     import jax
 

@@ -205,8 +205,8 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
 
     Args:
         function: what `jax.jit` gave.
-        arguments: arrays, or their shapes and dtypes.
-        options: for the compiler.
+        *arguments: each a tree of arrays, or of their shapes and dtypes.
+        options: a tree of names and values, for the compiler.
 
     Returns:
         A function of such arguments, with an `out_info` of what it gives.
