@@ -59,7 +59,9 @@ def honest_loss(losses, honest):
     return jnp.where(number > 0, mean, jnp.nan), number
 
 
-def round_info(opt_state, loss, num_honest, *, sign_error: bool = True) -> SimulationInfo:
+def round_info(
+    opt_state, loss, num_honest, *, sign_error: bool = True
+) -> SimulationInfo:
     """What a round shows, from the state of the server's transformation.
 
     Args:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ from signfd_jax.experiments.parameters import is_key, is_split, leaves, to_numpy
 from signfd_jax.experiments.settings import check_settings
 
 __all__ = ["Checkpoint", "examine", "read", "restore", "writer", "written"]
+
+# Orbax numbers the writes of a process: two at a time, of two threads, wait for ever.
+_WRITING = threading.RLock()
 
 # Checkpoints that are on their way in or out.
 _PASSING = ("*.orbax-checkpoint-tmp*", "old-*")
@@ -110,6 +114,8 @@ def writer(
             checkpointer.wait_until_finished()
         except Exception as error:  # whatever orbax makes of a full disk
             fail(error)
+        finally:
+            _WRITING.release()
         about.clear()
         if jax.process_index() == 0:
             for old in _rounds(directory)[keep:]:
@@ -135,6 +141,7 @@ def writer(
         elif about:
             finish()
         arrays = to_numpy(checkpoint.state)
+        _WRITING.acquire()
         about.update(
             fingerprint=fingerprint(config),
             rounds=checkpoint.rounds,
@@ -148,6 +155,7 @@ def writer(
             path = directory / str(checkpoint.rounds)
             checkpointer.save(path, items, force=True)
         except Exception as error:
+            _WRITING.release()
             fail(error)
             about.clear()
 
