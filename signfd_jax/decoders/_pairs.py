@@ -119,7 +119,9 @@ def noise_of_a_round(state, voted, known, strength, pairs):
     mean = jnp.where(
         state.cd_round == 1, scatter / 2, 0.9 * state.cd_noise + 0.1 * scatter
     )
-    return jnp.maximum(jnp.where(state.cd_round == 0, first, mean), 1e-9)
+    # Never below the noise of independent signs: few pairs have a scatter by chance.
+    noise = jnp.where(state.cd_round == 0, first, jnp.maximum(mean, first / 4))
+    return jnp.maximum(noise, 1e-9)
 
 
 def batches_shared(exact, members, now, voted, here):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.checks import check_flag, check_number, check_size
+from signfd_jax.checks import check_count, check_flag, check_number, check_size
 from signfd_jax.decoders._pairs import (
     batches_shared,
     count,
@@ -39,7 +39,7 @@ class Thresholds(NamedTuple):
     """The constants of `correlation_defense`.
 
     What is called a start counts nothing up to the value and fully from twice it on,
-    with a line between. What each saves is in `docs/results.md`.
+    with a line between. `python -m benchmarks.ablate` measures what each saves.
 
     Attributes:
         forgetting: float scalar in (0, 1], factor on the past each round: .98 is a mean
@@ -113,7 +113,7 @@ def correlation_defense(
     committee: int = 64,
     sample: int | None = None,
     shared_batches: bool = False,
-    seed: int = 0,
+    seed: int | jax.Array = 0,
 ) -> Decoder:
     r"""Read votes as they are, negated or not at all, as their correlations say.
 
@@ -143,10 +143,11 @@ def correlation_defense(
     than half of the workers have an exact duplicate (so an honest one has), or in which
     there are two groups of them; nor at all with `shared_batches=True`.
 
-    *Consistency.* If a worker errs with probability $p_j$ independently of the others,
-    all $|1 - 2 p_j| \geq v$, then after T rounds on S independent coordinates all
-    polarities have the right sign with probability at least $1 - \delta$ if
-    $T S \geq$ `theory.samples_to_tell_sides`: see there for the bound and its proof.
+    *Consistency.* Let worker j err with probability $p_j$, independently of the others,
+    and all $|1 - 2 p_j| \geq v$. After T rounds (of which at most 99 count, by the
+    forgetting) on S independent coordinates, the two sides are right with probability
+    at least $1 - \delta$ if $T S \geq$ `theory.samples_to_tell_sides`, which has the
+    bound and its proof.
 
     Args:
         thresholds: its constants; None: `Thresholds()`. They may be traced.
@@ -155,7 +156,8 @@ def correlation_defense(
         sample: number of coordinates (int) that correlations are counted on, drawn anew
             each round; None: 8192, or 512 with a committee.
         shared_batches: whether some workers are known to have the same batches.
-        seed: seed of the key that committee and sample are drawn by (int).
+        seed: of the key that committee and sample are drawn by (int, or an int32 scalar
+            that may be traced).
 
     Returns:
         A `Decoder`, of packed votes too. Its weights come from this round's votes;
@@ -189,7 +191,7 @@ def correlation_defense(
     if sample is not None:
         check_size("sample", sample)
     check_flag("shared_batches", shared_batches)
-    check_size("seed", seed, 0)
+    check_count("seed", seed, 0)
 
     def init(num_workers, params):
         del params
