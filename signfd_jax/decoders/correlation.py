@@ -229,7 +229,8 @@ def correlation_defense(
 def _learn_and_judge(of, state, balance, pairs):
     """The state, the weights and the reliabilities after a round's counts."""
     members = state.cd_committee
-    voted = (pairs > 0) & (members[:, None] != jnp.arange(pairs.shape[1])[None])
+    workers = jnp.arange(pairs.shape[1], dtype=jnp.int32)
+    voted = (pairs > 0) & (members[:, None] != workers[None])
     known = voted & (state.cd_rounds > 0)
     now = balance / jnp.maximum(pairs, 1.0)
     noise = noise_of_a_round(state, voted, known, jnp.abs(now), pairs)
