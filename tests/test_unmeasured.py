@@ -96,7 +96,7 @@ def test_sign_error_where_no_sign_is_true():
     _, state = tx.update(
         jnp.ones((2, 3)), tx.init(jnp.zeros(3)), honest_sign=jnp.zeros(3, jnp.int8)
     )
-    assert jnp.isnan(optax.tree.get(state, "sign_error"))
+    assert optax.tree.get(state, "sign_error") == -1  # no NaN in states
     assert jnp.isnan(wrong_share(jnp.zeros(3, jnp.int8), jnp.ones(3, jnp.int8)))
 
 
@@ -167,14 +167,17 @@ def test_grid_weighs_tests_by_what_was_measured(tmp_path, digits):
     np.testing.assert_allclose(cell["sign_error"], expected, rtol=1e-5)
 
 
-def test_no_program_gives_a_nan_for_it():
+@pytest.mark.parametrize("measured_otherwise", [False, True])
+def test_no_program_gives_a_nan_for_it(measured_otherwise):
     """`jax_debug_nans` looks at what compiled programs give; it finds mistakes only."""
-    none = np.full(2, np.nan, np.float32)
-    workers = np.full((2, 3), np.nan, np.float32)
-    infos = SimulationInfo(none, workers, workers, none, none, np.zeros(2, np.int32))
+    losses, errors = np.full(2, np.nan, np.float32), None
+    if measured_otherwise:
+        errors = losses
+    infos = SimulationInfo(losses, None, None, None, errors, np.zeros(2, np.int32))
     test = Evaluation(jnp.float32(0.5), jnp.float32(1.0))
     with jax.debug_nans(True):
-        sums = jax.jit(lambda: program.totals(test, jax.tree.map(jnp.asarray, infos)))()
+        given = jax.tree.map(jnp.asarray, infos)
+        sums = jax.jit(lambda: program.totals(test, given, 3))()
     of_seeds = jax.tree.map(lambda leaf: np.asarray(leaf)[None], sums)
     found = program.means(of_seeds)
     for name in ("train_loss", "sign_error", "margin", "weights", "crossover"):
