@@ -154,10 +154,7 @@ def means(totals: Metrics) -> Metrics:
 
     Examples:
         >>> one, none = np.ones(1, "f4"), np.zeros(1, "i4")
-        >>> workers = np.zeros((1, 3), "f4")
-        >>> sums = Metrics(
-        ...     one, one, 6 * one, one, one, workers, workers, none + 2, none, none
-        ... )
+        >>> sums = Metrics(one, one, 6 * one, *[one] * 4, none + 2, none, none)
         >>> means(sums).train_loss, means(sums).margin
         (array([3.], dtype=float32), array([nan], dtype=float32))
     """
@@ -250,8 +247,7 @@ def parts(
         "actual_byzantine": config.num_byzantine,
     }
     choice = choose(registry.SERVERS, "decoder", config.decoder)
-    own = _randomness(seed, 1)
-    decoder = server = make(registry.SERVERS, choice, facts | own)
+    decoder = server = make(registry.SERVERS, choice, facts | _randomness(seed, 1))
     if isinstance(decoder, Decoder):
         server = scale_by_sign_decoder(config.num_workers, decoder)
     else:  # Attackers who ask take such a server for a majority vote.
@@ -401,5 +397,4 @@ def compile_program(
         quickly: Any = {"xla_backend_optimization_level": 1}
         return compiled(jax.jit(start), seeds, byzantine, leaves, options=quickly)
     state = jax.eval_shape(start, seeds, byzantine, leaves)
-    program = jax.jit(of_seeds, donate_argnums=0)
-    return compiled(program, state, seeds, leaves)
+    return compiled(jax.jit(of_seeds, donate_argnums=0), state, seeds, leaves)
