@@ -113,14 +113,14 @@ def noise_of_a_round(state, voted, known, strength, pairs):
     """Variance of one round's |correlations|, which no change of sides disturbs."""
     scatter = jnp.where(known, (strength - state.cd_strength) ** 2, 0.0)
     scatter = jnp.sum(scatter) / jnp.maximum(count(known), 1.0)
-    # The first round has nothing to be compared with: that of nearly independent signs.
+    # What has nothing to be compared with has the noise of nearly independent signs.
     common = jnp.sum(jnp.where(voted, pairs, 0.0))
     first = 4 * count(voted) / jnp.maximum(common, 1.0)
-    mean = jnp.where(
-        state.cd_round == 1, scatter / 2, 0.9 * state.cd_noise + 0.1 * scatter
-    )
-    # Never below the noise of independent signs: few pairs have a scatter by chance.
-    noise = jnp.where(state.cd_round == 0, first, jnp.maximum(mean, first / 4))
+    first = jnp.where(common > 0, first, state.cd_noise)
+    second = jnp.max(state.cd_rounds) <= 1
+    mean = jnp.where(second, scatter / 2, 0.9 * state.cd_noise + 0.1 * scatter)
+    # Few pairs have a small scatter by chance: never below that of independent signs.
+    noise = jnp.where(count(known) > 0, jnp.maximum(mean, first / 4), first)
     return jnp.maximum(noise, 1e-9)
 
 

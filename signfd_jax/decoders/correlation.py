@@ -271,8 +271,10 @@ def _learn_and_judge(of, state, balance, pairs):
         cd_noise=noise,
         cd_shared=shared,
     )
-    weights = (1 - heed) * past.weights + heed * single.weights
-    return state, weights, (1 - heed) * past.reliability + heed * single.reliability
+    # In this form what is equal stays equal, to the bit.
+    weights = past.weights + heed * (single.weights - past.weights)
+    reliability = past.reliability + heed * (single.reliability - past.reliability)
+    return state, weights, reliability
 
 
 def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
@@ -346,8 +348,8 @@ def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
     small = of.useless * _median(size, seen) - size
     useless = ramp(small / deviation, of.significant)
     judged = (1 - wrong) * (1 - useless) - wrong
-    weights = confidence * judged * effective**2
-    weights += (1 - confidence) / jnp.maximum(total(exact) * few, 1.0) ** 2
+    in_doubt = 1 / jnp.maximum(total(exact) * few, 1.0) ** 2
+    weights = in_doubt + confidence * (judged * effective**2 - in_doubt)
     # Who sends exactly the same shares its votes, as far as others speak for its side.
     group = 1 + total(same)
     speak = confidence * jnp.maximum(polarity, 0.0)
