@@ -148,7 +148,9 @@ def test_many_workers_of_all_kinds():
         assert np.all(np.isfinite(leaf))
     assert np.all(np.abs(weights) <= 1)
     np.testing.assert_array_equal(weights[:, 1:, 40:80], -np.ones((2, 5, 40)))
-    assert np.mean(decoded != truth) < 0.01
+    # Two groups that send the same may share batches: their votes all count.
+    majority = np.sign(votes.sum(axis=2, dtype=np.int32))
+    assert np.mean(decoded != truth) < 0.5 * np.mean(majority != truth)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
