@@ -56,6 +56,7 @@ class Training(NamedTuple):
             yield rounds, metrics, time.perf_counter() - begun
 
 
+@jax.transfer_guard("allow")  # What is moved here to the device is meant to be.
 def check(config: Experiment) -> None:
     """Refuse names and options that do not exist, before anything is loaded.
 
