@@ -215,7 +215,7 @@ def test_init_refuses_what_cannot_be_counted(name, tree):
         jax.eval_shape(tx.init, params)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", sorted({*DECODERS} - {"oracle of coordinates"}))
 def test_init_takes_as_many_as_can_be_counted(name):
     """Of 2**40 coordinates, at least the state's shapes are right."""
     tx = sfd.scale_by_sign_decoder(M, DECODERS[name]())

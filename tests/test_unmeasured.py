@@ -175,8 +175,8 @@ def test_no_program_gives_a_nan_for_it(measured_otherwise):
         errors = losses
     infos = SimulationInfo(losses, None, None, None, errors, np.zeros(2, np.int32))
     test = Evaluation(jnp.float32(0.5), jnp.float32(1.0))
+    given = jax.tree.map(jnp.asarray, infos)
     with jax.debug_nans(True):
-        given = jax.tree.map(jnp.asarray, infos)
         sums = jax.jit(lambda: program.totals(test, given, 3))()
     of_seeds = jax.tree.map(lambda leaf: np.asarray(leaf)[None], sums)
     found = program.means(of_seeds)
