@@ -9,15 +9,13 @@ these; `benchmarks.generalise` judges them on others.
 """
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 
 import tyro
 
 import signfd_jax as sfd
-from benchmarks.trials import Trial, accuracies, paired, read
-from signfd_jax.experiments import records
+from benchmarks.trials import Trial, accuracies, paired, read, write
 
 # What takes a mechanism away: a start that nothing reaches, or a distance of nothing.
 OFF = {
@@ -94,9 +92,7 @@ def run(options: Options) -> None:
                     options.seeds,
                     options.data_dir,
                 )
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"cells": results, "environment": records.environment()}
-        records.write_atomically(options.json, json.dumps(whole, indent=1) + "\n")
+        write(options.json, results)
 
 
 def report(options: Options) -> str:

@@ -12,15 +12,13 @@ others were not. "Worse" means that the mean paired difference of the seeds is b
 """
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 
 import tyro
 
 import signfd_jax as sfd
-from benchmarks.trials import Trial, accuracies, paired, read
-from signfd_jax.experiments import records
+from benchmarks.trials import Trial, accuracies, paired, read, write
 
 BASELINE, DEFAULT = "majority_vote", "correlation_defense"
 DECODERS = {
@@ -112,13 +110,7 @@ def run(options: Options) -> None:
                 results[key] = accuracies(
                     trial, make, sfd.Thresholds(), seeds, options.data_dir
                 )
-                _write(options.json, results)
-
-
-def _write(path, results):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"cells": results, "environment": records.environment()}
-    records.write_atomically(path, json.dumps(whole, indent=1) + "\n")
+                write(options.json, results)
 
 
 def report(options: Options) -> str:

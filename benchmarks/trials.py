@@ -8,7 +8,6 @@ the same whatever the decoder.
 import dataclasses
 import functools
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ import optax
 from jax import lax
 
 import signfd_jax as sfd
+from benchmarks.robustness import paired
 from signfd_jax import attacks, batches, data, models
-from signfd_jax.experiments import registry
+from signfd_jax.experiments import records, registry
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.training import byzantine_mask, split_examples
 
-__all__ = ["Trial", "accuracies", "paired", "read"]
+__all__ = ["Trial", "accuracies", "paired", "read", "write"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +89,6 @@ def accuracies(
         jnp.asarray(masks),
     )
     return np.asarray(found).tolist()
-
-
-def paired(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """Mean paired difference and its standard error."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    return statistics.fmean(differences), spread / len(differences) ** 0.5
 
 
 def _experiment(trial):
@@ -287,3 +280,10 @@ def _shared(draw, group: int):
 def read(path: Path) -> dict[str, Any]:
     """What a file of results holds; nothing where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(path: Path, cells: dict[str, Any]) -> None:
+    """Write the accuracies of all cells, with what they depend on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"cells": cells, "environment": records.environment()}
+    records.write_atomically(path, json.dumps(whole, indent=1) + "\n")
