@@ -328,8 +328,8 @@ def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
     polarity = jnp.where(seen, polarity, 0.0)
-    heads = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
-    right = jnp.where(heads + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
+    lead = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
+    right = jnp.where(lead + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
     polarity, aligned = right * polarity, right * aligned
 
     # Confidence: what more than half of the workers, and of the effective ones, reach.
