@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from signfd_jax.checks import check_count, check_flag, check_number, check_size
 from signfd_jax.decoders._pairs import (
@@ -246,13 +247,15 @@ def _learn_and_judge(of, state, balance, pairs):
         state.cd_shared, batches_shared(of.exact, members, now, voted, here)
     )
 
-    # The past and this round, judged as one batch of two.
-    judge = functools.partial(_judge, of, members, noise, shared)
-    both = jax.vmap(judge)(
+    # The past and this round, one after the other: compiled once, and not as a batch,
+    # for LAPACK's batches wait for threads that the devices of a CPU mesh hold.
+    past_and_now = (
         jnp.stack([mean, now]),
         jnp.stack([rounds, both_voted]),
         jnp.stack([seen, here]),
     )
+    judge = functools.partial(_judge, of, members, noise, shared)
+    both = lax.map(lambda of_one: judge(*of_one), past_and_now)
     past, single = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
     against = jnp.max(jnp.maximum(-single.polarity * jnp.sign(past.weights), 0.0))
     unsure = (1 - jnp.abs(single.polarity)) * jnp.abs(past.weights)
