@@ -933,7 +933,7 @@ row(
 for argument, call, says in [
     *(
         (
-            f"correlation_defense(thresholds, {name})",
+            "correlation_defense(thresholds)",
             lambda name=name: sfd.correlation_defense(sfd.Thresholds(**{name: -1.0})),
             f"{name} must",
         )
