@@ -37,11 +37,6 @@ DECODERS = {
     "voting, then weights": sfd.federated_voting(initial_rounds=10),
     "oracle": sfd.oracle(jnp.linspace(0.1, 0.9, M)),
 }
-# Fused as for users: without, two programs may round a product and a sum differently.
-OPTIMISED = {
-    "xla_backend_optimization_level": 3,
-    "xla_llvm_disable_expensive_passes": False,
-}
 IN_DEFAULT_SET = ("majority_vote", "each coordinate's own")
 slow = pytest.mark.slow
 
@@ -308,7 +303,7 @@ def test_any_number_of_coordinates(size):
 
 
 @pytest.mark.parametrize("num_workers", [8, 64, 128])
-def test_the_default_at_any_number_of_workers(num_workers):
+def test_the_default_at_any_number_of_workers(num_workers, optimised):
     """Everybody or a committee is compared, on all coordinates or on a sample.
 
     Decoded signs, weights and the state are the simulation's, bit for bit, attacked
@@ -321,10 +316,10 @@ def test_the_default_at_any_number_of_workers(num_workers):
         num_workers, decoder=decoder, workers_per_device=per_device
     )
     step, first = update_on(
-        mesh_of(8), tx, params, per_device=per_device, compiler_options=OPTIMISED
+        mesh_of(8), tx, params, per_device=per_device, compiler_options=optimised
     )
     one, first_expected = reference(
-        decoder, num_workers, params, compiler_options=OPTIMISED
+        decoder, num_workers, params, compiler_options=optimised
     )
     for num_liars in (0, 3 * num_workers // 8):
         state, expected = first, first_expected

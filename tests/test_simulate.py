@@ -432,7 +432,7 @@ def lookup(indices):
     return inputs, inputs @ TARGET + 0.5
 
 
-def trained_by_indices(decoder, key, **options):
+def trained_by_indices(decoder, key, compiler_options=None, **options):
     """Four rounds of six workers whose batches are indices."""
     simulation = sfd.simulation(
         loss_fn,
@@ -444,7 +444,11 @@ def trained_by_indices(decoder, key, **options):
     )
     state = simulation.init(key, PARAMS, jnp.arange(CHUNK_M) < 2)
     draw = lambda key: jax.random.randint(key, (CHUNK_M, B), 0, len(EXAMPLES))  # noqa: E731
-    return jax.jit(lambda state: sfd.run(simulation, state, draw, 4))(state)
+    train = jax.jit(
+        lambda state: sfd.run(simulation, state, draw, 4),
+        compiler_options=compiler_options,
+    )
+    return train(state)
 
 
 @pytest.mark.parametrize(
@@ -458,9 +462,9 @@ def trained_by_indices(decoder, key, **options):
         pytest.param("correlation", "one_bit", marks=pytest.mark.slow),
     ],
 )
-def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key):
+def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key, optimised):
     """Also where the attackers draw at random, and workers are absent."""
-    options = {"attack": ATTACKS["flips"], "wire": wire}
+    options = {"attack": ATTACKS["flips"], "wire": wire, "compiler_options": optimised}
     whole, infos = trained_by_indices(CHUNKABLE[decoder](), key, **options)
     state, chunked = trained_by_indices(
         CHUNKABLE[decoder](), key, worker_chunk=2, **options
