@@ -94,7 +94,7 @@ def start(
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         },
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -102,10 +102,10 @@ def start(
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for a run that must succeed; what it had to say."""
-    _, err = process.communicate()
+    out, err = process.communicate()
     if process.returncode:
         sys.exit(f"a run ended with {process.returncode}: {err}")
-    return err
+    return err + out
 
 
 def outcome(folder: Path) -> tuple[bytes, str]:
@@ -129,8 +129,13 @@ def examine(folder: Path, template, config: Experiment) -> tuple[list[int], int]
     return sorted(readable), unreadable
 
 
-def told(said: str, readable: list[int]) -> bool:
-    """Whether a start said where it goes on: at the newest checkpoint, or at none."""
+def told(said: str, readable: list[int], finished: bool) -> bool:
+    """Whether a start said where it goes on: at the newest checkpoint, or at none.
+
+    A run may also have been stopped after its last result, before it could end.
+    """
+    if finished:
+        return "finished before" in said
     if not readable:
         return said.count(": starting from round 0\n") == 1
     return f"signfd: resuming from round {readable[-1]} (checkpoint of " in said
@@ -175,6 +180,7 @@ def run(options: Options) -> dict[str, Any]:
                 process.communicate()
                 code = process.returncode
             readable, unreadable = examine(stopped, template, config)
+            finished = any(stopped.glob("*/summary.json"))
             said = finish(start(options, stopped, every))
             each.append(
                 {
@@ -184,7 +190,8 @@ def run(options: Options) -> dict[str, Any]:
                     "checkpoints": readable,
                     "unreadable": unreadable,
                     "refused": said.count(" refused "),
-                    "told": told(said, readable),
+                    "finished": finished,
+                    "told": told(said, readable, finished),
                     "identical": outcome(stopped) == whole,
                 }
             )
