@@ -314,7 +314,8 @@ def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
     own = effective[members]
     root = jnp.sqrt(own)
     vector = jnp.linalg.eigh(links[:, members] * jnp.outer(root, root))[1][:, -1]
-    vector = jnp.where(own > 0, vector / jnp.maximum(root, 1e-6), 0.0)
+    linked = jnp.any(links[:, members] != 0, axis=1)  # without: any vector leads
+    vector = jnp.where(linked & (own > 0), vector / jnp.maximum(root, 1e-6), 0.0)
     largest = jnp.maximum(jnp.max(jnp.abs(vector)), 1e-9)
     share = jnp.clip(2 * jnp.abs(vector) / largest, 0.0, 1.0) * own
 
