@@ -22,7 +22,7 @@ import tyro
 import signfd_jax as sfd
 from benchmarks import measure
 from signfd_jax import packed
-from signfd_jax.defense import FederatedDefenseState
+from signfd_jax.decoders import FederatedDefenseState
 from signfd_jax.experiments import console
 
 SIZES = ("15x582026", "15x11000000", "1000x100000", "10000x10000", "100000x7850")

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 import tyro
 
-from signfd_jax import batches, data, models, partition, signs
+from signfd_jax import data, models, signs
+from signfd_jax.data import batches, partition
 from signfd_jax.experiments import console, records, registry
 from signfd_jax.experiments.presets import PRESETS
 

@@ -20,7 +20,8 @@ from jax import lax
 
 import signfd_jax as sfd
 from benchmarks.robustness import paired
-from signfd_jax import attacks, batches, data, models
+from signfd_jax import attacks, data, models
+from signfd_jax.data import batches
 from signfd_jax.experiments import records, registry
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.training import byzantine_mask, split_examples

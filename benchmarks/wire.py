@@ -28,9 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import measure
 from signfd_jax import signs
-from signfd_jax.decoders import correlation_defense
-from signfd_jax.decoding import majority_vote
-from signfd_jax.defense import federated_defense
+from signfd_jax.decoders import correlation_defense, federated_defense, majority_vote
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import gather
 from signfd_jax.experiments import console

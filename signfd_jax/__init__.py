@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from signfd_jax import attacks
     from signfd_jax.attacks import Attack, AttackContext
-    from signfd_jax.decoders import Thresholds, correlation_defense, default_decoder
-    from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights, majority_vote
-    from signfd_jax.defense import federated_defense, federated_voting
-    from signfd_jax.likelihood import dawid_skene, oracle
+    from signfd_jax.decoders import (
+        DecodeInfo,
+        Decoder,
+        Thresholds,
+        correlation_defense,
+        dawid_skene,
+        default_decoder,
+        federated_defense,
+        federated_voting,
+        llr_weights,
+        majority_vote,
+        oracle,
+    )
     from signfd_jax.signs import votes
     from signfd_jax.simulate import (
         Simulation,
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
         run,
         simulation,
     )
-    from signfd_jax.transform import (
+    from signfd_jax.transforms import (
         SignDecoderState,
         scale_by_sign_decoder,
         scale_by_sign_fd,
@@ -61,16 +70,7 @@ __all__ = [
     "votes",
 ]
 
-_HOMES = (
-    "attacks",
-    "decoders",
-    "decoding",
-    "defense",
-    "likelihood",
-    "signs",
-    "simulate",
-    "transform",
-)
+_HOMES = ("attacks", "decoders", "signs", "simulate", "transforms")
 """The modules in which the names of `__all__` are defined."""
 
 

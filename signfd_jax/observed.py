@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax.decoding import DecodeInfo
+from signfd_jax.decoders import DecodeInfo
 
 __all__ = ["SimulationInfo", "honest_loss", "round_info"]
 

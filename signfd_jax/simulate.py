@@ -122,10 +122,11 @@ def simulation(
             or a batch that does not have `num_workers` rows.
 
     Examples:
-        >>> from signfd_jax import attacks, transform
+        >>> from signfd_jax import attacks
+        >>> from signfd_jax import transforms
         >>> def loss_fn(x, target):
         ...     return jnp.mean((x[None] - target) ** 2)
-        >>> tx = transform.sign_sgd_fd(0.1, num_workers=5)
+        >>> tx = transforms.sign_sgd_fd(0.1, num_workers=5)
         >>> attack = attacks.sign_inversion()
         >>> sim = simulation(loss_fn, tx, num_workers=5, attack=attack)
         >>> byzantine = jnp.arange(5) < 2
@@ -328,8 +329,8 @@ def run(
         ValueError: an argument is not of its kind, or is out of range.
 
     Examples:
-        >>> from signfd_jax import transform
-        >>> tx = transform.sign_sgd_mv(0.1, num_workers=3)
+        >>> from signfd_jax import transforms
+        >>> tx = transforms.sign_sgd_mv(0.1, num_workers=3)
         >>> loss_fn = lambda x, target: jnp.mean((x[None] - target) ** 2)
         >>> sim = simulation(loss_fn, tx, num_workers=3)
         >>> state = sim.init(jax.random.key(0), jnp.zeros(2), jnp.zeros(3, bool))

@@ -12,10 +12,9 @@ import pytest
 
 from signfd_jax import attacks, signs
 from signfd_jax.attacks import AttackContext, knowledge
-from signfd_jax.decoding import Decoder, majority_vote
-from signfd_jax.defense import federated_defense
+from signfd_jax.decoders import Decoder, federated_defense, majority_vote
 from signfd_jax.simulate import run, simulation
-from signfd_jax.transform import scale_by_sign_decoder
+from signfd_jax.transforms import scale_by_sign_decoder
 
 NUM_WORKERS = 7
 BYZANTINE = np.array([False, True, False, False, True, False, True])

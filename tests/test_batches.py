@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from signfd_jax import batches, data, models, partition
+from signfd_jax import data, models
+from signfd_jax.data import batches, partition
 
 
 def shares(split):

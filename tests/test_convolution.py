@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from signfd_jax.convolution import convolve, max_pool
+from signfd_jax.models._convolution import convolve, max_pool
 
 # num, height, width, channels, features, size, stride, padding
 SHAPES = [

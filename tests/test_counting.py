@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signfd_jax import counting
+from signfd_jax.decoders import _counters
 
-compare = jax.jit(counting.outcomes_against_others, static_argnames="axis_name")
+compare = jax.jit(_counters.outcomes_against_others, static_argnames="axis_name")
 
 
 def naive_outcomes(votes, weights):
@@ -72,7 +72,7 @@ def test_counters_never_exceed_their_rounds(dtype, seed):
     counters, rounds = jnp.zeros((1, 3), dtype), jnp.float32(0)
     outcomes = rng.choice(np.int8([-1, 0, 1]), (200, 1, 3), p=[0.02, 0.02, 0.96])
     expected, decayed = np.zeros(3), 0.0
-    add = jax.jit(counting.add_outcomes)
+    add = jax.jit(_counters.add_outcomes)
     for outcome in outcomes:
         counters, rounds = add(counters, rounds, jnp.asarray(outcome), forgetting)
         if dtype == "int8" and decayed > 126:
@@ -85,11 +85,11 @@ def test_counters_never_exceed_their_rounds(dtype, seed):
 
 
 def test_counters_that_cannot_count_are_refused():
-    assert counting.check_counter_dtype(jnp.int8, True) == jnp.int8
+    assert _counters.check_counter_dtype(jnp.int8, True) == jnp.int8
     with pytest.raises(ValueError, match="stop counting"):
-        counting.check_counter_dtype("float16", True)
+        _counters.check_counter_dtype("float16", True)
     with pytest.raises(ValueError, match="cannot hold decayed counts"):
-        counting.check_counter_dtype("int32", False)
+        _counters.check_counter_dtype("int32", False)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
@@ -101,7 +101,7 @@ def test_a_look_up_is_the_function(dtype, bound):
     counters[:2] = -bound, bound
     counters = jnp.asarray(counters, dtype)
     function = lambda c: jnp.log1p(jnp.abs(c.astype(jnp.float32)))  # noqa: E731
-    look_up = jax.jit(lambda c, b: counting.tabulated(function, c, b))
+    look_up = jax.jit(lambda c, b: _counters.tabulated(function, c, b))
     found = look_up(counters, jnp.float32(bound))
     np.testing.assert_array_equal(found, jax.jit(function)(counters))
 
@@ -116,7 +116,7 @@ def test_only_the_values_that_occur_are_looked_up():
         return c.astype(jnp.float32)
 
     jax.block_until_ready(
-        jax.jit(lambda c: counting.tabulated(function, c, jnp.float32(3)))(counters)
+        jax.jit(lambda c: _counters.tabulated(function, c, jnp.float32(3)))(counters)
     )
     jax.effects_barrier()
     assert sum(values.size for values in asked) == 2 * 1024

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from test_processes import free_port
 
-from signfd_jax import batches, data, partition
+from signfd_jax import data
 from signfd_jax.cli import main
+from signfd_jax.data import batches, partition
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments.parameters import digest
 from signfd_jax.experiments.records import read_lines

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import signfd_jax as sfd
-from signfd_jax import likelihood
+from signfd_jax.decoders import likelihood
 
 em = sfd.dawid_skene()
 em_decode = jax.jit(em.decode)

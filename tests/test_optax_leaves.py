@@ -9,14 +9,8 @@ import optax
 import pytest
 
 import signfd_jax as sfd
-from signfd_jax import (
-    aggregators,
-    distributed,
-    sign_family,
-    signs,
-    worker_side,
-)
-from signfd_jax.transform_rules import scale_by_aggregator
+from signfd_jax import aggregators, distributed, signs
+from signfd_jax.transforms import scale_by_aggregator, variants, worker_side
 
 M = 9
 
@@ -41,11 +35,11 @@ TRANSFORMATIONS = {
         name: lambda make=make: scale_by_aggregator(make(1, jax.random.key(0)), M)
         for name, make in aggregators.RULES.items()
     },
-    "signum": lambda: sign_family.scale_by_signum(M),
-    "ef_sign": lambda: sign_family.scale_by_ef_sign(M),
-    "stochastic_sign": lambda: sign_family.scale_by_stochastic_sign(M),
-    "sparse_sign": lambda: sign_family.scale_by_sparse_sign(M),
-    "distributed_lion": lambda: sign_family.scale_by_distributed_lion(M),
+    "signum": lambda: variants.scale_by_signum(M),
+    "ef_sign": lambda: variants.scale_by_ef_sign(M),
+    "stochastic_sign": lambda: variants.scale_by_stochastic_sign(M),
+    "sparse_sign": lambda: variants.scale_by_sparse_sign(M),
+    "distributed_lion": lambda: variants.scale_by_distributed_lion(M),
 }
 
 TREES = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from signfd_jax import partition
+from signfd_jax.data import partition
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 WORKERS = st.integers(1, 25)

@@ -13,14 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from signfd_jax import attacks, federated_defense, scale_by_sign_mv, sign_family
+from signfd_jax import attacks, federated_defense, scale_by_sign_mv
 from signfd_jax.aggregators import coordinate_median, stateless
 from signfd_jax.simulate import run, simulation
-from signfd_jax.worker_side import (
+from signfd_jax.transforms import (
     error_feedback_sign,
     per_worker,
     sparse_sign,
     stochastic_sign,
+    variants,
 )
 
 M = 5
@@ -108,15 +109,15 @@ def naive_beyond_the_bound(rounds, num_workers):
 
 
 FAMILY = {
-    "signum": (sign_family.scale_by_signum, naive_signum),
-    "ef_sign": (sign_family.scale_by_ef_sign, naive_ef_sign),
+    "signum": (variants.scale_by_signum, naive_signum),
+    "ef_sign": (variants.scale_by_ef_sign, naive_ef_sign),
     "sparse_sign": (
-        functools.partial(sign_family.scale_by_sparse_sign, fraction=0.25),
+        functools.partial(variants.scale_by_sparse_sign, fraction=0.25),
         naive_sparse_sign,
     ),
-    "distributed_lion": (sign_family.scale_by_distributed_lion, naive_lion),
+    "distributed_lion": (variants.scale_by_distributed_lion, naive_lion),
     "stochastic_sign": (
-        functools.partial(sign_family.scale_by_stochastic_sign, bound=1e-9),
+        functools.partial(variants.scale_by_stochastic_sign, bound=1e-9),
         naive_beyond_the_bound,
     ),
 }
@@ -241,7 +242,7 @@ def test_stochastic_sign_draws_anew_and_hands_on_nan():
 
 
 def test_nan_stays_with_the_worker_that_sent_it():
-    tx = sign_family.scale_by_signum(3)
+    tx = variants.scale_by_signum(3)
     state = tx.init(jnp.zeros(1))
     broken = jnp.array([[jnp.nan], [-1.0], [-1.0]])
     _, state = tx.update(broken, state)
@@ -252,17 +253,17 @@ def test_nan_stays_with_the_worker_that_sent_it():
 def test_other_decoders_and_rules_may_stand_behind():
     tree = jax.tree.map(jnp.asarray, gradients(0))
     outlier = jax.tree.map(lambda g: jnp.concatenate([g[:4], 1e6 * g[4:]]), tree)
-    tx = sign_family.scale_by_ef_sign(M, rule=stateless(coordinate_median))
+    tx = variants.scale_by_ef_sign(M, rule=stateless(coordinate_median))
     updates, _ = tx.update(outlier, tx.init(PARAMS), PARAMS)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates)) < 10
-    tx = sign_family.scale_by_signum(M, decoder=federated_defense())
+    tx = variants.scale_by_signum(M, decoder=federated_defense())
     state = tx.init(PARAMS)
     assert optax.tree.get(state, "fd_round") == 0
 
 
 def test_signum_without_momentum_is_sign_sgd():
     tree = jax.tree.map(jnp.asarray, gradients(0))
-    tx, plain = sign_family.scale_by_signum(M, momentum=0.0), scale_by_sign_mv(M)
+    tx, plain = variants.scale_by_signum(M, momentum=0.0), scale_by_sign_mv(M)
     updates, _ = tx.update(tree, tx.init(PARAMS), PARAMS)
     expected, _ = plain.update(tree, plain.init(PARAMS), PARAMS)
     chex.assert_trees_all_equal(updates, expected)
@@ -294,12 +295,12 @@ def test_simulator_trains_with_it(name):
     ("call", "message"),
     [
         (lambda: per_worker(optax.identity(), 0), "num_workers must be an int >= 1"),
-        (lambda: sign_family.scale_by_signum(3, 1.5), "momentum must lie in"),
-        (lambda: sign_family.scale_by_signum(-1), "num_workers must be an int"),
+        (lambda: variants.scale_by_signum(3, 1.5), "momentum must lie in"),
+        (lambda: variants.scale_by_signum(-1), "num_workers must be an int"),
         (lambda: sparse_sign(0.0), "fraction must lie in"),
         (lambda: sparse_sign(0.5, 2.0), "decay must lie in"),
-        (lambda: sign_family.scale_by_stochastic_sign(3, 0.0), "bound must lie in"),
-        (lambda: sign_family.scale_by_distributed_lion(3, b1=2.0), "b1 must lie in"),
+        (lambda: variants.scale_by_stochastic_sign(3, 0.0), "bound must lie in"),
+        (lambda: variants.scale_by_distributed_lion(3, b1=2.0), "b1 must lie in"),
         (
             lambda: per_worker(optax.identity(), 3).update(
                 jnp.zeros((2, 4)), (), jnp.zeros(4)

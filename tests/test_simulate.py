@@ -12,7 +12,7 @@ import pytest
 import signfd_jax as sfd
 from signfd_jax import attacks, signs, simulate
 from signfd_jax.attacks import Attack
-from signfd_jax.transform import scale_by_sign_decoder
+from signfd_jax.transforms import scale_by_sign_decoder
 
 M, B, D = 5, 3, 8
 BYZANTINE = jnp.array([True, False, False, True, False])

@@ -64,7 +64,7 @@ def test_every_public_name_is_imported_when_it_is_asked_for():
         "signfd_jax.distributed.sign_all_reduce\n"
         "assert not hasattr(signfd_jax, 'no_such_thing')\n"
         "from signfd_jax import *\n"
-        "print(majority_vote is signfd_jax.decoding.majority_vote)"
+        "print(majority_vote is signfd_jax.decoders.base.majority_vote)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -20,7 +20,7 @@ from signfd_jax import aggregators, distributed, signs, totals
 from signfd_jax.distributed import layout
 from signfd_jax.tally import count_agreements, sum_over_leaves, vote_tree
 from signfd_jax.totals import check_coordinates, exact_total
-from signfd_jax.transform_rules import scale_by_aggregator
+from signfd_jax.transforms import scale_by_aggregator
 
 LEAVES, SIZE = 17, 2**27  # 2.28e9 coordinates
 INT32 = st.integers(-(2**31), 2**31 - 1)

@@ -11,7 +11,7 @@ from signfd_jax import attacks
 from signfd_jax.aggregators import RULES, mean, recurrent, stateless, trimmed_mean
 from signfd_jax.aggregators import centered_clipping as clip
 from signfd_jax.simulate import run, simulation
-from signfd_jax.transform_rules import scale_by_aggregator
+from signfd_jax.transforms import scale_by_aggregator
 
 M = 7
 PARAMS = {"b": jnp.zeros(()), "w": [jnp.zeros((2, 3)), jnp.zeros(4)]}

@@ -29,15 +29,14 @@ import signfd_jax as sfd
 from signfd_jax import (
     aggregators,
     attacks,
-    batches,
     data,
     distributed,
     experiments,
     models,
-    partition,
     plots,
     theory,
 )
+from signfd_jax.data import batches, partition
 from signfd_jax.experiments import (
     Experiment,
     checkpoints,
@@ -49,7 +48,7 @@ from signfd_jax.experiments import (
 from signfd_jax.experiments.checkpoints import Checkpoint
 from signfd_jax.experiments.parameters import load_params
 from signfd_jax.experiments.runs import run_experiment
-from signfd_jax.transform_rules import scale_by_aggregator
+from signfd_jax.transforms import scale_by_aggregator
 
 NAN, INF = float("nan"), float("inf")
 KEY = jax.random.key(0)
@@ -816,7 +815,7 @@ SPLITS = {
     "one_class_per_worker": {},
 }
 for name, options in SPLITS.items():
-    of, split = f"signfd_jax.partition.{name}", getattr(partition, name)
+    of, split = f"signfd_jax.data.partition.{name}", getattr(partition, name)
     for bad in (np.zeros((3, 2), int), np.zeros(0, int), 3):
         row(f"{of}(labels)", functools.partial(split, bad, 4, **options), "labels must")
     for bad in (0, 2.5, "four"):
@@ -833,13 +832,13 @@ for name, options in SPLITS.items():
         )
 for bad in (0.0, -1.0, NAN, INF, "big"):
     row(
-        "signfd_jax.partition.dirichlet(alpha)",
+        "signfd_jax.data.partition.dirichlet(alpha)",
         functools.partial(partition.dirichlet, LABELS, 4, bad),
         "alpha must",
     )
 for bad in (0, 11, 1.5):
     row(
-        "signfd_jax.partition.labels_per_worker(num_labels)",
+        "signfd_jax.data.partition.labels_per_worker(num_labels)",
         functools.partial(partition.labels_per_worker, LABELS, 4, bad),
         "num_labels|labels",
     )

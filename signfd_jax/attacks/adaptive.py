@@ -181,7 +181,7 @@ def adaptive(
         ValueError: an argument is out of range, or the family enters at the data.
 
     Examples:
-        >>> from signfd_jax.decoding import majority_vote
+        >>> from signfd_jax.decoders import majority_vote
         >>> attack = adaptive(majority_vote())
         >>> gradients = jnp.ones((5, 100)) * jnp.array([[1], [1], [1.0], [-1.0], [1.0]])
         >>> byzantine, key = jnp.arange(5) < 2, jax.random.key(0)

@@ -30,7 +30,7 @@ from signfd_jax.decoders._pairs import (
     ramp,
     sampled_votes,
 )
-from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.decoders.base import DecodeInfo, Decoder
 from signfd_jax.tally import vote_tree
 
 __all__ = ["CorrelationDefenseState", "Thresholds", "correlation_defense"]

@@ -1,7 +1,7 @@
 """The decoder that every door of the library opens with."""
 
+from signfd_jax.decoders.base import Decoder
 from signfd_jax.decoders.correlation import correlation_defense
-from signfd_jax.decoding import Decoder
 
 __all__ = ["default_decoder"]
 

@@ -13,11 +13,12 @@ from jax import lax
 
 from signfd_jax import signs
 from signfd_jax.checks import check_count, check_mask, check_size, check_unmasked
-from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder
+from signfd_jax.decoders import DecodeInfo, Decoder
+from signfd_jax.decoders.base import check_decoder
+from signfd_jax.decoders.released import ReferenceState
 from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed.manual import devices_on, gather, varies
 from signfd_jax.distributed.states import layout_here, state_of_slice
-from signfd_jax.reference import ReferenceState
 
 __all__ = ["sign_all_reduce"]
 
@@ -83,7 +84,7 @@ def sign_all_reduce(
 
     Examples:
         >>> from jax.sharding import PartitionSpec as P
-        >>> from signfd_jax.decoding import majority_vote
+        >>> from signfd_jax.decoders import majority_vote
         >>> from signfd_jax.distributed import slice_state
         >>> decoder = majority_vote()
         >>> def decode(gradients):

@@ -13,8 +13,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from signfd_jax.checks import check_size
-from signfd_jax.decoders import default_decoder
-from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, first_info
+from signfd_jax.decoders import DecodeInfo, Decoder, default_decoder
+from signfd_jax.decoders.base import check_decoder, first_info
 from signfd_jax.distributed.collective import sign_all_reduce
 from signfd_jax.distributed.layout import axes_of, specs_of_leaves
 from signfd_jax.distributed.states import slice_state, specs_of_state, whole_state
@@ -34,7 +34,7 @@ class ShardedSignDecoderState(NamedTuple):
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state, of one leaf of all coordinates with
             their padding, split over the mesh.
-        info: `DecodeInfo` of the last round; before the first `decoding.first_info`.
+        info: `DecodeInfo` of the last round; before the first `first_info`.
     """
 
     sign_round: jax.Array
@@ -118,7 +118,7 @@ def scale_by_sign_decoder_sharded(
 
     Examples:
         >>> from jax.sharding import PartitionSpec as P
-        >>> from signfd_jax.decoding import majority_vote
+        >>> from signfd_jax.decoders import majority_vote
         >>> aggregate = scale_by_sign_decoder_sharded(
         ...     3, decoder=majority_vote(), workers_per_device=3
         ... )

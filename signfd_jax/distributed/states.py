@@ -12,7 +12,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from signfd_jax.checks import check_size
-from signfd_jax.decoding import Decoder, check_decoder
+from signfd_jax.decoders import Decoder
+from signfd_jax.decoders.base import check_decoder
 from signfd_jax.distributed.layout import Layout, make_layout
 from signfd_jax.distributed.manual import devices_on, vary
 
@@ -52,7 +53,7 @@ def slice_state(
         ValueError: as `layout_here`.
 
     Examples:
-        >>> from signfd_jax.defense import federated_defense
+        >>> from signfd_jax.decoders import federated_defense
         >>> decoder = federated_defense()
         >>> mesh = jax.make_mesh((1,), ("workers",), devices=jax.devices()[:1])
         >>> init = jax.shard_map(
@@ -92,7 +93,7 @@ def whole_state(decoder: Decoder, params, num_workers: int):
         The decoder's own state, of M workers and one leaf of T coordinates.
 
     Examples:
-        >>> from signfd_jax.defense import federated_defense
+        >>> from signfd_jax.decoders import federated_defense
         >>> whole_state(federated_defense(), jnp.zeros(20), 2).fd_counters.shape
         (2, 32)
     """
@@ -112,7 +113,7 @@ def state_of_slice(decoder: Decoder, layout: Layout, workers_per_device: int):
         The decoder's own state, of M workers and one leaf of `T / D` coordinates.
 
     Examples:
-        >>> from signfd_jax.defense import federated_defense
+        >>> from signfd_jax.decoders import federated_defense
         >>> layout = make_layout(jnp.zeros(20), None, num_workers=2, num_devices=2)
         >>> state_of_slice(federated_defense(), layout, 1).fd_counters.shape
         (2, 16)
@@ -137,7 +138,7 @@ def specs_of_state(decoder: Decoder, num_workers: int, axes: tuple[str, ...]) ->
         Tree like the state, of `PartitionSpec`, for `shard_map`.
 
     Examples:
-        >>> from signfd_jax.defense import federated_defense
+        >>> from signfd_jax.decoders import federated_defense
         >>> specs = specs_of_state(federated_defense(), 3, ("workers",))
         >>> print(tuple(specs.fd_counters), tuple(specs.fd_evidence))
         (None, 'workers') ()

@@ -18,13 +18,14 @@ import numpy as np
 import optax
 from jax import lax
 
-from signfd_jax import batches, data, models, partition
-from signfd_jax.decoding import Decoder, majority_vote
+from signfd_jax import data, models
+from signfd_jax.data import batches, partition
+from signfd_jax.decoders import Decoder, majority_vote
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.observed import SimulationInfo
 from signfd_jax.simulate import run, simulation
-from signfd_jax.transform import scale_by_sign_decoder
+from signfd_jax.transforms import scale_by_sign_decoder
 
 __all__ = [
     "Inputs",

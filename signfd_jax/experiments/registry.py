@@ -21,11 +21,18 @@ from typing import Any
 import jax
 import optax
 
-from signfd_jax import attacks, models, partition, sign_family
+from signfd_jax import attacks, models, transforms
 from signfd_jax.aggregators import RULES, Rule, keyed, line, stateless
-from signfd_jax.decoders import Thresholds, correlation_defense
-from signfd_jax.decoding import Decoder, majority_vote
-from signfd_jax.defense import federated_defense, federated_voting
+from signfd_jax.data import partition
+from signfd_jax.decoders import (
+    Decoder,
+    Thresholds,
+    correlation_defense,
+    dawid_skene,
+    federated_defense,
+    federated_voting,
+    majority_vote,
+)
 from signfd_jax.experiments import plugins, traffic
 from signfd_jax.experiments.choices import (
     FACTS,
@@ -36,8 +43,7 @@ from signfd_jax.experiments.choices import (
     make,
     traced_options,
 )
-from signfd_jax.likelihood import dawid_skene
-from signfd_jax.transform_rules import scale_by_aggregator
+from signfd_jax.transforms import scale_by_aggregator
 
 __all__ = [
     "ATTACKS",
@@ -100,13 +106,13 @@ def _ef_sign_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     # What it sends has the unit of the gradient: `scale` times the learning rate is
     # the step.
-    return optax.chain(sign_family.scale_by_ef_sign(num_workers), optax.scale(scale))
+    return optax.chain(transforms.scale_by_ef_sign(num_workers), optax.scale(scale))
 
 
 def _stochastic_sign(
     num_workers: int, key: jax.Array | None = None, bound: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    return sign_family.scale_by_stochastic_sign(num_workers, bound, key=key)
+    return transforms.scale_by_stochastic_sign(num_workers, bound, key=key)
 
 
 def _aggregation(
@@ -162,7 +168,7 @@ def _own_rule(function: Callable[..., Any]) -> Callable[..., Any]:
 def _s3gd_mv(
     num_workers: int, fraction: float = 0.1, decay: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    return sign_family.scale_by_sparse_sign(num_workers, fraction, decay=decay)
+    return transforms.scale_by_sparse_sign(num_workers, fraction, decay=decay)
 
 
 _BITS_OF_RULES = {"top_k_multi_krum": traffic.top_k}  # of the others: floats
@@ -170,11 +176,11 @@ _BITS_OF_RULES = {"top_k_multi_krum": traffic.top_k}  # of the others: floats
 
 SERVERS: dict[str, Callable[..., Any]] = {
     **DECODERS,
-    "signum": sign_family.scale_by_signum,
+    "signum": transforms.scale_by_signum,
     "ef_sign_sgd": _ef_sign_sgd,
     "stochastic_sign": _stochastic_sign,
     "s3gd_mv": _s3gd_mv,
-    "distributed_lion": sign_family.scale_by_distributed_lion,
+    "distributed_lion": transforms.scale_by_distributed_lion,
     **{
         name: _aggregation(make_rule, _BITS_OF_RULES.get(name, traffic.dense))
         for name, make_rule in RULES.items()

@@ -21,9 +21,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from signfd_jax import batches, data, models, partition
+from signfd_jax import data, models
 from signfd_jax.attacks import AttackContext
 from signfd_jax.attacks.contract import apply_by_row
+from signfd_jax.data import batches, partition
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed.manual import vary
 from signfd_jax.experiments import registry

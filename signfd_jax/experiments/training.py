@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signfd_jax import data, partition
+from signfd_jax import data
+from signfd_jax.data import partition
 from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.program import (

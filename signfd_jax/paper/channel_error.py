@@ -14,10 +14,8 @@ import numpy as np
 from jax import lax
 
 from signfd_jax import signs, theory
-from signfd_jax.decoding import llr_weights, majority_vote
-from signfd_jax.defense import federated_defense
+from signfd_jax.decoders import federated_defense, llr_weights, majority_vote, oracle
 from signfd_jax.experiments import Experiment, training
-from signfd_jax.likelihood import oracle
 from signfd_jax.paper.setting import make_setting, tests, wrong_share
 
 __all__ = ["decoding_in_training", "flipping_in_training", "weights_from_samples"]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax import batches, data, models
+from signfd_jax import data, models
+from signfd_jax.data import batches
 from signfd_jax.experiments import Experiment, registry, training
 from signfd_jax.totals import exact_total
 

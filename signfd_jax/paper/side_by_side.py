@@ -16,13 +16,16 @@ from jax import lax
 
 from signfd_jax import signs
 from signfd_jax.attacks import sign_inversion
-from signfd_jax.decoding import majority_vote
-from signfd_jax.defense import federated_defense, federated_voting
+from signfd_jax.decoders import (
+    federated_defense,
+    federated_voting,
+    majority_vote,
+    oracle,
+)
 from signfd_jax.experiments import Experiment, training
-from signfd_jax.likelihood import oracle
 from signfd_jax.paper.setting import make_setting, tests, wrong_share
 from signfd_jax.simulate import run, simulation
-from signfd_jax.transform import scale_by_sign_decoder
+from signfd_jax.transforms import scale_by_sign_decoder
 
 __all__ = ["lockstep", "mixed_batch_sizes"]
 

@@ -16,7 +16,7 @@ from jax import lax
 
 from signfd_jax.checks import check_size
 from signfd_jax.data import Dataset, standardise
-from signfd_jax.partition import Partition
+from signfd_jax.data.partition import Partition
 
 __all__ = ["examples", "worker_batches", "worker_indices"]
 
@@ -62,7 +62,7 @@ def worker_batches(
 
     Examples:
         >>> from signfd_jax.data import load
-        >>> from signfd_jax.partition import iid
+        >>> from signfd_jax.data.partition import iid
         >>> digits = load("digits")
         >>> split = iid(digits.train_labels, num_workers=15)
         >>> sample_batch = worker_batches(digits, split, batch_size=4)
@@ -112,7 +112,7 @@ def worker_indices(
         ValueError: `batch_size` is below 1 or has not one number for each worker.
 
     Examples:
-        >>> from signfd_jax.partition import iid
+        >>> from signfd_jax.data.partition import iid
         >>> split = iid(np.array([0, 0, 1, 1]), num_workers=6)
         >>> sample_indices = worker_indices(split, batch_size=3)
         >>> sample_indices(jax.random.key(0)).shape

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float32, Int8, Int32
 
 from signfd_jax.checks import check_number, check_size
-from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.decoders.base import DecodeInfo, Decoder, llr_weights
 from signfd_jax.leaves import group_leaves
 from signfd_jax.products import row_products
 from signfd_jax.tally import (

@@ -23,7 +23,7 @@ import optax
 from jax import lax
 
 from signfd_jax.checks import check_callable, check_kind, check_size
-from signfd_jax.convolution import convolve, max_pool
+from signfd_jax.models._convolution import convolve, max_pool
 
 __all__ = [
     "MLP",

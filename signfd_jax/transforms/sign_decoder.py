@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import decoding, packed, signs
+from signfd_jax import packed, signs
 from signfd_jax.checks import check_number, check_size, check_unmasked
-from signfd_jax.decoders import default_decoder
-from signfd_jax.decoding import DecodeInfo, Decoder, check_decoder, majority_vote
-from signfd_jax.defense import federated_defense
+from signfd_jax.decoders import (
+    DecodeInfo,
+    Decoder,
+    default_decoder,
+    federated_defense,
+    majority_vote,
+)
+from signfd_jax.decoders.base import check_decoder, first_info
 from signfd_jax.totals import check_coordinates
 from signfd_jax.trees import cast_like, shapes_of, size_of
 
@@ -45,7 +50,7 @@ class SignDecoderState(NamedTuple):
     Attributes:
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state.
-        info: `DecodeInfo` of the last round; before the first, `decoding.first_info`.
+        info: `DecodeInfo` of the last round; before the first, `first_info`.
         sign_error: float32 scalar, the share of the non-zero coordinates of
             `honest_sign` that were decoded otherwise in the last round; -1 without one.
     """
@@ -124,7 +129,7 @@ def scale_by_sign_decoder(
         return SignDecoderState(
             sign_round=jnp.zeros((), jnp.int32),
             decoder_state=decoder.init(num_workers, shapes_of(params)),
-            info=decoding.first_info(num_workers),
+            info=first_info(num_workers),
             sign_error=_sign_error(None, None),
         )
 

@@ -1,8 +1,8 @@
 """The decoder of the authors' released code, reproduced exactly.
 
 Shapes: `M` workers, `N` coordinates in all, `[M, ...]` one leaf. It is kept apart
-from `signfd_jax.defense` because its semantics differ: a zero is a vote like any
-other (0 == 0 is an agreement, and a zero against a decoded sign an error).
+from `signfd_jax.decoders.federated` because its semantics differ: a zero is a vote like
+any other (0 == 0 is an agreement, and a zero against a decoded sign an error).
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.decoding import DecodeInfo, Decoder
+from signfd_jax.decoders.base import DecodeInfo, Decoder
 from signfd_jax.tally import sum_over_axis
 from signfd_jax.totals import check_coordinates, exact_total
 

@@ -1,8 +1,8 @@
 r"""The published relatives of signSGD with majority vote, as optax transformations.
 
 Shapes: gradients of `M` workers, leaves `[M, ...]`, come in; leaves `[...]` go out.
-Each is a chain of what the workers do (`signfd_jax.worker_side`) and what the server
-does: a majority vote as published, or another decoder.
+Each is a chain of what the workers do (`signfd_jax.transforms.worker_side`) and what
+the server does: a majority vote as published, or another decoder.
 """
 
 import jax
@@ -10,10 +10,10 @@ import optax
 
 from signfd_jax.aggregators import Rule, mean, stateless
 from signfd_jax.checks import check_number
-from signfd_jax.decoding import Decoder, majority_vote
-from signfd_jax.transform import scale_by_sign_decoder
-from signfd_jax.transform_rules import scale_by_aggregator
-from signfd_jax.worker_side import (
+from signfd_jax.decoders import Decoder, majority_vote
+from signfd_jax.transforms.aggregation import scale_by_aggregator
+from signfd_jax.transforms.sign_decoder import scale_by_sign_decoder
+from signfd_jax.transforms.worker_side import (
     error_feedback_sign,
     per_worker,
     sparse_sign,

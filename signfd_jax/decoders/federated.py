@@ -14,15 +14,15 @@ import jax.numpy as jnp
 
 from signfd_jax import packed
 from signfd_jax.checks import check_count, check_flag, check_number
-from signfd_jax.counting import (
+from signfd_jax.decoders._counters import (
     add_outcomes,
     check_counter_dtype,
     outcomes_against_others,
     tabulated,
 )
-from signfd_jax.decoding import DecodeInfo, Decoder, llr_weights
+from signfd_jax.decoders.base import DecodeInfo, Decoder, llr_weights
+from signfd_jax.decoders.released import reference_defense
 from signfd_jax.leaves import group_leaves
-from signfd_jax.reference import reference_defense
 from signfd_jax.tally import (
     count_agreements,
     sum_over_axis,
@@ -84,7 +84,7 @@ def federated_defense(
         forgetting: factor in (0, 1] by which the past is multiplied each round
             (scalar); 1 never forgets.
         reference: reproduce the authors' released code exactly instead, with zeros
-            as votes and its own smoothing (see `signfd_jax.reference`).
+            as votes and its own smoothing (see `signfd_jax.decoders.released`).
         leave_own_out: not the paper's: compare a vote with what the others decide
             without it, a tie counting one half (`outcomes_against_others`).
         anchor: not the paper's: where more workers come out mostly wrong (pooled) than

@@ -16,7 +16,7 @@ import optax
 from signfd_jax.aggregators import Rule
 from signfd_jax.checks import check_kind, check_size
 from signfd_jax.totals import MOST_IN_LEAF
-from signfd_jax.transform import check_worker_gradients
+from signfd_jax.transforms.sign_decoder import check_worker_gradients
 from signfd_jax.trees import dtype_of, size_of
 
 __all__ = ["AggregatorState", "scale_by_aggregator"]

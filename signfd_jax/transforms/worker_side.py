@@ -17,7 +17,7 @@ import optax
 
 from signfd_jax.aggregators import top_k
 from signfd_jax.checks import check_number, check_size
-from signfd_jax.transform import check_worker_gradients
+from signfd_jax.transforms.sign_decoder import check_worker_gradients
 from signfd_jax.trees import dtype_of, size_of
 
 __all__ = [
