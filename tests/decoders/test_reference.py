@@ -10,7 +10,7 @@ import pytest
 
 import signfd_jax as sfd
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def split_tree(flat, shapes):
