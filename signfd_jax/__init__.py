@@ -4,6 +4,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from signfd_jax import _moved
+
 if TYPE_CHECKING:
     from signfd_jax import attacks
     from signfd_jax.attacks import Attack, AttackContext
@@ -72,6 +74,8 @@ __all__ = [
 
 _HOMES = ("attacks", "decoders", "signs", "simulate", "transforms")
 """The modules in which the names of `__all__` are defined."""
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,54 @@
+"""Modules that have moved are still found under their old names.
+
+`from signfd_jax.decoding import Decoder` gives what `signfd_jax.decoders` has.
+"""
+
+import importlib
+import importlib.util
+import sys
+
+__all__ = ["MOVED", "install"]
+
+MOVED = {
+    "batches": "data.batches",
+    "convolution": "models._convolution",
+    "counting": "decoders._counters",
+    "decoding": "decoders.base",
+    "defense": "decoders.federated",
+    "likelihood": "decoders.likelihood",
+    "partition": "data.partition",
+    "reference": "decoders.released",
+    "sign_family": "transforms.variants",
+    "transform": "transforms.sign_decoder",
+    "transform_rules": "transforms.aggregation",
+    "worker_side": "transforms.worker_side",
+}
+"""Old place to new one, below the package."""
+
+_PACKAGE = __name__.rpartition(".")[0]
+
+
+class _Finder:
+    """Finds, and loads, a module of an old name as a second name of the new one."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        package, _, old = name.rpartition(".")
+        if package == _PACKAGE and old in MOVED:
+            return importlib.util.spec_from_loader(name, cls())
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        old = module.__name__.rpartition(".")[2]
+        new = importlib.import_module(f"{_PACKAGE}.{MOVED[old]}")
+        names = {key: value for key, value in vars(new).items() if key[:2] != "__"}
+        vars(module).update(names, __all__=new.__all__, __doc__=new.__doc__)
+
+
+def install() -> None:
+    """Let the import system ask here, after all other places."""
+    if _Finder not in sys.meta_path:
+        sys.meta_path.append(_Finder)
