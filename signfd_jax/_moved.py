@@ -4,6 +4,7 @@
 """
 
 import importlib
+import importlib.abc
 import importlib.util
 import sys
 
@@ -28,14 +29,13 @@ MOVED = {
 _PACKAGE = __name__.rpartition(".")[0]
 
 
-class _Finder:
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds, and loads, a module of an old name as a second name of the new one."""
 
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
+    def find_spec(self, name, path=None, target=None):
         package, _, old = name.rpartition(".")
         if package == _PACKAGE and old in MOVED:
-            return importlib.util.spec_from_loader(name, cls())
+            return importlib.util.spec_from_loader(name, self)
         return None
 
     def create_module(self, spec):
@@ -50,5 +50,5 @@ class _Finder:
 
 def install() -> None:
     """Let the import system ask here, after all other places."""
-    if _Finder not in sys.meta_path:
-        sys.meta_path.append(_Finder)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
