@@ -384,7 +384,8 @@ def _commit():
         return None
 
     def git(*arguments):
-        command = ["git", "-C", str(root), *arguments]
+        # Read only: refreshing the index of a full disk would fail.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
         return output.strip()
 
