@@ -39,11 +39,10 @@ from signfd_jax import data
 from signfd_jax.experiments import checkpoints, console, records, training
 from signfd_jax.experiments.config import Experiment, to_json
 
-COMMAND = (
+SIGNFD = (
     sys.executable,
     "-c",
     "import sys; from signfd_jax.cli import main; sys.exit(main())",
-    "run",
 )
 CONFIG = Experiment(
     name="faults",
@@ -87,7 +86,7 @@ def start(
     if every is not None:
         flags += ["--checkpoint-every", str(every)]
     return subprocess.Popen(
-        [*COMMAND, str(config), "--output-dir", str(folder), *flags],
+        [*SIGNFD, "run", str(config), "--output-dir", str(folder), *flags],
         env=os.environ
         | {
             "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),

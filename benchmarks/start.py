@@ -26,14 +26,10 @@ import tyro
 
 import signfd_jax as sfd
 from benchmarks import measure
+from benchmarks.faults import SIGNFD
 from signfd_jax.experiments import console
 
 BASELINE = "adam"
-SIGNFD = (
-    sys.executable,
-    "-c",
-    "import sys; from signfd_jax.cli import main; sys.exit(main())",
-)
 
 
 @dataclasses.dataclass(frozen=True)
