@@ -122,8 +122,7 @@ def simulation(
             or a batch that does not have `num_workers` rows.
 
     Examples:
-        >>> from signfd_jax import attacks
-        >>> from signfd_jax import transforms
+        >>> from signfd_jax import attacks, transforms
         >>> def loss_fn(x, target):
         ...     return jnp.mean((x[None] - target) ** 2)
         >>> tx = transforms.sign_sgd_fd(0.1, num_workers=5)

@@ -34,7 +34,7 @@ class ShardedSignDecoderState(NamedTuple):
         sign_round: int32 scalar, rounds decoded so far.
         decoder_state: the decoder's own state, of one leaf of all coordinates with
             their padding, split over the mesh.
-        info: `DecodeInfo` of the last round; before the first `first_info`.
+        info: `DecodeInfo` of the last round; before the first, `first_info`.
     """
 
     sign_round: jax.Array

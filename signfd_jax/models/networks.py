@@ -8,7 +8,7 @@ own. A round takes the gradients of M workers at the same parameters:
 
     jax.vmap(jax.grad(loss_fn(model)), in_axes=(None, 0))(params, batches)
 
-The convolutional networks are written to be fast at that: see `convolution`.
+The convolutional networks are written to be fast at that: see `_convolution`.
 """
 
 import functools
