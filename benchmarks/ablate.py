@@ -17,7 +17,7 @@ import tyro
 import signfd_jax as sfd
 from benchmarks.trials import Trial, accuracies, paired, read, write
 
-# What takes a mechanism away: a start that nothing reaches, or a distance of nothing.
+# What takes a mechanism away.
 OFF = {
     "forgetting": 1.0,
     "majority": 1e-6,  # confidence is always 1
@@ -25,10 +25,6 @@ OFF = {
     "useless": 1e-6,
     "duplicate": 1e6,
     "slack": 1e-6,
-    "exact": 1e-9,
-    "alike": 1e-9,
-    "changed": 1e6,
-    "agreement": 1e-6,
 }
 TRIALS = (
     Trial(attack="none"),

@@ -9,8 +9,7 @@ The premise is that more than half of the workers are honest. Three laws follow.
 2. *Equivariance.* Permuted workers have permuted weights; who is absent changes nobody
    else's weight. Who sends the negative of its votes from the start has the negative
    weight, where the confidence is 1 before and after.
-3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1, but for
-   exact duplicates, a minority, which share one vote or less (two keep theirs).
+3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1.
 """
 
 import functools
@@ -18,13 +17,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from signfd_jax.checks import check_count, check_flag, check_number, check_size
 from signfd_jax.decoders._pairs import (
-    batches_shared,
     count,
-    near_one,
+    median,
     noise_of_a_round,
     pair_counts,
     ramp,
@@ -54,13 +51,6 @@ class Thresholds(NamedTuple):
         duplicate: float scalar, start as a correlation of what two workers are more
             alike than their reliabilities explain.
         slack: float scalar, by which factor honest pairs may exceed that explanation.
-        exact: float scalar, up to which distance of |correlation| from 1 two workers
-            send the same; from twice it on they do not.
-        alike: float scalar, the same for a majority that holds an honest worker.
-        changed: float scalar, start in variances of one round's noise of how far a
-            worker must have changed for a single round to override the past.
-        agreement: float scalar, start in votes of how far that round must agree with
-            the past.
     """
 
     forgetting: float | jax.Array = 0.98
@@ -69,10 +59,6 @@ class Thresholds(NamedTuple):
     useless: float | jax.Array = 0.5
     duplicate: float | jax.Array = 0.12
     slack: float | jax.Array = 1.3
-    exact: float | jax.Array = 0.01
-    alike: float | jax.Array = 0.15
-    changed: float | jax.Array = 4.0
-    agreement: float | jax.Array = 0.3
 
 
 class CorrelationDefenseState(NamedTuple):
@@ -85,7 +71,6 @@ class CorrelationDefenseState(NamedTuple):
         cd_strength: float32 `[K, M]`, the same of the absolute correlation.
         cd_rounds: float32 `[K, M]`, how many rounds these means are of, decayed.
         cd_noise: float32 scalar, variance of one round's correlation.
-        cd_shared: float32 scalar in [0, 1], whether workers seem to share batches.
         cd_weights: float32 `[M]`, weights of the last round; ones at first.
     """
 
@@ -95,17 +80,7 @@ class CorrelationDefenseState(NamedTuple):
     cd_strength: jax.Array
     cd_rounds: jax.Array
     cd_noise: jax.Array
-    cd_shared: jax.Array
     cd_weights: jax.Array
-
-
-class _Judgement(NamedTuple):
-    """What some correlations say of the workers, `[M]`, and how surely."""
-
-    weights: jax.Array
-    polarity: jax.Array
-    reliability: jax.Array
-    confidence: jax.Array
 
 
 def correlation_defense(
@@ -124,8 +99,8 @@ def correlation_defense(
 
     1. Worker j has $d_j$ duplicates: workers more alike with it than the reliabilities
        of both explain ($t_j t_k / \operatorname{median} t$, where $t_j$ is the
-       |correlation| that j exceeds with half of the others), or exactly alike with it,
-       a minority. It counts as $h_j = 1 / (1 + d_j)$ effective workers.
+       |correlation| that j exceeds with half of the others). It counts as
+       $h_j = 1 / (1 + d_j)$ effective workers.
     2. The leading eigenvector of the significant signs of S, weighted by h, splits the
        workers into two sides $x_k = \pm 1$.
     3. $c_j$ is the mean of $S_{jk} x_k$ over the others, $\tau_j = c_j / s_j$ with
@@ -133,16 +108,12 @@ def correlation_defense(
        make it large. The side of more workers is the right one.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
-    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$. Here $u_j$ is -1 where
-       $\tau_j$ is significantly negative, 0 where $c_j$ is significantly small, else 1;
-       $d'_j$ counts exact duplicates only.
+    5. $w_j = 1 + \alpha (h_j^2 u_j - 1)$, where $u_j$ is -1 if $\tau_j$ is
+       significantly negative, 0 if $c_j$ is significantly small, else 1.
 
-    A round whose own correlations contradict the past, beyond noise, on the side that
-    the past calls right, is decoded by its own.
-
-    Workers of one batch send the same. Nobody is merged from the round on in which more
-    than half of the workers have an exact duplicate (so an honest one has), or in which
-    there are two groups of them; nor at all with `shared_batches=True`.
+    Honest workers of one batch send the same. If all do, or most, the reliabilities
+    explain it. A lone smaller group is taken for duplicates of one liar; with
+    `shared_batches=True` nobody is.
 
     *Consistency.* Let worker j err with probability $p_j$, independently of the others,
     and all $|1 - 2 p_j| \geq v$. After T rounds (of which at most 99 count, by the
@@ -156,7 +127,8 @@ def correlation_defense(
             the seed, if there are more than so many; else all are.
         sample: number of coordinates (int) that correlations are counted on, drawn anew
             each round; None: 8192, or 512 with a committee.
-        shared_batches: whether some workers are known to have the same batches.
+        shared_batches: whether some workers are known to have the same batches, so that
+            nobody is a duplicate.
         seed: of the key that committee and sample are drawn by (int, or an int32 scalar
             that may be traced).
 
@@ -182,9 +154,7 @@ def correlation_defense(
         Parisi, Strino, Nadler and Kluger, [Ranking and combining multiple predictors
         without labeled data](https://arxiv.org/abs/1303.3257), PNAS 2014; Jaffe,
         Fetaya, Nadler, Jiang and Kluger, [Unsupervised ensemble learning with
-        dependent classifiers](https://arxiv.org/abs/1510.05830), AISTATS 2016; of a
-        committee: Williams and Seeger, Using the Nyström method to speed up kernel
-        machines, NIPS 2000.
+        dependent classifiers](https://arxiv.org/abs/1510.05830), AISTATS 2016.
     """
     thresholds = Thresholds() if thresholds is None else thresholds
     _check_thresholds(thresholds)
@@ -208,7 +178,6 @@ def correlation_defense(
             cd_strength=jnp.zeros(matrix, jnp.float32),
             cd_rounds=jnp.zeros(matrix, jnp.float32),
             cd_noise=jnp.zeros((), jnp.float32),
-            cd_shared=jnp.full((), float(shared_batches), jnp.float32),
             cd_weights=jnp.ones((num_workers,), jnp.float32),
         )
 
@@ -221,7 +190,8 @@ def correlation_defense(
         rows = sampled_votes(key, votes, size, axis_name)
         theirs = rows if everybody else rows[members]
         counts = pair_counts(theirs, rows, axis_name)
-        state, weights, reliability = _learn_and_judge(thresholds, state, *counts)
+        state, seen = _learn(thresholds, state, *counts)
+        weights, reliability = _judge(thresholds, state, seen, not shared_batches)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
         info = DecodeInfo(weights, (1 - reliability) / 2, margin)
         return decoded, state._replace(cd_weights=weights), info
@@ -229,85 +199,50 @@ def correlation_defense(
     return Decoder(init, decode, lambda state: state.cd_weights, needs_unpacked="")
 
 
-def _learn_and_judge(of, state, balance, pairs):
-    """The state, the weights and the reliabilities after a round's counts."""
+def _learn(of, state, balance, pairs):
+    """The state after a round's counts, and who has ever voted, bool `[M]`."""
     members = state.cd_committee
     workers = jnp.arange(pairs.shape[1], dtype=jnp.int32)
     voted = (pairs > 0) & (members[:, None] != workers[None])
     known = voted & (state.cd_rounds > 0)
     now = balance / jnp.maximum(pairs, 1.0)
-    noise = noise_of_a_round(state, voted, known, jnp.abs(now), pairs)
     both_voted = voted.astype(jnp.float32)
     rounds = of.forgetting * state.cd_rounds + both_voted
     step = both_voted / jnp.maximum(rounds, 1.0)
-    mean = state.cd_mean + step * (now - state.cd_mean)
-    here = jnp.any(pairs > 0, axis=0)
-    seen = here | jnp.any(rounds > 0, axis=0)
-    shared = jnp.maximum(
-        state.cd_shared, batches_shared(of.exact, members, now, voted, here)
-    )
-
-    # The past and this round, one after the other: compiled once, and not as a batch,
-    # for LAPACK's batches wait for threads that the devices of a CPU mesh hold.
-    past_and_now = (
-        jnp.stack([mean, now]),
-        jnp.stack([rounds, both_voted]),
-        jnp.stack([seen, here]),
-    )
-    judge = functools.partial(_judge, of, members, noise, shared)
-    both = lax.map(lambda of_one: judge(*of_one), past_and_now)
-    past, single = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
-    against = jnp.max(jnp.maximum(-single.polarity * jnp.sign(past.weights), 0.0))
-    unsure = (1 - jnp.abs(single.polarity)) * jnp.abs(past.weights)
-    agreement = jnp.sum(single.polarity * past.weights - unsure)
-    change = jnp.sum(jnp.where(known, (now - state.cd_mean) ** 2, 0.0), axis=0)
-    change = jnp.max(change / jnp.maximum(count(known, axis=0), 1.0)) / noise
-    burnt_in = jnp.clip(jnp.max(rounds) / 5 - 1, 0.0, 1.0)
-    heed = burnt_in * single.confidence * against
-    heed *= ramp(agreement, of.agreement) * ramp(change, of.changed)
-
+    noise = noise_of_a_round(state, voted, known, jnp.abs(now), pairs)
+    seen = jnp.any(pairs > 0, axis=0) | jnp.any(rounds > 0, axis=0)
     state = state._replace(
         cd_round=state.cd_round + 1,
-        cd_mean=mean,
+        cd_mean=state.cd_mean + step * (now - state.cd_mean),
         cd_strength=state.cd_strength + step * (jnp.abs(now) - state.cd_strength),
         cd_rounds=rounds,
         cd_noise=noise,
-        cd_shared=shared,
     )
-    # In this form what is equal stays equal, to the bit.
-    weights = past.weights + heed * (single.weights - past.weights)
-    reliability = past.reliability + heed * (single.reliability - past.reliability)
-    return state, weights, reliability
+    return state, seen
 
 
-def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
-    """Judge the workers by correlations that are means over so many rounds."""
+def _judge(of, state, seen, merge: bool):
+    """Weights and reliabilities of the workers, float32 `[M]`."""
+    members, rounds = state.cd_committee, state.cd_rounds
     pair = rounds > 0
-    correlation = jnp.where(pair, correlation, 0.0)
+    correlation = jnp.where(pair, state.cd_mean, 0.0)
     strength = jnp.abs(correlation)
-    error = jnp.sqrt(noise / jnp.maximum(rounds, 1e-6))
+    error = jnp.sqrt(state.cd_noise / jnp.maximum(rounds, 1e-6))
     voters = jnp.maximum(count(seen), 1.0)
     met = count(pair, axis=0)
-    others = (voters - 1) / jnp.maximum(met, 1.0)  # workers that a member stands for
-
-    def total(values):
-        return others * jnp.sum(jnp.where(pair, values, 0.0), axis=0)
 
     # Duplicates.
-    rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
-    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)
-    ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
-    usual = jnp.take_along_axis(ranked, rank[None], axis=0)[0]
-    usual = jnp.maximum(usual, 1e-6)
-    explained = usual[members][:, None] * usual[None] / _median(usual, seen)
-    beyond = strength - of.slack * jnp.minimum(explained, 1.0)
-    same = near_one(correlation, of.exact) * (1 - shared)
-    alike = 1 + total(near_one(correlation, of.alike))
-    majority = jnp.clip(2 * alike - voters, 0.0, 1.0)  # holds an honest worker
-    few = (1 - majority) * (1 - shared)
-    exact = same * jnp.minimum(few[members][:, None], few[None])
-    duplicates = total(jnp.maximum(ramp(beyond, of.duplicate), exact)) * few
-    effective = jnp.where(seen, 1 / (1 + duplicates), 0.0)
+    effective = seen.astype(jnp.float32)
+    if merge:
+        rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
+        rank = jnp.maximum(rank, 0.0).astype(jnp.int32)
+        ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
+        usual = jnp.maximum(jnp.take_along_axis(ranked, rank[None], axis=0)[0], 1e-6)
+        explained = usual[members][:, None] * usual[None] / median(usual, seen)
+        beyond = strength - of.slack * jnp.minimum(explained, 1.0)
+        alike = jnp.where(pair, ramp(beyond, of.duplicate), 0.0)
+        others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
+        effective /= 1 + others * jnp.sum(alike, axis=0)
 
     # Two sides.
     links = jnp.sign(correlation) * ramp(strength / error, of.significant)
@@ -327,16 +262,15 @@ def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
     spread = jnp.sum(share * (sided - aligned[None]) ** 2, axis=0) / shares
     freedom = shares**2 / jnp.maximum(jnp.sum(share**2, axis=0), 1e-9) - 1
     sampling = jnp.sum((share * error) ** 2, axis=0) / shares**2
-    deviation = jnp.sqrt(sampling + spread / jnp.maximum(freedom, 1.0))
-    deviation = jnp.maximum(deviation, 1e-9)
+    variance = sampling + spread / jnp.maximum(freedom, 1.0)
+    deviation = jnp.maximum(jnp.sqrt(variance), 1e-9)
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
-    polarity = jnp.where(seen, polarity, 0.0)
     lead = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
     right = jnp.where(lead + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
     polarity, aligned = right * polarity, right * aligned
 
-    # Confidence: what more than half of the workers, and of the effective ones, reach.
+    # Confidence: what more than half of the workers, and the effective ones, reach.
     tests = jnp.where(seen, aligned / deviation, -jnp.inf)
     order = jnp.argsort(tests, descending=True)
 
@@ -348,33 +282,15 @@ def _judge(of, members, noise, shared, correlation, rounds, seen) -> _Judgement:
     confidence = ramp(firm, of.majority)
 
     # Weights.
+    small = of.useless * median(size, seen) - size
+    useful = 1 - ramp(small / deviation, of.significant)
     wrong = jnp.maximum(-polarity, 0.0)
-    small = of.useless * _median(size, seen) - size
-    useless = ramp(small / deviation, of.significant)
-    judged = (1 - wrong) * (1 - useless) - wrong
-    in_doubt = 1 / jnp.maximum(total(exact) * few, 1.0) ** 2
-    weights = in_doubt + confidence * (judged * effective**2 - in_doubt)
-    # Who sends exactly the same shares its votes, as far as others speak for its side.
-    group = 1 + total(same)
-    speak = confidence * jnp.maximum(polarity, 0.0)
-    outside = jnp.sum(speak) - speak - total(same * speak[members][:, None])
-    kept = jnp.clip(group - outside, 1.0, group) / group
-    weights *= jnp.where(group > 1.5, kept, 1.0)
+    judged = (1 - wrong) * useful - wrong
+    # In this form what is 1 stays 1, to the bit.
+    weights = 1 + confidence * (judged * effective**2 - 1)
     typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
     reliability = aligned / jnp.sqrt(jnp.maximum(typical, 1e-9))
-    return _Judgement(
-        weights=jnp.where(seen, weights, 1.0),
-        polarity=polarity,
-        reliability=jnp.clip(reliability, -1.0, 1.0),
-        confidence=confidence,
-    )
-
-
-def _median(values, seen):
-    """Median over the workers that were seen."""
-    ascending = jnp.sort(jnp.where(seen, values, jnp.inf))
-    number = jnp.maximum(jnp.sum(seen, dtype=jnp.int32), 1)
-    return (ascending[(number - 1) // 2] + ascending[number // 2]) / 2
+    return jnp.where(seen, weights, 1.0), jnp.clip(reliability, -1.0, 1.0)
 
 
 def _check_thresholds(thresholds):

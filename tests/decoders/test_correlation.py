@@ -95,19 +95,28 @@ def test_all_on_one_batch_are_all_heard():
 
 
 @pytest.mark.parametrize("group", [2, 3, 5])
-def test_known_groups_keep_every_vote(group):
-    """With `shared_batches` nobody is merged, from the first round on."""
+def test_groups_of_one_batch_keep_every_vote(group):
+    """Told of shared batches or not: nothing else would tell who of them is right."""
     rng = np.random.default_rng(group)
     votes, _ = coin_votes(rng, np.full(15, 0.3), 10, 5, 1_000)
     votes = votes[:, :, np.arange(15) // group * group]
-    decoded, weights, state = play(sfd.correlation_defense(shared_batches=True), votes)
-    np.testing.assert_array_equal(weights, np.ones((10, 5, 15)))
     majority = np.sign(votes.sum(axis=2, dtype=np.int32))
-    np.testing.assert_array_equal(decoded, majority)
-    # Without it, two groups in one round show that batches are shared.
-    _, unknown, state = play(DECODER, votes)
-    np.testing.assert_array_equal(state.cd_shared, np.ones(10))
-    np.testing.assert_array_equal(unknown, weights)
+    for told in (True, False):
+        decoded, weights, _ = play(sfd.correlation_defense(shared_batches=told), votes)
+        np.testing.assert_array_equal(weights, np.ones((10, 5, 15)))
+        np.testing.assert_array_equal(decoded, majority)
+
+
+def test_a_lone_group_of_one_batch_has_one_vote_unless_told():
+    """Five honest workers that send the same look like one liar's copies."""
+    rng = np.random.default_rng(7)
+    votes, _ = coin_votes(rng, np.full(15, 0.3), 10, 5, 1_000)
+    votes[:, :, :5] = votes[:, :, :1]
+    _, told, _ = play(sfd.correlation_defense(shared_batches=True), votes)
+    np.testing.assert_array_equal(told, np.ones((10, 5, 15)))
+    _, weights, _ = play(DECODER, votes)
+    np.testing.assert_array_equal(weights[..., 5:], np.ones((10, 5, 10)))
+    assert np.all(weights[:, -1, :5].sum(axis=1) <= 1)
 
 
 # Any number of workers ---------------------------------------------------------------
@@ -147,10 +156,10 @@ def test_many_workers_of_all_kinds():
     for leaf in (weights, *jax.tree.leaves(state)):
         assert np.all(np.isfinite(leaf))
     assert np.all(np.abs(weights) <= 1)
-    np.testing.assert_array_equal(weights[:, 1:, 40:80], -np.ones((2, 5, 40)))
-    # Two groups that send the same may share batches: their votes all count.
-    majority = np.sign(votes.sum(axis=2, dtype=np.int32))
-    assert np.mean(decoded != truth) < np.mean(majority != truth)
+    # From the fourth round on there is no doubt left.
+    np.testing.assert_array_equal(weights[:, 3:, 40:80], -np.ones((2, 3, 40)))
+    assert np.all(np.abs(weights[:, 3:, :40].sum(axis=2)) <= 1)
+    np.testing.assert_array_equal(decoded[:, 1:], truth[:, 1:])
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
