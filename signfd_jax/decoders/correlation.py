@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.checks import check_count, check_flag, check_number, check_size
+from signfd_jax.checks import check_count, check_number, check_size
 from signfd_jax.decoders._pairs import (
     count,
     median,
@@ -88,7 +88,6 @@ def correlation_defense(
     *,
     committee: int = 64,
     sample: int | None = None,
-    shared_batches: bool = False,
     seed: int | jax.Array = 0,
 ) -> Decoder:
     r"""Read votes as they are, negated or not at all, as their correlations say.
@@ -111,9 +110,10 @@ def correlation_defense(
     5. $w_j = 1 + \alpha (h_j^2 u_j - 1)$, where $u_j$ is -1 if $\tau_j$ is
        significantly negative, 0 if $c_j$ is significantly small, else 1.
 
-    Honest workers of one batch send the same. If all do, or most, the reliabilities
-    explain it. A lone smaller group is taken for duplicates of one liar; with
-    `shared_batches=True` nobody is.
+    Honest workers of one batch send the same, as colluders do. If most workers do,
+    their reliabilities explain it. A smaller group counts as one effective worker, but
+    where point 4 asks for more than half of the workers it counts in full. So where its
+    votes decide which side is larger, the confidence is 0.
 
     *Consistency.* Let worker j err with probability $p_j$, independently of the others,
     and all $|1 - 2 p_j| \geq v$. After T rounds (of which at most 99 count, by the
@@ -127,8 +127,6 @@ def correlation_defense(
             the seed, if there are more than so many; else all are.
         sample: number of coordinates (int) that correlations are counted on, drawn anew
             each round; None: 8192, or 512 with a committee.
-        shared_batches: whether some workers are known to have the same batches, so that
-            nobody is a duplicate.
         seed: of the key that committee and sample are drawn by (int, or an int32 scalar
             that may be traced).
 
@@ -161,7 +159,6 @@ def correlation_defense(
     check_size("committee", committee, 3)
     if sample is not None:
         check_size("sample", sample)
-    check_flag("shared_batches", shared_batches)
     check_count("seed", seed, 0)
 
     def init(num_workers, params):
@@ -191,7 +188,7 @@ def correlation_defense(
         theirs = rows if everybody else rows[members]
         counts = pair_counts(theirs, rows, axis_name)
         state, seen = _learn(thresholds, state, *counts)
-        weights, reliability = _judge(thresholds, state, seen, not shared_batches)
+        weights, reliability = _judge(thresholds, state, seen)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
         info = DecodeInfo(weights, (1 - reliability) / 2, margin)
         return decoded, state._replace(cd_weights=weights), info
@@ -221,7 +218,7 @@ def _learn(of, state, balance, pairs):
     return state, seen
 
 
-def _judge(of, state, seen, merge: bool):
+def _judge(of, state, seen):
     """Weights and reliabilities of the workers, float32 `[M]`."""
     members, rounds = state.cd_committee, state.cd_rounds
     pair = rounds > 0
@@ -232,17 +229,15 @@ def _judge(of, state, seen, merge: bool):
     met = count(pair, axis=0)
 
     # Duplicates.
-    effective = seen.astype(jnp.float32)
-    if merge:
-        rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
-        rank = jnp.maximum(rank, 0.0).astype(jnp.int32)
-        ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
-        usual = jnp.maximum(jnp.take_along_axis(ranked, rank[None], axis=0)[0], 1e-6)
-        explained = usual[members][:, None] * usual[None] / median(usual, seen)
-        beyond = strength - of.slack * jnp.minimum(explained, 1.0)
-        alike = jnp.where(pair, ramp(beyond, of.duplicate), 0.0)
-        others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
-        effective /= 1 + others * jnp.sum(alike, axis=0)
+    rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
+    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)
+    ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
+    usual = jnp.maximum(jnp.take_along_axis(ranked, rank[None], axis=0)[0], 1e-6)
+    explained = usual[members][:, None] * usual[None] / median(usual, seen)
+    beyond = strength - of.slack * jnp.minimum(explained, 1.0)
+    alike = jnp.where(pair, ramp(beyond, of.duplicate), 0.0)
+    others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
+    effective = jnp.where(seen, 1 / (1 + others * jnp.sum(alike, axis=0)), 0.0)
 
     # Two sides.
     links = jnp.sign(correlation) * ramp(strength / error, of.significant)

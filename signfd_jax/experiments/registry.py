@@ -78,14 +78,12 @@ def _correlation_defense(
     majority: float = 5.0,
     committee: int = 64,
     sample: int | None = None,
-    shared_batches: bool = False,
     seed: int | jax.Array = 0,
 ) -> Decoder:
     return correlation_defense(
         Thresholds(forgetting=forgetting, majority=majority),
         committee=committee,
         sample=sample,
-        shared_batches=shared_batches,
         seed=seed,
     )
 
