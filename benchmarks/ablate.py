@@ -22,7 +22,6 @@ OFF = {
     "forgetting": 1.0,
     "majority": 1e-6,  # confidence is always 1
     "significant": 1e-6,
-    "useless": 1e-6,
     "duplicate": 1e6,
     "slack": 1e-6,
 }

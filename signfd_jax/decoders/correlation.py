@@ -46,8 +46,6 @@ class Thresholds(NamedTuple):
             than half of the workers must reach. Signs fitted to chance reach about 2.
         significant: float scalar, start in standard errors of a worker's polarity, and
             of a correlation that counts.
-        useless: float scalar, share of the median worker's correlation with the others;
-            who is significantly below loses its vote.
         duplicate: float scalar, start as a correlation of what two workers are more
             alike than their reliabilities explain.
         slack: float scalar, by which factor honest pairs may exceed that explanation.
@@ -56,7 +54,6 @@ class Thresholds(NamedTuple):
     forgetting: float | jax.Array = 0.98
     majority: float | jax.Array = 5.0
     significant: float | jax.Array = 2.0
-    useless: float | jax.Array = 0.5
     duplicate: float | jax.Array = 0.12
     slack: float | jax.Array = 1.3
 
@@ -90,7 +87,7 @@ def correlation_defense(
     sample: int | None = None,
     seed: int | jax.Array = 0,
 ) -> Decoder:
-    r"""Read votes as they are, negated or not at all, as their correlations say.
+    r"""Read votes as they are or negated, as their correlations say.
 
     Every worker has one vote until its correlations prove it wrong. With $S_{jk}$ the
     mean over rounds of $\sum_n Y_{j,n} Y_{k,n} / \sum_n |Y_{j,n} Y_{k,n}|$ over a
@@ -108,7 +105,7 @@ def correlation_defense(
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
     5. $w_j = 1 + \alpha (h_j^2 u_j - 1)$, where $u_j$ is -1 if $\tau_j$ is
-       significantly negative, 0 if $c_j$ is significantly small, else 1.
+       significantly negative, else 1.
 
     Honest workers of one batch send the same, as colluders do. If most workers do,
     their reliabilities explain it. A smaller group counts as one effective worker, but
@@ -277,10 +274,7 @@ def _judge(of, state, seen):
     confidence = ramp(firm, of.majority)
 
     # Weights.
-    small = of.useless * median(size, seen) - size
-    useful = 1 - ramp(small / deviation, of.significant)
-    wrong = jnp.maximum(-polarity, 0.0)
-    judged = (1 - wrong) * useful - wrong
+    judged = 1 + 2 * jnp.minimum(polarity, 0.0)
     # In this form what is 1 stays 1, to the bit.
     weights = 1 + confidence * (judged * effective**2 - 1)
     typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
