@@ -21,9 +21,9 @@ import tyro
 
 import signfd_jax as sfd
 from benchmarks import measure
-from signfd_jax import packed
 from signfd_jax.decoders import FederatedDefenseState
-from signfd_jax.experiments import console
+from signfd_jax.experiments._processes import console
+from signfd_jax.signs import packed
 
 SIZES = ("15x582026", "15x11000000", "1000x100000", "10000x10000", "100000x7850")
 DECODERS: dict[str, Callable[[], sfd.Decoder]] = {

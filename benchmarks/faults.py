@@ -36,7 +36,10 @@ from typing import Any
 import tyro
 
 from signfd_jax import data
-from signfd_jax.experiments import checkpoints, console, records, training
+from signfd_jax.experiments._engine import prepare as training
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage import checkpoints
+from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment, to_json
 
 SIGNFD = (

@@ -20,7 +20,9 @@ import tyro
 
 from signfd_jax import data, models, signs
 from signfd_jax.data import batches, partition
-from signfd_jax.experiments import console, records, registry
+from signfd_jax.experiments import registry
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.presets import PRESETS
 
 

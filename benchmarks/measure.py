@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signfd_jax.experiments import records
+from signfd_jax.experiments._storage import run_folder as records
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

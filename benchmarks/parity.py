@@ -30,8 +30,8 @@ import tyro
 
 from signfd_jax import aggregators, attacks
 from signfd_jax.attacks import AttackContext
-from signfd_jax.experiments import console
-from signfd_jax.experiments.records import environment, write_atomically
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage.run_folder import environment, write_atomically
 
 M, D, F = 15, 1000, 3
 

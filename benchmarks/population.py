@@ -27,8 +27,10 @@ from jax.flatten_util import ravel_pytree
 
 import signfd_jax as sfd
 from benchmarks import measure
-from signfd_jax import models, packed, tally
-from signfd_jax.experiments import console
+from signfd_jax import models
+from signfd_jax.experiments._processes import console
+from signfd_jax.signs import _tally as tally
+from signfd_jax.signs import packed
 
 DECODERS = {
     "correlation_defense": sfd.correlation_defense,

@@ -27,11 +27,12 @@ from typing import Any
 
 import tyro
 
-from signfd_jax import plots
-from signfd_jax.experiments import console, records
-from signfd_jax.experiments.compare import run_grid
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment, fingerprint
-from signfd_jax.experiments.tables import mean
+from signfd_jax.experiments.grid import run_grid
+from signfd_jax.experiments.report import plots
+from signfd_jax.experiments.report.tables import mean
 
 DEFAULT = "correlation_defense"
 BASELINE = "majority_vote"

@@ -24,7 +24,7 @@ import tyro
 import signfd_jax as sfd
 from benchmarks import measure
 from signfd_jax import models
-from signfd_jax.experiments import console
+from signfd_jax.experiments._processes import console
 
 LEARNING_RATE = 1e-3
 NETWORKS = {

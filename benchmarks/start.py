@@ -27,7 +27,7 @@ import tyro
 import signfd_jax as sfd
 from benchmarks import measure
 from benchmarks.faults import SIGNFD
-from signfd_jax.experiments import console
+from signfd_jax.experiments._processes import console
 
 BASELINE = "adam"
 

@@ -22,9 +22,10 @@ import signfd_jax as sfd
 from benchmarks.robustness import paired
 from signfd_jax import attacks, data, models
 from signfd_jax.data import batches
-from signfd_jax.experiments import records, registry
+from signfd_jax.experiments import registry
+from signfd_jax.experiments._engine.prepare import byzantine_mask, split_examples
+from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.experiments.training import byzantine_mask, split_examples
 
 __all__ = ["Trial", "accuracies", "paired", "read", "write"]
 

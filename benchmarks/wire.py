@@ -30,8 +30,8 @@ from benchmarks import measure
 from signfd_jax import signs
 from signfd_jax.decoders import correlation_defense, federated_defense, majority_vote
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
-from signfd_jax.distributed.manual import gather
-from signfd_jax.experiments import console
+from signfd_jax.distributed._shard_map import gather
+from signfd_jax.experiments._processes import console
 
 BASELINE = "f32 all-reduce"
 DECODERS = {

@@ -11,18 +11,16 @@ import sys
 __all__ = ["MOVED", "install"]
 
 MOVED = {
-    "batches": "data.batches",
-    "convolution": "models._convolution",
-    "counting": "decoders._counters",
     "decoding": "decoders.base",
     "defense": "decoders.federated",
+    "experiments.runs": "experiments.run",
     "likelihood": "decoders.likelihood",
+    "packed": "signs.packed",
     "partition": "data.partition",
-    "reference": "decoders.released",
+    "plots": "experiments.report.plots",
     "sign_family": "transforms.variants",
+    "tally": "signs._tally",
     "transform": "transforms.sign_decoder",
-    "transform_rules": "transforms.aggregation",
-    "worker_side": "transforms.worker_side",
 }
 """Old place to new one, below the package."""
 
@@ -33,7 +31,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds, and loads, a module of an old name as a second name of the new one."""
 
     def find_spec(self, name, path=None, target=None):
-        package, _, old = name.rpartition(".")
+        package, _, old = name.partition(".")
         if package == _PACKAGE and old in MOVED:
             return importlib.util.spec_from_loader(name, self)
         return None
@@ -42,7 +40,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module):
-        old = module.__name__.rpartition(".")[2]
+        old = module.__name__.partition(".")[2]
         new = importlib.import_module(f"{_PACKAGE}.{MOVED[old]}")
         names = {key: value for key, value in vars(new).items() if key[:2] != "__"}
         vars(module).update(names, __all__=new.__all__, __doc__=new.__doc__)

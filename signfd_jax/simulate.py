@@ -14,18 +14,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from signfd_jax import packed, signs
-from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
-from signfd_jax.attacks.contract import apply_by_row
-from signfd_jax.checks import (
+from signfd_jax import signs
+from signfd_jax._checks import (
     check_callable,
     check_flag,
     check_kind,
     check_mask,
     check_size,
 )
-from signfd_jax.observed import SimulationInfo, honest_loss, round_info
-from signfd_jax.visits import over_workers
+from signfd_jax._observed import SimulationInfo, honest_loss, round_info
+from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
+from signfd_jax.attacks.base import apply_by_row
+from signfd_jax.signs import packed
+from signfd_jax.signs._visits import over_workers
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
 

@@ -211,7 +211,7 @@ def test_most_pages_show_code():
     shown = {page.name for page in PAGES if list(code_blocks(page, "python"))}
     silent = {"architecture.md", "glossary.md", "performance.md", "reproduction.md"}
     silent |= {"results.md"}
-    silent |= {"plugins.md"}  # a package, which tests/test_plugins.py builds
+    silent |= {"plugins.md"}  # a package, which `test_plugins.py` builds
     assert {page.name for page in PAGES} - shown == silent
 
 

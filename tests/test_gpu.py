@@ -13,9 +13,11 @@ import optax
 import pytest
 
 import signfd_jax as sfd
-from signfd_jax import attacks, packed, signs, tally
+from signfd_jax import attacks, signs
 from signfd_jax.aggregators import RULES
-from signfd_jax.products import row_products
+from signfd_jax.signs import _tally as tally
+from signfd_jax.signs import packed
+from signfd_jax.signs._products import row_products
 
 pytestmark = pytest.mark.gpu
 

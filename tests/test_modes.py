@@ -12,7 +12,7 @@ import pytest
 
 import signfd_jax as sfd
 from signfd_jax.experiments import Experiment, registry
-from signfd_jax.experiments.program import parts
+from signfd_jax.experiments._engine.program import parts
 
 M = 7
 

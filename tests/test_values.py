@@ -11,13 +11,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
-from signfd_jax import distributed, plots, signs
+from signfd_jax import distributed, signs
 from signfd_jax.cli import main
-from signfd_jax.experiments import Experiment, checkpoints, registry, tables, traffic
-from signfd_jax.experiments.checkpoints import Checkpoint
+from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments._storage import checkpoints
+from signfd_jax.experiments._storage.checkpoints import Checkpoint
+from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.config import fingerprint, from_json, to_json
-from signfd_jax.experiments.ledger import Ledger, bits_per_round, ledger
-from signfd_jax.experiments.parameters import load_params, save_params
+from signfd_jax.experiments.report import _traffic as traffic
+from signfd_jax.experiments.report import plots, tables
+from signfd_jax.experiments.report.communication import Ledger, bits_per_round, ledger
 
 # Masks --------------------------------------------------------------------------------
 

@@ -33,21 +33,18 @@ from signfd_jax import (
     distributed,
     experiments,
     models,
-    plots,
     theory,
 )
 from signfd_jax.data import batches, partition
-from signfd_jax.experiments import (
-    Experiment,
-    checkpoints,
-    compare,
-    records,
-    registry,
-    training,
-)
-from signfd_jax.experiments.checkpoints import Checkpoint
-from signfd_jax.experiments.parameters import load_params
-from signfd_jax.experiments.runs import run_experiment
+from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import grid as compare
+from signfd_jax.experiments._engine import prepare as training
+from signfd_jax.experiments._storage import checkpoints
+from signfd_jax.experiments._storage import run_folder as records
+from signfd_jax.experiments._storage.checkpoints import Checkpoint
+from signfd_jax.experiments._storage.params import load_params
+from signfd_jax.experiments.report import plots
+from signfd_jax.experiments.run import run_experiment
 from signfd_jax.transforms import scale_by_aggregator
 
 NAN, INF = float("nan"), float("inf")
@@ -907,14 +904,14 @@ for name, argument, bad, says in [
         "save": {"figures": {Path("never.png"): None}},
     }
     row(
-        f"signfd_jax.plots.{name}({argument})",
+        f"signfd_jax.experiments.report.plots.{name}({argument})",
         functools.partial(
             getattr(plots, name), **(needed.get(name, {}) | {argument: bad})
         ),
         says,
     )
 row(
-    "signfd_jax.plots.draw(folder)",
+    "signfd_jax.experiments.report.plots.draw(folder)",
     lambda folder: plots.draw(folder / "nowhere"),
     "holds no run",
 )

@@ -14,6 +14,8 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
+from signfd_jax._checks import check_callable
+from signfd_jax.aggregators.base import Rule, chain, keyed, recurrent, stateless
 from signfd_jax.aggregators.coordinate import (
     coordinate_median,
     mean,
@@ -35,8 +37,6 @@ from signfd_jax.aggregators.preaggregation import (
     nearest_neighbour_mixing,
     top_k,
 )
-from signfd_jax.aggregators.rule import Rule, chain, keyed, recurrent, stateless
-from signfd_jax.checks import check_callable
 
 __all__ = [
     "PREAGGREGATIONS",

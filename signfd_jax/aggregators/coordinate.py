@@ -8,8 +8,13 @@ infinity, one extreme value among the M of its coordinate (but for the mean).
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax.aggregators.rows import require_workers, sorted_rows, sum_of_rows, widen
-from signfd_jax.checks import check_size, checked
+from signfd_jax._checks import check_size, checked
+from signfd_jax.aggregators._rows import (
+    require_workers,
+    sorted_rows,
+    sum_of_rows,
+    widen,
+)
 
 __all__ = [
     "coordinate_median",

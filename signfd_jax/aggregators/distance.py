@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from signfd_jax.aggregators.coordinate import coordinate_median, mean_near_median
-from signfd_jax.aggregators.rows import (
+from signfd_jax._checks import check_count, check_number, check_size, checked
+from signfd_jax.aggregators._rows import (
     finite_rows,
     mean_of_rows,
     require_workers,
@@ -19,7 +19,7 @@ from signfd_jax.aggregators.rows import (
     sum_of_rows,
     widen,
 )
-from signfd_jax.checks import check_count, check_number, check_size, checked
+from signfd_jax.aggregators.coordinate import coordinate_median, mean_near_median
 
 __all__ = ["bulyan", "centered_clipping", "geometric_median", "krum", "multi_krum"]
 

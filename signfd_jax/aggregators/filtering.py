@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from signfd_jax.aggregators.rows import (
+from signfd_jax._checks import check_number, check_size, checked
+from signfd_jax.aggregators._rows import (
     finite_rows,
     mean_of_rows,
     require_workers,
     widen,
 )
-from signfd_jax.checks import check_number, check_size, checked
 
 __all__ = ["dnc", "signguard"]
 

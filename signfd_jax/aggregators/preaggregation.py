@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from signfd_jax.aggregators.rows import (
+from signfd_jax._checks import check_number, check_size, checked
+from signfd_jax.aggregators._rows import (
     finite_rows,
     require_workers,
     squared_distances,
     widen,
 )
-from signfd_jax.checks import check_number, check_size, checked
 
 __all__ = [
     "adaptive_robust_clipping",

@@ -16,6 +16,13 @@ from signfd_jax.attacks.adaptive import (
     disguised_opposition,
     tuned,
 )
+from signfd_jax.attacks.base import (
+    Attack,
+    AttackContext,
+    replace_rows,
+    split_like,
+    stateless,
+)
 from signfd_jax.attacks.basic import (
     additive_noise,
     gaussian,
@@ -33,13 +40,6 @@ from signfd_jax.attacks.colluding import (
     majority_opposition,
     random_collusion,
     swing,
-)
-from signfd_jax.attacks.contract import (
-    Attack,
-    AttackContext,
-    replace_rows,
-    split_like,
-    stateless,
 )
 from signfd_jax.attacks.geometric import MimicState, mimic, min_max, min_sum
 from signfd_jax.attacks.membership import (

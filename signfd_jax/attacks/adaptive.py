@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.attacks.contract import (
-    Attack,
-    AttackContext,
-    replace_rows,
-    split_like,
+from signfd_jax._checks import (
+    check_callable,
+    check_count,
+    check_kind,
+    check_number,
 )
-from signfd_jax.attacks.knowledge import (
+from signfd_jax.attacks._observations import (
     finite,
     observed_workers,
     sampled_coordinates,
@@ -26,11 +26,11 @@ from signfd_jax.attacks.knowledge import (
     sum_workers,
     weighted_tally,
 )
-from signfd_jax.checks import (
-    check_callable,
-    check_count,
-    check_kind,
-    check_number,
+from signfd_jax.attacks.base import (
+    Attack,
+    AttackContext,
+    replace_rows,
+    split_like,
 )
 from signfd_jax.signs import sign_error, votes
 

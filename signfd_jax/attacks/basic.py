@@ -8,8 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.attacks.contract import Attack, split_like, stateless
-from signfd_jax.checks import check_count, check_number
+from signfd_jax._checks import check_count, check_number
+from signfd_jax.attacks.base import Attack, split_like, stateless
 
 __all__ = [
     "additive_noise",

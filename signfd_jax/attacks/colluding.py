@@ -8,8 +8,8 @@ the weights that the server gives them, $A_n$ the sum of the |weights| of the at
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.attacks.contract import Attack, replace_rows, split_like, stateless
-from signfd_jax.attacks.knowledge import (
+from signfd_jax._checks import check_kind, check_number
+from signfd_jax.attacks._observations import (
     honest_majority,
     observed_workers,
     server_weights,
@@ -18,7 +18,7 @@ from signfd_jax.attacks.knowledge import (
     weight_rows,
     weighted_tally,
 )
-from signfd_jax.checks import check_kind, check_number
+from signfd_jax.attacks.base import Attack, replace_rows, split_like, stateless
 from signfd_jax.signs import votes
 
 __all__ = ["budgeted_swing", "majority_opposition", "random_collusion", "swing"]

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.attacks.contract import Attack, replace_rows, split_like
-from signfd_jax.attacks.knowledge import (
+from signfd_jax._checks import check_choice, check_count
+from signfd_jax.attacks._observations import (
     finite,
     honest_moments,
     observed_workers,
     sum_workers,
 )
-from signfd_jax.checks import check_choice, check_count
+from signfd_jax.attacks.base import Attack, replace_rows, split_like
 
 __all__ = ["MimicState", "mimic", "min_max", "min_sum"]
 

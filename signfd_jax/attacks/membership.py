@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.checks import check_count, check_number
+from signfd_jax._checks import check_count, check_number
 
 __all__ = [
     "Membership",

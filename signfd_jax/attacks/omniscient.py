@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
-from signfd_jax.attacks.contract import Attack, replace_rows, split_like
-from signfd_jax.attacks.knowledge import (
+from signfd_jax._checks import check_number
+from signfd_jax.attacks._observations import (
     fold_workers,
     honest_moments,
     observed_workers,
 )
-from signfd_jax.checks import check_number
+from signfd_jax.attacks.base import Attack, replace_rows, split_like
 
 __all__ = [
     "alie",

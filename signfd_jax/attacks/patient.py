@@ -7,10 +7,8 @@ change when, where or how exactly it is carried out; they enter where that one e
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.attacks.basic import sign_inversion
-from signfd_jax.attacks.colluding import majority_opposition, random_collusion
-from signfd_jax.attacks.contract import Attack, replace_rows, split_like
-from signfd_jax.attacks.knowledge import (
+from signfd_jax._checks import check_count, check_kind, check_number
+from signfd_jax.attacks._observations import (
     honest_majority,
     observed_workers,
     server_weights,
@@ -19,7 +17,9 @@ from signfd_jax.attacks.knowledge import (
     weight_rows,
     weighted_tally,
 )
-from signfd_jax.checks import check_count, check_kind, check_number
+from signfd_jax.attacks.base import Attack, replace_rows, split_like
+from signfd_jax.attacks.basic import sign_inversion
+from signfd_jax.attacks.colluding import majority_opposition, random_collusion
 from signfd_jax.signs import votes
 
 __all__ = [

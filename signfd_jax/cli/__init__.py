@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from signfd_jax import __version__
-from signfd_jax.cli.commands import COMMANDS
-from signfd_jax.cli.options import Compare, Paper, Run
-from signfd_jax.experiments import console
-from signfd_jax.experiments.interrupts import Terminated, heeded_interrupts
+from signfd_jax.cli._commands import COMMANDS
+from signfd_jax.cli._options import Compare, Paper, Run
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._processes.signals import Terminated, heeded_interrupts
 
 __all__ = ["Compare", "Paper", "Run", "main"]
 

@@ -18,9 +18,9 @@ They may also be as torchvision and Kaggle leave them: `MNIST/raw/`,
 names, `DOWNLOADS` the sources.
 """
 
+from signfd_jax.data._download import DOWNLOADS, Download
+from signfd_jax.data._loading import DATASETS, load
 from signfd_jax.data.dataset import DataError, Dataset, standardise
-from signfd_jax.data.download import DOWNLOADS, Download
-from signfd_jax.data.loading import DATASETS, load
 
 __all__ = [
     "DATASETS",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from signfd_jax.checks import check_size
+from signfd_jax._checks import check_size
 from signfd_jax.data import Dataset, standardise
 from signfd_jax.data.partition import Partition
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from signfd_jax.checks import check_size
+from signfd_jax._checks import check_size
 
 __all__ = [
     "Partition",

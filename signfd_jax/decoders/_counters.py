@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from signfd_jax.leaves import group_leaves
-from signfd_jax.tally import (
+from signfd_jax.signs._leaves import group_leaves
+from signfd_jax.signs._tally import (
     fixed_point,
     leaves_with_weights,
     sum_over_leaves,
     sum_rows,
 )
-from signfd_jax.visits import over_workers
+from signfd_jax.signs._visits import over_workers
 
 __all__ = [
     "add_outcomes",

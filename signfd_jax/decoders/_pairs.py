@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
-from signfd_jax import packed
-from signfd_jax.leaves import group_leaves
-from signfd_jax.products import row_products
+from signfd_jax.signs import packed
+from signfd_jax.signs._leaves import group_leaves
+from signfd_jax.signs._products import row_products
 
 __all__ = [
     "count",

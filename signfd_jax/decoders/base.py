@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax.checks import check_kind, check_number, checked
-from signfd_jax.tally import count_agreements, vote_tree
-from signfd_jax.totals import check_coordinates
+from signfd_jax._checks import check_kind, check_number, checked
+from signfd_jax.signs._tally import count_agreements, vote_tree
+from signfd_jax.signs._totals import check_coordinates
 
 __all__ = [
     "DecodeInfo",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax.checks import check_count, check_number, check_size
+from signfd_jax._checks import check_count, check_number, check_size
 from signfd_jax.decoders._pairs import (
     count,
     median,
@@ -28,7 +28,7 @@ from signfd_jax.decoders._pairs import (
     sampled_votes,
 )
 from signfd_jax.decoders.base import DecodeInfo, Decoder
-from signfd_jax.tally import vote_tree
+from signfd_jax.signs._tally import vote_tree
 
 __all__ = ["CorrelationDefenseState", "Thresholds", "correlation_defense"]
 

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax import packed
-from signfd_jax.checks import check_count, check_flag, check_number
+from signfd_jax._checks import check_count, check_flag, check_number
 from signfd_jax.decoders._counters import (
     add_outcomes,
     check_counter_dtype,
@@ -22,14 +21,15 @@ from signfd_jax.decoders._counters import (
 )
 from signfd_jax.decoders.base import DecodeInfo, Decoder, llr_weights
 from signfd_jax.decoders.released import reference_defense
-from signfd_jax.leaves import group_leaves
-from signfd_jax.tally import (
+from signfd_jax.signs import packed
+from signfd_jax.signs._leaves import group_leaves
+from signfd_jax.signs._tally import (
     count_agreements,
     sum_over_axis,
     vote_tree,
 )
-from signfd_jax.totals import check_coordinates
-from signfd_jax.visits import over_workers, sum_coordinates
+from signfd_jax.signs._totals import check_coordinates
+from signfd_jax.signs._visits import over_workers, sum_coordinates
 
 __all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
 

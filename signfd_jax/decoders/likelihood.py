@@ -12,19 +12,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int8, Int32
 
-from signfd_jax.checks import check_number, check_size
+from signfd_jax._checks import check_number, check_size
 from signfd_jax.decoders.base import DecodeInfo, Decoder, llr_weights
-from signfd_jax.leaves import group_leaves
-from signfd_jax.products import row_products
-from signfd_jax.tally import (
+from signfd_jax.signs._leaves import group_leaves
+from signfd_jax.signs._products import row_products
+from signfd_jax.signs._tally import (
     agreements,
     fixed_point,
     mean_over_coordinates,
     sum_over_leaves,
     vote_tree,
 )
-from signfd_jax.totals import check_coordinates, exact_total
-from signfd_jax.visits import over_workers
+from signfd_jax.signs._totals import check_coordinates, exact_total
+from signfd_jax.signs._visits import over_workers
 
 __all__ = ["DawidSkeneState", "OracleState", "dawid_skene", "oracle"]
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax.decoders.base import DecodeInfo, Decoder
-from signfd_jax.tally import sum_over_axis
-from signfd_jax.totals import check_coordinates, exact_total
+from signfd_jax.signs._tally import sum_over_axis
+from signfd_jax.signs._totals import check_coordinates, exact_total
 
 __all__ = ["ReferenceState", "reference_defense"]
 

@@ -4,13 +4,13 @@
 parallel step under `jax.shard_map`; `sign_all_reduce` is the collective alone.
 """
 
+from signfd_jax.distributed._states import slice_state
 from signfd_jax.distributed.collective import sign_all_reduce
-from signfd_jax.distributed.sharded import (
+from signfd_jax.distributed.transform import (
     ShardedSignDecoderState,
     ShardedTransformation,
     scale_by_sign_decoder_sharded,
 )
-from signfd_jax.distributed.states import slice_state
 
 __all__ = [
     "ShardedSignDecoderState",

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax import signs
-from signfd_jax.checks import check_count, check_mask, check_size, check_unmasked
+from signfd_jax._checks import check_count, check_mask, check_size, check_unmasked
 from signfd_jax.decoders import DecodeInfo, Decoder
 from signfd_jax.decoders.base import check_decoder
 from signfd_jax.decoders.released import ReferenceState
-from signfd_jax.distributed.layout import Layout, flatten, is_real, unflatten
-from signfd_jax.distributed.manual import devices_on, gather, varies
-from signfd_jax.distributed.states import layout_here, state_of_slice
+from signfd_jax.distributed._layout import Layout, flatten, is_real, unflatten
+from signfd_jax.distributed._shard_map import devices_on, gather, varies
+from signfd_jax.distributed._states import layout_here, state_of_slice
 
 __all__ = ["sign_all_reduce"]
 

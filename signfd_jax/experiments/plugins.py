@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from typing import Any
 
-from signfd_jax.experiments import console
+from signfd_jax.experiments._processes import console
 
 __all__ = ["BROKEN", "GROUPS", "load", "versions", "warn_of_broken"]
 

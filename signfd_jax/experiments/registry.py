@@ -33,8 +33,8 @@ from signfd_jax.decoders import (
     federated_voting,
     majority_vote,
 )
-from signfd_jax.experiments import plugins, traffic
-from signfd_jax.experiments.choices import (
+from signfd_jax.experiments import plugins
+from signfd_jax.experiments._choices import (
     FACTS,
     Choice,
     asks_for,
@@ -43,6 +43,7 @@ from signfd_jax.experiments.choices import (
     make,
     traced_options,
 )
+from signfd_jax.experiments.report import _traffic as traffic
 from signfd_jax.transforms import scale_by_aggregator
 
 __all__ = [

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from signfd_jax.checks import check_callable, check_kind, check_size
+from signfd_jax._checks import check_callable, check_kind, check_size
 from signfd_jax.models._convolution import convolve, max_pool
 
 __all__ = [

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import jax
 
-from signfd_jax.experiments import console, files, records, to_json
-from signfd_jax.experiments.tables import markdown
+from signfd_jax.experiments import to_json
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage import files
+from signfd_jax.experiments._storage import run_folder as records
+from signfd_jax.experiments.report.tables import markdown
+from signfd_jax.paper.base import Finding, Lab, Outcome, verdict
 from signfd_jax.paper.findings import FINDINGS
-from signfd_jax.paper.outcome import Finding, Lab, Outcome, verdict
 from signfd_jax.paper.scales import SCALES
 
 __all__ = ["reproduce"]
@@ -74,7 +77,7 @@ def reproduce(
 
 
 def _draw(folder, outcomes):
-    from signfd_jax import plots
+    from signfd_jax.experiments.report import plots
 
     figures = {
         folder / f"{name}.png": functools.partial(

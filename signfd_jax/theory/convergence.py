@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax.checks import check_number, checked
+from signfd_jax._checks import check_number, checked
 
 __all__ = [
     "best_step_size",

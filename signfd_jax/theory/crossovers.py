@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from signfd_jax.checks import check_number, check_size, checked
+from signfd_jax._checks import check_number, check_size, checked
 
 __all__ = [
     "agreement_with_own_vote",

@@ -7,7 +7,7 @@ symbols are those of the package's docstring.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax.checks import check_number, checked
+from signfd_jax._checks import check_number, checked
 
 __all__ = [
     "additive_error_bound",

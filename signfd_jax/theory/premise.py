@@ -16,7 +16,7 @@ the weakest one about numbers alone.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from signfd_jax.checks import check_number, checked
+from signfd_jax._checks import check_number, checked
 
 __all__ = ["safely_decoded", "samples_to_tell_sides", "sides_error_bound"]
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import packed, signs
-from signfd_jax.checks import check_number, check_size, check_unmasked
+from signfd_jax import signs
+from signfd_jax._checks import check_number, check_size, check_unmasked
 from signfd_jax.decoders import (
     DecodeInfo,
     Decoder,
@@ -20,8 +20,9 @@ from signfd_jax.decoders import (
     majority_vote,
 )
 from signfd_jax.decoders.base import check_decoder, first_info
-from signfd_jax.totals import check_coordinates
-from signfd_jax.trees import cast_like, shapes_of, size_of
+from signfd_jax.signs import packed
+from signfd_jax.signs._totals import check_coordinates
+from signfd_jax.signs._trees import cast_like, shapes_of, size_of
 
 # Optax marks this type as experimental; it adds no behaviour, only the promise that
 # updates carry a leading worker axis.

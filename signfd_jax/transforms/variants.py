@@ -8,8 +8,8 @@ the server does: a majority vote as published, or another decoder.
 import jax
 import optax
 
+from signfd_jax._checks import check_number
 from signfd_jax.aggregators import Rule, mean, stateless
-from signfd_jax.checks import check_number
 from signfd_jax.decoders import Decoder, majority_vote
 from signfd_jax.transforms.aggregation import scale_by_aggregator
 from signfd_jax.transforms.sign_decoder import scale_by_sign_decoder

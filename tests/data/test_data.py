@@ -21,8 +21,8 @@ import pytest
 import sklearn.datasets
 
 from signfd_jax import data
-from signfd_jax.data import loading
-from signfd_jax.data.places import FILES
+from signfd_jax.data import _loading as loading
+from signfd_jax.data._places import FILES
 
 NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
 

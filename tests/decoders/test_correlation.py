@@ -8,7 +8,7 @@ from played import coin_votes, play
 from quadratic import Case, against_majority_vote
 
 import signfd_jax as sfd
-from signfd_jax import packed
+from signfd_jax.signs import packed
 
 DECODER = sfd.correlation_defense()
 COMMITTEE = sfd.correlation_defense(committee=40)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import signfd_jax as sfd
-from signfd_jax import tally, visits
+from signfd_jax.signs import _tally as tally
+from signfd_jax.signs import _visits as visits
 
 jitted_vote = jax.jit(tally.weighted_vote)
 jitted_agreements = jax.jit(tally.agreements)

@@ -10,11 +10,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
-from signfd_jax.cli.options import Compare, Run, read_flags, take_preset
+from signfd_jax.cli._options import Compare, Run, read_flags, take_preset
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.experiments import PRESETS, Experiment
-from signfd_jax.experiments.compare import Grid
-from signfd_jax.experiments.program import parts
+from signfd_jax.experiments._engine.program import parts
+from signfd_jax.experiments.grid import Grid
 
 # So many that there is a committee and a sample, whose sizes the state shows.
 M, N, ROUNDS = 70, 1200, 4
@@ -157,7 +157,7 @@ def test_compare_has_the_default_the_paper_and_a_vote():
 
 
 def test_population_trains_under_it(tmp_path):
-    from signfd_jax.experiments.runs import run_experiment
+    from signfd_jax.experiments.run import run_experiment
 
     small = dataclasses.replace(
         PRESETS["population"].experiment,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from signfd_jax import packed
 from signfd_jax.decoders import _pairs
+from signfd_jax.signs import packed
 
 BITS = 16  # workers whose votes spell the number of their coordinate
 PADDED = 8 * BITS

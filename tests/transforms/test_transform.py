@@ -12,7 +12,7 @@ from optax.experimental import aggregating
 
 import signfd_jax as sfd
 from signfd_jax import signs
-from signfd_jax.checks import check_size
+from signfd_jax._checks import check_size
 
 M = 5
 PARAMS = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(())}

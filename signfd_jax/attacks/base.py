@@ -1,0 +1,213 @@
+"""The contract of an attack, and what attacks are built from.
+
+Shapes: `M` workers; gradients are trees of `[M, ...]`, batches `(inputs [M, B, ...],
+labels [M, B])`. An attack changes only the rows of the Byzantine workers; the honest
+rows come back bit for bit as they were.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from signfd_jax._checks import check_callable, check_choice, check_flag, check_key
+
+__all__ = [
+    "Attack",
+    "AttackContext",
+    "apply_by_row",
+    "replace_rows",
+    "split_like",
+    "stateless",
+]
+
+ENTRIES = ("data", "gradient", "vote")
+
+
+class AttackContext(NamedTuple):
+    """What an omniscient attacker sees of the server.
+
+    Attributes:
+        round: int32 scalar, the round about to be decoded.
+        decoder_state: the decoder's state, or None where the server has no decoder.
+    """
+
+    round: jax.Array
+    decoder_state: Any
+
+
+class Attack(NamedTuple):
+    """A pure attack on one round.
+
+    Attributes:
+        init: `init(num_workers, params) -> state`, what the attackers remember.
+        apply: `apply(key, values, byzantine, context, state) -> (values, state)`.
+            `values` is the batch where `entry` is "data", else the tree of gradients
+            `[M, ...]`; `byzantine` is bool `[M]` and may be traced; `context` is an
+            `AttackContext`. The key is consumed.
+        entry: where the attack enters: "data" (the batch), "gradient" (real numbers,
+            whose sign is then the vote) or "vote" (the votes it wants, as -1, 0, +1 in
+            the gradients' dtype).
+        row_wise: True where a row depends on no other worker's row, so that the attack
+            can be applied to chunks of workers.
+
+    Examples:
+        >>> attack = stateless(lambda key, values: -values)
+        >>> byzantine = jnp.array([False, True])
+        >>> context = AttackContext(jnp.int32(0), None)
+        >>> gradients = jnp.array([[1.0, -2.0], [3.0, -4.0]])
+        >>> sent, _ = attack.apply(jax.random.key(0), gradients, byzantine, context, ())
+        >>> print(sent)
+        [[ 1. -2.]
+         [-3.  4.]]
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    entry: str = "gradient"
+    row_wise: bool = True
+
+
+def apply_by_row(
+    attack: Attack, key, workers, values, byzantine, context: AttackContext
+):
+    """Apply an attack to the rows of a few workers, each under a key of its own.
+
+    What a worker sends does not depend on which others are there: not on the chunk, nor
+    on the device.
+
+    Args:
+        attack: a row-wise `Attack` without memory.
+        key: a JAX key, the same for all workers of a round.
+        workers: int32 `[K]`, their numbers.
+        values: tree of `[K, ...]`, what the attack enters.
+        byzantine: bool `[K]`.
+        context: an `AttackContext`.
+
+    Returns:
+        Tree of `[K, ...]`.
+
+    Examples:
+        >>> attack = stateless(lambda key, x: jax.random.normal(key, x.shape))
+        >>> context = AttackContext(jnp.int32(0), None)
+        >>> key, everyone, liars = jax.random.key(0), jnp.arange(5), jnp.ones(5, bool)
+        >>> sent = apply_by_row(
+        ...     attack, key, everyone, jnp.zeros((5, 2)), liars, context
+        ... )
+        >>> some = jnp.array([1, 3])
+        >>> again = apply_by_row(
+        ...     attack, key, some, jnp.zeros((2, 2)), liars[some], context
+        ... )
+        >>> bool((again == sent[some]).all())
+        True
+    """
+
+    def one_row(worker, values, byzantine):
+        rows, mask = jax.tree.map(lambda leaf: leaf[None], (values, byzantine))
+        own_key = jax.random.fold_in(key, worker)
+        rows, _ = attack.apply(own_key, rows, mask, context, ())
+        return jax.tree.map(lambda leaf: leaf[0], rows)
+
+    return jax.vmap(one_row)(workers, values, byzantine)
+
+
+def replace_rows(byzantine, theirs, honest):
+    """Put the attackers' rows in place of the honest ones.
+
+    Args:
+        byzantine: bool `[M]`.
+        theirs: tree of `[M, ...]`, or of arrays that broadcast to it.
+        honest: tree of `[M, ...]`.
+
+    Returns:
+        Tree of `[M, ...]`, dtypes of `honest`: the rows of `theirs` where `byzantine`.
+
+    Examples:
+        >>> byzantine = jnp.array([True, False])
+        >>> print(replace_rows(byzantine, jnp.zeros((1, 2)), jnp.ones((2, 2))))
+        [[0. 0.]
+         [1. 1.]]
+    """
+    if jax.tree.structure(theirs) != jax.tree.structure(honest):
+        raise ValueError(
+            f"the attack gives the tree {jax.tree.structure(theirs)}, but the "
+            f"gradients are {jax.tree.structure(honest)}; they must be alike"
+        )
+
+    def replace(their, own):
+        if byzantine.shape != own.shape[:1]:
+            raise ValueError(
+                f"byzantine must be a mask of the {own.shape[0]} workers of a leaf "
+                f"{list(own.shape)}, but has shape {list(byzantine.shape)}"
+            )
+        if not _broadcasts(their.shape, own.shape):
+            raise ValueError(
+                f"the attack gives a leaf {list(their.shape)} for one of "
+                f"{list(own.shape)}; it must have that shape, or broadcast to it"
+            )
+        mask = byzantine.reshape((-1,) + (1,) * (own.ndim - 1))
+        return jnp.where(mask, their.astype(own.dtype), own)
+
+    return jax.tree.map(replace, theirs, honest)
+
+
+def _broadcasts(shape, to):
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(one in (1, other) for one, other in pairs)
+
+
+def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
+    """Make an attack without memory.
+
+    Args:
+        corrupt: `corrupt(key, values) -> values`: what every worker would send if it
+            were Byzantine; only those rows are used.
+        entry: as in `Attack`.
+        row_wise: as in `Attack`.
+
+    Returns:
+        An `Attack`.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> attack = stateless(lambda key, gradients: 2 * gradients)
+        >>> byzantine, key = jnp.array([True]), jax.random.key(0)
+        >>> sent, _ = attack.apply(key, jnp.ones((1, 2)), byzantine, None, ())
+        >>> print(sent)
+        [[2. 2.]]
+    """
+    check_flag("row_wise", row_wise)
+    check_callable("corrupt", corrupt, "(key, values) -> values")
+    check_choice("entry", entry, ENTRIES)
+
+    def apply(key, values, byzantine, context, state):
+        del context
+        return replace_rows(byzantine, corrupt(key, values), values), state
+
+    return Attack(lambda num_workers, params: (), apply, entry, row_wise)
+
+
+def split_like(key, tree):
+    """Split a key into one for each leaf of a tree.
+
+    Args:
+        key: a JAX key; it is consumed.
+        tree: any tree.
+
+    Returns:
+        Tree of keys, like `tree`.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> keys = split_like(jax.random.key(0), {"a": 1.0, "b": 2.0})
+        >>> print(sorted(keys))
+        ['a', 'b']
+    """
+    check_key("key", key)
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))

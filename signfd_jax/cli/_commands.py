@@ -1,0 +1,273 @@
+"""What the commands do: each takes its arguments and returns the exit code.
+
+`COMMANDS` maps a command's name to its function.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from signfd_jax.cli._compiled import keep_compiled
+from signfd_jax.cli._options import (
+    Compare,
+    Paper,
+    Run,
+    fitting,
+    read_flags,
+    read_run_flags,
+    take_preset,
+)
+from signfd_jax.experiments import PRESETS, fingerprint, to_json
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage import files
+
+__all__ = ["COMMANDS"]
+
+
+def _run(arguments) -> int:
+    earlier, given = None, arguments
+    if arguments and arguments[0] == "--from":
+        from signfd_jax.experiments._storage import run_folder as records
+
+        if len(arguments) < 2:
+            raise ValueError("give the folder of the run: signfd run --from RUN ...")
+        earlier = files.expanded(arguments[1])
+        records.read_run(earlier)  # or it says that there is none
+        arguments = [str(earlier / "config.json"), *arguments[2:]]
+    experiment, rest = take_preset(arguments)
+    default = Run(experiment)
+    if earlier is not None:
+        default = dataclasses.replace(default, output_dir=earlier.parent / "repeats")
+    options, fitted = read_run_flags(default, rest)
+    preset = PRESETS.get(experiment.name)
+    experiment = options.experiment
+    if preset and preset.fallback and experiment.dataset == preset.experiment.dataset:
+        experiment = _with_data(experiment, preset.fallback, options.data_dir)
+    if options.redraw_byzantine:
+        experiment = dataclasses.replace(experiment, membership="drawn_each_round")
+    from signfd_jax.experiments._processes import launch
+
+    if options.processes != 1 and not options.distributed:
+        return launch.launch(given, options.processes)
+    for line in fitted:
+        console.warn(line)
+    if options.distributed:
+        launch.join(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            heartbeat=options.heartbeat,
+        )
+        return launch.guarded(lambda: _run_here(options, experiment, earlier))
+    return _run_here(options, experiment, earlier)
+
+
+def _run_here(options, experiment, earlier) -> int:
+    import jax
+
+    from signfd_jax.experiments._engine import prepare as training
+    from signfd_jax.experiments._engine.settings import changed_settings
+    from signfd_jax.experiments._storage import repeats
+    from signfd_jax.experiments.run import run_experiment
+
+    keep_compiled()
+    training.check(experiment)
+    if jax.process_index() == 0:
+        _warn_of_byzantine_majority([experiment])
+    folder, summary = run_experiment(
+        experiment,
+        options.output_dir,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+        checkpoint_every=options.checkpoint_every,
+        keep_checkpoints=options.keep_checkpoints,
+        distributed=options.distributed,
+    )
+    if jax.process_index() > 0:
+        return 0
+    if summary["finished_before"]:
+        changed = changed_settings(summary)
+        elsewhere = f" under other settings of JAX ({changed})" if changed else ""
+        print(f"finished before{elsewhere}; --force runs it again")
+    else:
+        _draw(folder)
+    print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
+    print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
+    if earlier is not None:
+        print(repeats.difference(earlier, folder))
+    return 0
+
+
+def _draw(folder):
+    """The figures of a run or a grid; none, and one line, if they cannot be drawn."""
+    with console.spared("no figures"):
+        from signfd_jax.experiments.report import plots
+
+        return plots.draw(folder)
+    return []
+
+
+def _with_data(experiment, fallback, data_dir):
+    """The experiment, with another data set where its own cannot be had."""
+    from signfd_jax import data
+
+    try:
+        data.load(experiment.dataset, data_dir=data_dir)
+    except data.DataError as error:
+        console.warn(f"{error}; {fallback} instead")
+        return dataclasses.replace(experiment, dataset=fallback)
+    return experiment
+
+
+def _warn_of_byzantine_majority(experiments):
+    """One line on stderr where half of the workers or more lie."""
+    lying = {
+        f"{e.num_byzantine} of {e.num_workers}": None
+        for e in experiments
+        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers
+    }
+    if lying:
+        console.warn(
+            f"warning: {', '.join(lying)} workers are Byzantine; with half or more, "
+            "no decoder can tell liars from honest workers"
+        )
+
+
+def _compare(arguments) -> int:
+    experiment, rest = take_preset(arguments)
+    options = read_flags(fitting(Compare(), experiment), rest, "compare")
+    from signfd_jax.experiments import grid as compare
+    from signfd_jax.experiments._storage import run_folder as records
+    from signfd_jax.experiments.report.tables import accuracy_table
+
+    keep_compiled()
+    given = {
+        "rounds": options.rounds,
+        "learning_rate": options.learning_rate,
+        "membership": "drawn_each_round" if options.redraw_byzantine else None,
+    }
+    base = dataclasses.replace(
+        experiment,
+        seeds=options.seeds,
+        seed=options.seed,
+        wire=options.wire,
+        flip_probability=options.flip_probability,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+    grid = compare.Grid(
+        base=dataclasses.replace(base, eval_every=max(1, base.rounds // 10)),
+        decoders=options.decoders,
+        attacks=options.attacks,
+        num_byzantine=options.num_byzantine,
+        splits=options.splits or (base.split,),
+        batch_sizes=options.batch_sizes or (base.batch_size,),
+    )
+    cells = compare.cells(grid)
+    _warn_of_byzantine_majority(cells)
+    name = f"compare-{base.name}-{fingerprint(grid)}"
+    folder = records.make_folder(files.expanded(options.output_dir) / name)
+    records.write_atomically(folder / "config.json", to_json(grid))
+    results = compare.run_grid(
+        cells,
+        folder,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+    )
+    table = accuracy_table(results)
+    records.write_atomically(folder / "table.md", table + "\n")
+    drawn = [f"and picture: {picture}" for picture in _draw(folder)]
+    print(f"{table}\n\ntable", *(drawn or [f": {folder / 'table.md'}"]))
+    return 0
+
+
+def _paper(arguments) -> int:
+    figures = arguments[
+        : next((i for i, a in enumerate(arguments) if a[:1] == "-"), None)
+    ]
+    options = read_flags(Paper(), arguments[len(figures) :], "paper")
+    if not figures:
+        raise ValueError("give a figure, or all: signfd paper all --scale small")
+    from signfd_jax.paper import reproduce
+
+    keep_compiled()
+    report, verdicts = reproduce(
+        figures,
+        options.scale,
+        options.output_dir,
+        data_dir=options.data_dir,
+        force=options.force,
+        progress=not options.quiet,
+    )
+    for figure, verdict in verdicts.items():
+        print(f"{figure:18}{verdict}")
+    print(report)
+    return 0
+
+
+def _plot(arguments) -> int:
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        raise ValueError("give the folders of one or several runs: signfd plot RUN ...")
+    from signfd_jax.experiments._storage.run_folder import read_run
+    from signfd_jax.experiments.report import plots
+
+    folders = [files.expanded(argument) for argument in arguments]
+    for folder in folders:
+        for path in plots.draw(folder):
+            print(path)
+    # Two grids have no curve in common; their pictures are drawn one by one.
+    runs = [folder.resolve() for folder in folders if not _is_grid(folder)]
+    runs = list(dict.fromkeys(runs))
+    if len(runs) > 1:
+        metrics = {name: read_run(folder)[1] for name, folder in _named(runs).items()}
+        path = Path(os.path.commonpath(runs))
+        plots.save({path / "accuracies.png": lambda: plots.accuracy_figure(metrics)})
+        print(path / "accuracies.png")
+    return 0
+
+
+def _is_grid(folder):
+    return (Path(folder) / "cells.jsonl").exists()
+
+
+def _named(folders):
+    """Folders by their names, with as many parents as it takes to tell them apart."""
+    parts = 1
+    while len({folder.parts[-parts:] for folder in folders}) < len(folders):
+        parts += 1
+    return {"/".join(folder.parts[-parts:]): folder for folder in folders}
+
+
+def _list(arguments) -> int:
+    if arguments:
+        raise ValueError("signfd list takes no arguments")
+    from signfd_jax import data
+    from signfd_jax.experiments import plugins, registry
+
+    plugins.warn_of_broken()
+    print("presets")
+    for name, preset in PRESETS.items():
+        print(f"  {name:20}{preset.description}")
+    kinds = {
+        "datasets": data.DATASETS,
+        "models": registry.MODELS,
+        "splits": registry.SPLITS,
+        "decoders": registry.SERVERS,
+        "attacks": registry.ATTACKS,
+        "memberships": registry.MEMBERSHIPS,
+    }
+    for kind, names in kinds.items():
+        print(f"{kind}\n  {' '.join(names)}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "compare": _compare,
+    "paper": _paper,
+    "plot": _plot,
+    "list": _list,
+}
+"""The commands by their names."""

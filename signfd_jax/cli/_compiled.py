@@ -1,0 +1,85 @@
+"""Compiled programs, kept from one call of the command to the next."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+__all__ = ["keep_compiled", "programs_folder"]
+
+_VARIABLE = "SIGNFD_COMPILED"
+_OFF = ("", "0", "no", "off")
+_DAYS = 60  # that a program stays which nobody has made again
+
+
+def programs_folder() -> Path | None:
+    """Where compiled programs are kept, or None where they are not.
+
+    The variable SIGNFD_COMPILED names a folder, or says "off". Else it is one in the
+    user's cache. Machines with unlike processors have folders of their own: a program
+    made for one may not run on the other.
+
+    Returns:
+        The folder, which need not exist.
+
+    Examples:
+        >>> getfixture("monkeypatch").setenv("SIGNFD_COMPILED", "off")
+        >>> programs_folder() is None
+        True
+    """
+    chosen = os.environ.get(_VARIABLE)
+    if chosen is None:
+        from signfd_jax.data._download import users_cache
+
+        return users_cache() / "compiled" / _processor()
+    return None if chosen.lower() in _OFF else Path(chosen).expanduser() / _processor()
+
+
+def _processor():
+    """What programs for a CPU depend on, in a few letters."""
+    features = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((x for x in lines if x[:5].lower() in ("flags", "featu")), "")
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+def keep_compiled() -> None:
+    """Turn JAX's cache of compiled programs on, unless the user has set it.
+
+    A folder that cannot be written is no error: programs are then compiled each time.
+
+    Examples:
+        >>> getfixture("monkeypatch").setenv("SIGNFD_COMPILED", "off")
+        >>> keep_compiled()
+    """
+    import jax
+
+    folder = programs_folder()
+    config: Any = jax.config
+    if folder is None or config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return
+        _forget_old(folder)
+    except OSError:
+        return
+    config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # A full disk, say: what cannot be kept is compiled again the next time.
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation")
+
+
+def _forget_old(folder):
+    """Remove programs that were made long ago."""
+    before = time.time() - _DAYS * 24 * 3600
+    for entry in os.scandir(folder):
+        if entry.is_file() and entry.stat().st_mtime < before:
+            with contextlib.suppress(OSError):
+                os.unlink(entry)

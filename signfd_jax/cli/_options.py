@@ -1,0 +1,304 @@
+"""What each command can be told, and how it is read from the command line."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from signfd_jax.experiments import PRESETS, Experiment, from_json
+from signfd_jax.experiments._storage import files
+
+__all__ = [
+    "Compare",
+    "Paper",
+    "Run",
+    "fitting",
+    "read_flags",
+    "read_run_flags",
+    "take_preset",
+]
+
+_Options = TypeVar("_Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Train with liars among the workers, and write a folder of records.
+
+    A run that was stopped, by whatever, goes on when the same command is given again.
+    `signfd run --from RUN` repeats the run of that folder, and compares the records.
+
+    Attributes:
+        experiment: the experiment.
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        checkpoint_every: rounds between checkpoints; none: at most every 30 seconds.
+        keep_checkpoints: number of checkpoints that stay, the newest.
+        processes: start so many processes on this machine, and watch them.
+        distributed: join the processes that another launcher has started.
+        coordinator: HOST:PORT of the first of them; none: as the launcher says.
+        num_processes: how many they are; none: likewise.
+        process_id: which one this is, from 0; none: likewise.
+        heartbeat: seconds of silence after which a process counts as dead.
+        redraw_byzantine: others lie each round; --membership drawn_each_round.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    experiment: Experiment
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    processes: int = 1
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    heartbeat: int = 30
+    redraw_byzantine: bool = False
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare decoders under attack; a grid that was stopped goes on.
+
+    Attributes:
+        decoders: decoders, each met by every attack: the default, the paper's, ...
+        attacks: attacks, each with every number of Byzantine workers above 0.
+        num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell. Of fewer
+            than 15 workers, at most the largest minority, unless it is given.
+        splits: splits of the data; empty: the preset's.
+        batch_sizes: examples of each worker in each round; empty: the preset's.
+        seeds: number of training seeds.
+        seed: the first of them.
+        rounds: number of rounds; none: the preset's.
+        learning_rate: step along the decoded sign; none: the preset's.
+        wire: ternary or one_bit.
+        flip_probability: r of stochastic_sign_flip, in [0, 1].
+        redraw_byzantine: others lie each round.
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    decoders: tuple[str, ...] = (
+        Experiment.decoder,
+        "federated_defense",
+        "majority_vote",
+    )
+    attacks: tuple[str, ...] = ("sign_inversion",)
+    num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
+    splits: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
+    seeds: int = 3
+    seed: int = 0
+    rounds: int | None = None
+    learning_rate: float | None = None
+    wire: str = "ternary"
+    flip_probability: float = 0.5
+    redraw_byzantine: bool = False
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Run findings of the paper, and write a report with a verdict for each.
+
+    Attributes:
+        scale: small (digits, minutes on two CPU cores) or full (the paper's own
+            setting, for a GPU).
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        force: run again what is finished.
+        quiet: no progress bar.
+    """
+
+    scale: str = "small"
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    force: bool = False
+    quiet: bool = False
+
+
+def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Options:
+    """Read flags into a dataclass; its nested fields have flags without a prefix.
+
+    Args:
+        default: a `Run`, `Compare` or `Paper` with what holds where no flag is given.
+        arguments: the flags.
+        command: the command's name, for the help.
+
+    Returns:
+        The same with what the flags say.
+
+    Raises:
+        ValueError: a flag is unknown, or its value cannot be read.
+        SystemExit: the help was asked for, and has been printed.
+
+    Examples:
+        >>> read_flags(Paper(), ["--scale", "full"], "paper").scale
+        'full'
+    """
+    import tyro
+
+    what = "FIGURE" if isinstance(default, Paper) else "[PRESET]"
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=arguments,
+                prog=f"signfd {command} {what}",
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+    # Tyro draws a box: a title, maybe a rule, what is wrong, and a rule.
+    said = [line.strip("│| ") for line in complaint.getvalue().splitlines()[1:]]
+    is_rule = lambda line: not line.strip("─╰╯-+")  # noqa: E731
+    said = itertools.dropwhile(is_rule, said)
+    reason = " ".join(itertools.takewhile(lambda line: not is_rule(line), said))
+    reason = reason.removeprefix("Error parsing experiment: ")
+    raise ValueError(f"{reason} (signfd {command} --help lists the options)")
+
+
+def read_run_flags(default: Run, arguments: Sequence[str]) -> tuple[Run, list[str]]:
+    """Read the flags of `signfd run`; with fewer workers, fit in what was for more.
+
+    Args:
+        default: what holds where no flag is given.
+        arguments: the flags.
+
+    Returns:
+        The same with what the flags say, and a line for each number that neither they
+        nor `default` say.
+
+    Raises:
+        ValueError: as for `read_flags`, or what `default` says does not fit.
+
+    Examples:
+        >>> options, lines = read_run_flags(
+        ...     Run(Experiment(num_byzantine=7)), ["--num-workers", "5"]
+        ... )
+        >>> options.experiment.num_byzantine, len(lines)
+        (2, 1)
+    """
+    ours = default.experiment
+    names = {argument.split("=")[0].replace("_", "-") for argument in arguments}
+    dependent = {"num_byzantine": _largest_minority, "worker_chunk": _largest_divisor}
+    if "--num-workers" not in names:
+        dependent = {}
+    dependent = {
+        name: fit
+        for name, fit in dependent.items()
+        if getattr(ours, name) and "--" + name.replace("_", "-") not in names
+    }
+    blank = dataclasses.replace(ours, **dict.fromkeys(dependent, 0))
+    if "--byzantine-ids" in names or ours.byzantine_ids:
+        dependent.pop("num_byzantine", None)  # it follows from these
+    options = read_flags(
+        dataclasses.replace(default, experiment=blank), arguments, "run"
+    )
+    workers, fitted, lines = options.experiment.num_workers, {}, []
+    for name, fit in dependent.items():
+        given = getattr(ours, name)
+        fitted[name], why = fit(given, ours.num_workers, workers)
+        if fitted[name] != given:
+            flag = "--" + name.replace("_", "-")
+            lines.append(
+                f"{name} is {fitted[name]}, {why} of {workers} workers; {ours.name} "
+                f"has {given} for {ours.num_workers} ({flag} sets it)"
+            )
+    try:
+        experiment = dataclasses.replace(options.experiment, **fitted)
+    except ValueError as error:
+        raise ValueError(f"{error}, as {ours.name} has it") from None
+    return dataclasses.replace(options, experiment=experiment), lines
+
+
+def _largest_minority(given, before, workers):
+    """What was a minority remains one."""
+    is_one = 2 * given < workers or 2 * given >= before
+    return given if is_one else (workers - 1) // 2, "the largest minority"
+
+
+def _largest_divisor(given, _, workers):
+    """Chunks are of one size."""
+    sizes = range(min(given, workers), 0, -1)
+    return next(size for size in sizes if workers % size == 0), "the largest divisor"
+
+
+def fitting(default: Compare, experiment: Experiment) -> Compare:
+    """Let the numbers of Byzantine workers be minorities.
+
+    Args:
+        default: with the numbers.
+        experiment: with the number of workers.
+
+    Returns:
+        The same with numbers up to the largest minority.
+
+    Examples:
+        >>> fitting(Compare(), Experiment(num_workers=9)).num_byzantine
+        (0, 3, 4)
+    """
+    most = (experiment.num_workers - 1) // 2
+    numbers = sorted({min(number, most) for number in default.num_byzantine})
+    return dataclasses.replace(default, num_byzantine=tuple(numbers))
+
+
+def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
+    """Take the preset's name, or a configuration's file, off the arguments.
+
+    Args:
+        arguments: of a command.
+
+    Returns:
+        The experiment, `digits` where none is named; and the other arguments.
+
+    Raises:
+        ValueError: there is no such preset or file, or it is no configuration.
+        OSError: the file cannot be read.
+
+    Examples:
+        >>> experiment, flags = take_preset(["mnist-cnn", "--rounds", "100"])
+        >>> experiment.model, flags
+        ('mnist_cnn', ['--rounds', '100'])
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return PRESETS["digits"].experiment, list(arguments)
+    name, *rest = arguments
+    if name in PRESETS:
+        return PRESETS[name].experiment, rest
+    path = files.expanded(name)
+    if path.is_file():
+        return _read_configuration(path), rest
+    if path.suffix.lower() == ".json":
+        raise ValueError(f"there is no configuration {name}")
+    if (path / "config.json").is_file():
+        raise ValueError(
+            f"{name} is the folder of a run: give {path / 'config.json'}, or --from "
+            f"{name} to repeat it"
+        )
+    raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+
+
+def _read_configuration(path):
+    """An experiment from a file, whose name what is wrong begins with."""
+    text = files.read_text(path)
+    try:
+        return from_json(Experiment, text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,112 @@
+"""A data set by its name, from wherever it is.
+
+`DATASETS` are the names.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from signfd_jax.data._download import DOWNLOADS, Download, fetch
+from signfd_jax.data._files import read
+from signfd_jax.data._places import FILES, local_folder
+from signfd_jax.data.dataset import DataError, Dataset
+
+__all__ = ["DATASETS", "load"]
+
+DATASETS: tuple[str, ...] = ("digits", *FILES)
+"""Names that `load` knows."""
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    downloads: Mapping[str, Download] = DOWNLOADS,
+) -> Dataset:
+    """Load a data set, checked by file size, number of examples and range of labels.
+
+    The files are sought in `data_dir`, or else in the folder that the environment
+    variable `SIGNFD_DATA` names, unless it is empty. Whichever is given must hold them:
+    nothing else is tried. With neither, they are downloaded once into the user's cache.
+
+    `digits` is bundled with scikit-learn and needs neither. Every fifth example of each
+    class, in the stored order, is a test example; the split never changes.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: folder with one subfolder for each data set, as in the table of
+            `signfd_jax.data`.
+        progress: show a progress bar while downloading.
+        downloads: where to download from: mirrors of your own, say.
+
+    Returns:
+        A `Dataset` of NumPy arrays.
+
+    Raises:
+        DataError: the name is unknown, or not among the `downloads`; the files are
+            missing, truncated or corrupt; the download failed.
+
+    Examples:
+        >>> digits = load("digits")
+        >>> digits.train_inputs.shape, digits.test_inputs.shape
+        ((1442, 8, 8, 1), (355, 8, 8, 1))
+
+    References:
+        LeCun, Cortes and Burges, [MNIST](http://yann.lecun.com/exdb/mnist/); Xiao,
+        Rasul and Vollgraf, [Fashion-MNIST](https://arxiv.org/abs/1708.07747);
+        Krizhevsky, [CIFAR](https://www.cs.toronto.edu/~kriz/cifar.html), 2009.
+    """
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+    if name == "digits":
+        return _digits()
+    if not isinstance(downloads, Mapping) or name not in downloads:
+        raise DataError(
+            f"downloads must be a table, such as DOWNLOADS, that says where {name!r} "
+            "lies"
+        )
+    if data_dir is None:
+        data_dir = os.environ.get("SIGNFD_DATA") or None
+    try:
+        if data_dir is not None:
+            # Where nobody is called so, "~" stays, and no folder is called so either.
+            folder = local_folder(name, Path(os.path.expanduser(data_dir)))
+        else:
+            folder = fetch(name, downloads[name], progress=progress)
+        return read(name, folder)
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error}") from error
+
+
+def _bundled_digits():
+    """Rows of 64 pixels and a label, as `sklearn.datasets.load_digits` reads them."""
+    # Importing scikit-learn takes two seconds, reading its file a hundredth of one.
+    found = importlib.util.find_spec("sklearn")
+    if found is not None and found.origin is not None:
+        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.exists():
+            return np.loadtxt(file, np.uint8, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    return np.column_stack([inputs, labels]).astype(np.uint8)
+
+
+def _digits():
+    table = _bundled_digits()
+    inputs = table[:, :-1].reshape(-1, 8, 8, 1)
+    labels = table[:, -1].astype(np.int32)
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[order], np.arange(10))
+    is_test = np.empty(len(labels), bool)
+    is_test[order] = (np.arange(len(labels)) - first[labels[order]]) % 5 == 4
+    train, test = ((inputs[i], labels[i]) for i in (~is_test, is_test))
+    scaled = train[0] / 16
+    mean = np.array([scaled.mean()], np.float32)
+    std = np.array([scaled.std()], np.float32)
+    return Dataset("digits", 10, 16.0, *train, *test, mean, std)

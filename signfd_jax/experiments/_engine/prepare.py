@@ -1,0 +1,215 @@
+"""Setting up one experiment: checks, the split, who lies, and how training goes on.
+
+Shapes: `S` seeds, `M` workers.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from signfd_jax import data
+from signfd_jax.data import partition
+from signfd_jax.experiments import registry
+from signfd_jax.experiments._engine.program import (
+    Inputs,
+    Metrics,
+    compile_program,
+    means,
+    parts,
+    program_key,
+)
+from signfd_jax.experiments.config import Experiment
+from signfd_jax.signs import check_wire
+
+__all__ = ["Training", "byzantine_mask", "check", "prepare", "split_examples"]
+
+
+class Training(NamedTuple):
+    """A compiled experiment, ready to run; made by `prepare`.
+
+    Attributes:
+        start: `start() -> state`, the `SimulationState` of all seeds before round 1.
+        advance: `advance(state, rounds) -> (state, rounds, Metrics)`, from the state
+            after so many rounds to the next test; the state is consumed.
+        rounds: number of rounds in all.
+        num_coordinates: number N of the model's parameters.
+        compile_seconds: time that compilation took; near 0 where all was at hand.
+    """
+
+    start: Callable[[], Any]
+    advance: Callable[[Any, int], tuple[Any, int, Metrics]]
+    rounds: int
+    num_coordinates: int
+    compile_seconds: float
+
+    @property
+    def tests(self) -> Iterator[tuple[int, Metrics, float]]:
+        """Train from the start: `(rounds, Metrics, seconds since the last test)`."""
+        state, rounds = self.start(), 0
+        while rounds < self.rounds:
+            begun = time.perf_counter()
+            state, rounds, metrics = self.advance(state, rounds)
+            yield rounds, metrics, time.perf_counter() - begun
+
+
+@jax.transfer_guard("allow")  # What is moved here to the device is meant to be.
+def check(config: Experiment) -> None:
+    """Refuse names and options that do not exist, before anything is loaded.
+
+    Args:
+        config: the experiment.
+
+    Raises:
+        ValueError: what is wrong, what is wanted, and what to do.
+
+    Examples:
+        >>> check(Experiment(decoder="majority_vote"))
+        >>> check(Experiment(decoder="majority"))
+        Traceback (most recent call last):
+        ValueError: unknown decoder 'majority' (did you mean majority_vote?); ...
+    """
+    if config.dataset not in data.DATASETS:
+        raise ValueError(
+            f"unknown data set {config.dataset!r}; known are {', '.join(data.DATASETS)}"
+        )
+    check_wire(config.wire)
+    registry.choose(registry.MODELS, "model", config.model)
+    registry.choose(registry.SPLITS, "split", config.split)
+    # The factories refuse Python numbers out of range; in a program they are traced.
+    parts(
+        config,
+        num_classes=10,
+        learning_rate=config.learning_rate,
+        flip_probability=config.flip_probability,
+        strengths={},
+    )
+
+
+def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
+    """Who lies: the workers named in the configuration, or drawn by the seed.
+
+    The draws are nested: with the same seed, the attackers of a smaller
+    `num_byzantine` are among those of a larger one.
+
+    Args:
+        config: the experiment.
+        seed: a training seed.
+
+    Returns:
+        bool `[M]`.
+
+    Examples:
+        >>> print(byzantine_mask(Experiment(num_workers=4, byzantine_ids=(2,)), seed=0))
+        [False False  True False]
+    """
+    mask = np.zeros(config.num_workers, bool)
+    if config.byzantine_ids:
+        mask[list(config.byzantine_ids)] = True
+    else:
+        # Not the key of the parameters and batches, nor any that is split off it.
+        key = jax.random.fold_in(jax.random.key(seed), config.num_workers)
+        order = np.asarray(jax.random.permutation(key, config.num_workers))
+        mask[order[: config.num_byzantine]] = True
+    return mask
+
+
+def split_examples(config: Experiment, dataset: data.Dataset) -> partition.Partition:
+    """Split the training examples over the workers, as the configuration says.
+
+    Args:
+        config: the experiment.
+        dataset: its data set.
+
+    Returns:
+        A `Partition`; it depends on `partition_seed`, on no training seed.
+
+    Raises:
+        ValueError: the data set cannot be split so.
+
+    Examples:
+        >>> split_examples(Experiment(), data.load("digits")).indices.shape[0]
+        15
+    """
+    choice = registry.choose(registry.SPLITS, "split", config.split)
+    facts = {
+        "labels": np.asarray(dataset.train_labels),
+        "num_workers": config.num_workers,
+        "seed": config.partition_seed,
+    }
+    return registry.make(registry.SPLITS, choice, facts)
+
+
+def prepare(
+    config: Experiment,
+    dataset: data.Dataset,
+    split: partition.Partition | None = None,
+) -> Training:
+    """Compile an experiment, or find it compiled, and set it up.
+
+    Args:
+        config: the experiment.
+        dataset: its data set.
+        split: who holds which examples; None: `split_examples`. Splits of one width
+            share one program.
+
+    Returns:
+        A `Training`, of which no round has been run.
+
+    Raises:
+        ValueError: the configuration does not fit itself or its data.
+
+    Examples:
+        >>> config = Experiment(rounds=5, eval_every=2, batch_size=4)
+        >>> training = prepare(config, data.load("digits"))
+        >>> [rounds for rounds, metrics, seconds in training.tests]
+        [2, 4, 5]
+    """
+    check(config)
+    split = split_examples(config, dataset) if split is None else split
+    leaves, structure = jax.tree.flatten(_inputs(config, dataset, split))
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    program = functools.partial(compile_program, program_key(config), structure, shapes)
+    lengths = {min(config.eval_every, config.rounds), config.rounds % config.eval_every}
+    begun = time.perf_counter()
+    start = program(None)
+    chunks = {length: program(length) for length in lengths - {0}}
+    compile_seconds = time.perf_counter() - begun
+
+    seeds = np.arange(config.seed, config.seed + config.seeds, dtype=np.uint32)
+    masks = np.stack([byzantine_mask(config, int(seed)) for seed in seeds])
+    params = jax.tree.leaves(start.out_info.params)
+
+    def advance(state, rounds):
+        length = min(config.eval_every, config.rounds - rounds)
+        state, sums = chunks[length](state, seeds, tuple(leaves))
+        return state, rounds + length, means(jax.device_get(sums))
+
+    return Training(
+        start=lambda: start(seeds, masks, tuple(leaves)),
+        advance=advance,
+        rounds=config.rounds,
+        num_coordinates=sum(leaf.size for leaf in params) // config.seeds,
+        compile_seconds=compile_seconds,
+    )
+
+
+def _inputs(config, dataset, split):
+    choice = registry.choose(registry.ATTACKS, "attack", config.attack)
+    strengths = registry.traced_options(registry.ATTACKS, choice)
+    return Inputs(
+        dataset=jax.tree.map(jnp.asarray, dataset),
+        partition=jax.tree.map(jnp.asarray, split),
+        learning_rate=jnp.asarray(config.learning_rate, jnp.float32),
+        flip_probability=jnp.asarray(config.flip_probability, jnp.float32),
+        strengths={
+            name: jnp.asarray(
+                value, jnp.int32 if isinstance(value, int) else jnp.float32
+            )
+            for name, value in strengths.items()
+        },
+    )

@@ -1,0 +1,401 @@
+"""The compiled half of an experiment: parameters, chunks of rounds, tests.
+
+Shapes: `S` seeds (an outer axis), `M` workers, `T` rounds from one test to the next.
+What differs between the cells of a grid (who is Byzantine, the split's indices, keys,
+the learning rate, an attack's strength) is a traced input, so one program serves them
+all. With the same seed the initial parameters and every round's batches are the same,
+whatever the decoder, the attack and the number of attackers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from signfd_jax import data, models
+from signfd_jax._observed import SimulationInfo
+from signfd_jax.data import batches, partition
+from signfd_jax.decoders import Decoder, majority_vote
+from signfd_jax.experiments import registry
+from signfd_jax.experiments.config import Experiment
+from signfd_jax.simulate import run, simulation
+from signfd_jax.transforms import scale_by_sign_decoder
+
+__all__ = [
+    "Inputs",
+    "Metrics",
+    "compile_program",
+    "compiled",
+    "means",
+    "parts",
+    "program_key",
+    "totals",
+]
+
+# Fields of a configuration that no program depends on.
+_INPUTS = (
+    "name",
+    "split",
+    "flip_probability",
+    "num_byzantine",
+    "byzantine_ids",
+    "learning_rate",
+    "rounds",
+    "eval_every",
+    "seed",
+    "partition_seed",
+)
+
+
+class Inputs(NamedTuple):
+    """What a program reads and never changes; the same for all seeds.
+
+    Attributes:
+        dataset: the examples, on the device.
+        partition: which worker holds which of them.
+        learning_rate: float32 scalar.
+        flip_probability: float32 scalar.
+        strengths: the attack's traced options by name, each a float32 or int32 scalar.
+    """
+
+    dataset: data.Dataset
+    partition: partition.Partition
+    learning_rate: jax.Array
+    flip_probability: jax.Array
+    strengths: dict[str, jax.Array]
+
+
+class Metrics(NamedTuple):
+    """What one test shows, of each seed.
+
+    Attributes:
+        test_accuracy: float32 `[S]`, share of the test examples classified correctly.
+        test_loss: float32 `[S]`, mean cross-entropy over them (nats).
+        train_loss: float32 `[S]`, mean loss of the honest workers since the last test,
+            over the rounds in which one took part. NaN where nothing was measured, here
+            and below.
+        sign_error: float32 `[S]`, see `SimulationInfo`; the mean since the last test,
+            over the rounds in which it was measured.
+        margin: float32 `[S]`, likewise.
+        weights: float32 `[S, M]`, weight of each worker's vote in the last round.
+        crossover: float32 `[S, M]`, estimates after the last round.
+        loss_rounds: int32 `[S]`, the rounds behind `train_loss`.
+        sign_error_rounds: int32 `[S]`, those behind `sign_error`.
+        margin_rounds: int32 `[S]`, those behind `margin`.
+    """
+
+    test_accuracy: jax.Array
+    test_loss: jax.Array
+    train_loss: jax.Array
+    sign_error: jax.Array
+    margin: jax.Array
+    weights: jax.Array
+    crossover: jax.Array
+    loss_rounds: jax.Array
+    sign_error_rounds: jax.Array
+    margin_rounds: jax.Array
+
+
+def totals(test: models.Evaluation, infos: SimulationInfo, num_workers: int) -> Metrics:
+    """Metrics with sums in the place of means, and 0 for what was not measured.
+
+    No compiled program gives a NaN that stands for "not measured", so that JAX can
+    look for those that are mistakes (`jax_debug_nans`).
+
+    Args:
+        test: of one seed.
+        infos: of its rounds since the last test, leaves `[T, ...]`.
+        num_workers: number M of workers (int).
+
+    Returns:
+        Metrics of one seed, for `means`.
+
+    Examples:
+        >>> losses, numbers = jnp.array([3.0, jnp.nan]), jnp.array([1, 0])
+        >>> infos = SimulationInfo(losses, None, None, None, None, numbers)
+        >>> test = models.Evaluation(jnp.float32(0.5), jnp.float32(1.0))
+        >>> print(*totals(test, infos, 3)[2:5])
+        3.0 0.0 0.0
+    """
+
+    def total(values, measured=None):
+        if values is None:
+            return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        measured = ~jnp.isnan(values) if measured is None else measured
+        number = jnp.sum(measured, dtype=jnp.int32)
+        return jnp.sum(jnp.where(measured, values, 0)), number
+
+    def last(values):
+        return jnp.zeros((num_workers,), jnp.float32) if values is None else values[-1]
+
+    loss, loss_rounds = total(infos.loss, infos.num_honest > 0)
+    error, error_rounds = total(infos.sign_error)
+    margin, margin_rounds = total(infos.margin)
+    return Metrics(
+        *(test.accuracy, test.loss, loss, error, margin),
+        *(last(infos.weights), last(infos.crossover)),
+        *(loss_rounds, error_rounds, margin_rounds),
+    )
+
+
+def means(totals: Metrics) -> Metrics:
+    """Metrics as they are recorded, on the host.
+
+    Args:
+        totals: of all seeds, what `totals` returned, in NumPy arrays.
+
+    Returns:
+        The `Metrics`.
+
+    Examples:
+        >>> one, none = np.ones(1, "f4"), np.zeros(1, "i4")
+        >>> sums = Metrics(one, one, 6 * one, *[one] * 4, none + 2, none, none)
+        >>> means(sums).train_loss, means(sums).margin
+        (array([3.], dtype=float32), array([nan], dtype=float32))
+    """
+
+    def mean(total, rounds):
+        divisor = np.maximum(rounds, 1).astype(np.float32)
+        return np.where(rounds > 0, total / divisor, np.float32(np.nan))
+
+    decodes = totals.margin_rounds[:, None] > 0
+    return totals._replace(
+        train_loss=mean(totals.train_loss, totals.loss_rounds),
+        sign_error=mean(totals.sign_error, totals.sign_error_rounds),
+        margin=mean(totals.margin, totals.margin_rounds),
+        weights=np.where(decodes, totals.weights, np.float32(np.nan)),
+        crossover=np.where(decodes, totals.crossover, np.float32(np.nan)),
+    )
+
+
+def program_key(config: Experiment) -> Experiment:
+    """What of a configuration is compiled in; the rest are inputs of the program.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        The configuration with everything else set to its default. Experiments of equal
+        keys share their programs, if their data have equal shapes.
+
+    Examples:
+        >>> program_key(Experiment(seed=1)) == program_key(Experiment(num_byzantine=7))
+        True
+    """
+    choice = registry.choose(registry.ATTACKS, "attack", config.attack)
+    traced = registry.traced_options(registry.ATTACKS, choice)
+    options = ",".join(f"{k}={0 if k in traced else v}" for k, v in choice.options)
+    default = {f.name: f.default for f in dataclasses.fields(Experiment)}
+    key = dataclasses.replace(
+        config,
+        attack=f"{choice.name}:{options}".rstrip(":"),
+        **{name: default[name] for name in _INPUTS},
+    )
+    server = registry.choose(registry.SERVERS, "decoder", config.decoder)
+    if registry.asks_for(registry.SERVERS, server, "actual_byzantine"):
+        return dataclasses.replace(key, num_byzantine=config.num_byzantine)
+    return key
+
+
+def parts(
+    config: Experiment,
+    *,
+    num_classes: int,
+    learning_rate: float | jax.Array,
+    flip_probability: float | jax.Array,
+    strengths: Mapping[str, Any],
+    seed: int | jax.Array = 0,
+) -> tuple[optax.GradientTransformation, Any, Any]:
+    """Make the server, the attack and the membership that a configuration names.
+
+    Args:
+        config: the experiment.
+        num_classes: number of classes.
+        learning_rate: the step, a scalar that may be traced, as may the next two.
+        flip_probability: r of stochastic_sign_flip (scalar).
+        strengths: options of the attack (scalars), instead of those in the name.
+        seed: the training seed (an integer scalar), from which server and attack draw
+            what they draw.
+
+    Returns:
+        The server's transformation, the `Attack`, and the membership function or None.
+
+    Raises:
+        ValueError: a name or an option is unknown, or a Python number out of range.
+
+    Examples:
+        >>> _, attack, membership = parts(
+        ...     Experiment(attack="label_flip"),
+        ...     num_classes=10,
+        ...     learning_rate=1e-3,
+        ...     flip_probability=0.5,
+        ...     strengths={},
+        ... )
+        >>> attack.entry, membership
+        ('data', None)
+    """
+    choose, make = registry.choose, registry.make
+    facts: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "num_classes": num_classes,
+        "flip_probability": flip_probability,
+        "actual_byzantine": config.num_byzantine,
+    }
+    choice = choose(registry.SERVERS, "decoder", config.decoder)
+    decoder = server = make(registry.SERVERS, choice, facts | _randomness(seed, 1))
+    if isinstance(decoder, Decoder):
+        server = scale_by_sign_decoder(config.num_workers, decoder)
+    else:  # Attackers who ask take such a server for a majority vote.
+        decoder = majority_vote()
+    facts["decoder"] = decoder
+    choice = choose(registry.ATTACKS, "attack", config.attack)
+    options = tuple((dict(choice.options) | dict(strengths)).items())
+    choice = choice._replace(options=options)
+    attack = make(registry.ATTACKS, choice, facts | _randomness(seed, 2))
+    choice = choose(registry.MEMBERSHIPS, "membership", config.membership)
+    membership = make(registry.MEMBERSHIPS, choice, facts)
+    server = optax.chain(server, optax.scale_by_learning_rate(learning_rate))
+    return server, attack, membership
+
+
+def _randomness(seed, user):
+    """What a server or an attack of this seed draws from, as facts."""
+    # Of the numbers that `split` and `byzantine_mask` fold in these are none.
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - user))
+    return {"key": key, "seed": jax.random.bits(key, dtype=jnp.uint32)}
+
+
+class _ByOperation(NamedTuple):
+    """What stands for a compiled program where `jax_disable_jit` forbids one."""
+
+    function: Any
+    out_info: Any
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def compiled(function: Any, *arguments, options: Any = None) -> Any:
+    """Compile a program, unless `jax_disable_jit` is set.
+
+    Args:
+        function: what `jax.jit` gave, of trees of arrays.
+        *arguments: each a tree of arrays, or of their shapes and dtypes.
+        options: a tree of names and values, for the compiler.
+
+    Returns:
+        A function of such arguments, with an `out_info` of what it gives.
+
+    Examples:
+        >>> compiled(jax.jit(jnp.negative), jnp.float32(1)).out_info.shape
+        ()
+    """
+    config: Any = jax.config
+    if config.jax_disable_jit:
+        return _ByOperation(function, jax.eval_shape(function, *arguments))
+    return function.lower(*arguments).compile(options)
+
+
+@functools.lru_cache(maxsize=16)
+def compile_program(
+    key: Experiment, structure: Any, leaves: tuple[Any, ...], num_rounds: int | None
+) -> Any:
+    """Compile the start of an experiment, or a chunk of its rounds with a test.
+
+    Args:
+        key: what `program_key` returned.
+        structure: tree structure of the `Inputs`.
+        leaves: shapes and dtypes of their leaves.
+        num_rounds: rounds T of the chunk; None: compile the start.
+
+    Returns:
+        The start: `(seeds uint32 [S], byzantine bool [S, M], leaves) -> state`; or the
+        chunk: `(state, seeds, leaves) -> (state, totals)`, which consumes the state.
+
+    Examples:
+        >>> digits = data.load("digits")
+        >>> split = partition.iid(digits.train_labels, 15)
+        >>> scalar = jnp.float32(0.5)
+        >>> inputs = Inputs(digits, split, scalar, scalar, {})
+        >>> leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, inputs))
+        >>> shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        >>> start = compile_program(program_key(Experiment()), structure, shapes, None)
+        >>> seeds, nobody = jnp.zeros(1, jnp.uint32), jnp.zeros((1, 15), bool)
+        >>> state = start(seeds, nobody, tuple(leaves))
+        >>> state.byzantine.shape
+        (1, 15)
+    """
+
+    def build(leaves, seed):
+        inputs: Inputs = jax.tree.unflatten(structure, leaves)
+        num_classes = inputs.dataset.num_classes
+        choice = registry.choose(registry.MODELS, "model", key.model)
+        model = registry.make(registry.MODELS, choice, {"num_classes": num_classes})
+        server, attack, membership = parts(
+            key,
+            num_classes=num_classes,
+            learning_rate=inputs.learning_rate,
+            flip_probability=inputs.flip_probability,
+            strengths=inputs.strengths,
+            seed=seed,
+        )
+        simulated = simulation(
+            models.loss_fn(model),
+            server,
+            num_workers=key.num_workers,
+            attack=attack,
+            wire=key.wire,
+            membership=membership,
+            lookup=batches.examples(inputs.dataset) if key.worker_chunk else None,
+            worker_chunk=key.worker_chunk or None,
+        )
+        return inputs, model, simulated
+
+    def start(seed, byzantine, leaves):
+        inputs, model, simulated = build(leaves, seed)
+        model_key, run_key = jax.random.split(jax.random.key(seed))
+        image = jnp.zeros((1, *inputs.dataset.test_inputs.shape[1:]))
+        return simulated.init(run_key, model.init(model_key, image), byzantine)
+
+    def chunk(state, seed, leaves):
+        assert num_rounds is not None
+        inputs, model, simulated = build(leaves, seed)
+        dataset = inputs.dataset
+        if key.worker_chunk:
+            sample_batch = batches.worker_indices(inputs.partition, key.batch_size)
+        else:
+            sample_batch = batches.worker_batches(
+                dataset, inputs.partition, key.batch_size, augment=key.augment
+            )
+        state, infos = run(simulated, state, sample_batch, num_rounds)
+        test = models.evaluate(
+            model,
+            state.params,
+            dataset.test_inputs,
+            dataset.test_labels,
+            preprocess=functools.partial(data.standardise, dataset=dataset),
+        )
+        return state, totals(test, infos, key.num_workers)
+
+    def of_seeds(states, seeds, leaves):
+        # A CPU is faster at one seed after the other: each stays in its cache.
+        if jax.default_backend() == "cpu":
+            of_seed = lambda each: chunk(each[0], each[1], leaves)  # noqa: E731
+            return lax.map(of_seed, (states, seeds))
+        return jax.vmap(chunk, in_axes=(0, 0, None))(states, seeds, leaves)
+
+    seeds = jax.ShapeDtypeStruct((key.seeds,), jnp.uint32)
+    byzantine = jax.ShapeDtypeStruct((key.seeds, key.num_workers), bool)
+    start = jax.vmap(start, in_axes=(0, 0, None))
+    if num_rounds is None:
+        # It runs once: that is not worth the time of the optimising passes.
+        quickly: Any = {"xla_backend_optimization_level": 1}
+        return compiled(jax.jit(start), seeds, byzantine, leaves, options=quickly)
+    state = jax.eval_shape(start, seeds, byzantine, leaves)
+    return compiled(jax.jit(of_seeds, donate_argnums=0), state, seeds, leaves)

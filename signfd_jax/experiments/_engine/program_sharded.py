@@ -1,0 +1,375 @@
+"""An experiment on all devices of all processes: one bit up, one bit down.
+
+Shapes: `S` seeds (an outer axis), `M` workers, `D` devices, `K = M / D` workers on
+each, `n` training examples of the workers of one device.
+
+The parameters are those of one process with `wire="one_bit"`, as far as a device
+computes the gradients of K workers to the same bits as those of M: the draws are the
+same, and the collective is exact. A device has the examples of its own workers only.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from signfd_jax import data, models
+from signfd_jax._observed import honest_loss, round_info
+from signfd_jax.attacks import AttackContext
+from signfd_jax.attacks.base import apply_by_row
+from signfd_jax.data import batches, partition
+from signfd_jax.distributed import scale_by_sign_decoder_sharded
+from signfd_jax.distributed._shard_map import vary
+from signfd_jax.experiments import registry
+from signfd_jax.experiments._engine.prepare import (
+    Training,
+    byzantine_mask,
+    check,
+    split_examples,
+)
+from signfd_jax.experiments._engine.program import compiled, means, parts, totals
+from signfd_jax.experiments.config import Experiment
+from signfd_jax.simulate import SimulationState
+
+__all__ = ["Shards", "check_sharded", "prepare_sharded", "share_out"]
+
+_AXIS = "workers"
+
+
+class Shards(NamedTuple):
+    """The training examples, each on the device of a worker that holds it.
+
+    Attributes:
+        inputs: uint8 `[D, n, ...]`; what a device has fewer of is padded.
+        labels: int32 `[D, n]`.
+        indices: int32 `[M, P]`, as in `Partition`, but positions on the device.
+        sizes: int32 `[M]`.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    indices: jax.Array
+    sizes: jax.Array
+
+
+def check_sharded(config: Experiment, num_devices: int) -> None:
+    """Refuse what cannot run on so many devices.
+
+    Args:
+        config: the experiment.
+        num_devices: number D of devices.
+
+    Raises:
+        ValueError: the wire is not one_bit, the workers cannot be shared out evenly, or
+            the attack looks at the gradients of other workers.
+
+    Examples:
+        >>> check_sharded(Experiment(wire="one_bit", num_workers=16), 4)
+        >>> check_sharded(Experiment(wire="one_bit", num_workers=15), 4)
+        Traceback (most recent call last):
+        ValueError: 15 workers cannot be shared out evenly to 4 devices; ...
+    """
+    if config.wire != "one_bit":
+        raise ValueError(
+            f"devices exchange one bit, but wire is {config.wire}; add --wire one_bit"
+        )
+    workers = config.num_workers
+    if workers % num_devices:
+        raise ValueError(
+            f"{workers} workers cannot be shared out evenly to {num_devices} devices; "
+            f"take {workers - workers % num_devices or num_devices} or "
+            f"{workers + num_devices - workers % num_devices} workers, or another "
+            "number of devices"
+        )
+    attack = _parts(config, 10, config.learning_rate)[1]
+    if not attack.row_wise:
+        raise ValueError(
+            f"the attack {config.attack} needs the gradients of other workers, which "
+            "no device has; run it in one process"
+        )
+
+
+def share_out(dataset: data.Dataset, split: partition.Partition, mesh: Mesh) -> Shards:
+    """Put on each device the examples of its workers, and on no other.
+
+    Args:
+        dataset: the data set, in NumPy arrays.
+        split: which worker holds which examples, in NumPy arrays.
+        mesh: of one axis, the workers'.
+
+    Returns:
+        `Shards`, split over the mesh; a process makes only those of its own devices.
+
+    Examples:
+        >>> digits = data.load("digits")
+        >>> split = partition.iid(digits.train_labels, 6)
+        >>> mesh = jax.make_mesh((1,), ("workers",), devices=jax.devices()[:1])
+        >>> share_out(digits, split, mesh).indices.shape[0]
+        6
+    """
+    rows = np.split(np.asarray(split.indices), mesh.size)
+    held = [np.unique(row) for row in rows]
+    places = np.concatenate(
+        [np.searchsorted(h, row) for h, row in zip(held, rows, strict=True)]
+    )
+    width = max(map(len, held))
+
+    def of_devices(array):
+        array = np.asarray(array)
+
+        def shard(index):
+            chosen = held[index[0].start or 0]
+            padding = [(0, width - len(chosen))] + [(0, 0)] * (array.ndim - 1)
+            return np.pad(array[chosen], padding)[None]
+
+        shape = (mesh.size, width, *array.shape[1:])
+        sharding = NamedSharding(mesh, P(_AXIS))
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return Shards(
+        inputs=of_devices(dataset.train_inputs),
+        labels=of_devices(dataset.train_labels),
+        indices=_put(places.astype(np.int32), mesh, P(_AXIS)),
+        sizes=_put(split.sizes, mesh, P()),
+    )
+
+
+def prepare_sharded(
+    config: Experiment,
+    dataset: data.Dataset,
+    split: partition.Partition | None = None,
+) -> Training:
+    """Compile an experiment for all devices, and set it up: `prepare`, in parallel.
+
+    Every process calls it with the same arguments. `Metrics.sign_error` is NaN: nobody
+    has the mean gradient.
+
+    Args:
+        config: the experiment.
+        dataset: its data set, in NumPy arrays.
+        split: who holds which examples; None: `split_examples`.
+
+    Returns:
+        A `Training`, of which no round has been run; its state is split over devices.
+
+    Raises:
+        ValueError: the configuration does not fit itself, its data or the devices.
+
+    Examples:
+        >>> config = Experiment(
+        ...     wire="one_bit", num_workers=8, rounds=5, eval_every=2, batch_size=4
+        ... )
+        >>> training = prepare_sharded(config, data.load("digits"))
+        >>> [rounds for rounds, metrics, seconds in training.tests]
+        [2, 4, 5]
+    """
+    check(config)
+    devices = jax.devices()
+    check_sharded(config, len(devices))
+    split = split_examples(config, dataset) if split is None else split
+    mesh = jax.make_mesh(
+        (len(devices),), (_AXIS,), devices=devices, axis_types=(AxisType.Auto,)
+    )
+    shards = share_out(dataset, split, mesh)
+    facts = dataclasses.replace(
+        dataset, train_inputs=dataset.train_inputs[:0], train_labels=np.zeros(0, "i4")
+    )
+    facts, structure = jax.tree.flatten(facts)
+    facts = tuple(_put(leaf, mesh, P()) for leaf in facts)
+    seeds = np.arange(config.seed, config.seed + config.seeds, dtype=np.uint32)
+    masks = np.stack([byzantine_mask(config, int(seed)) for seed in seeds])
+    begin = (_put(seeds, mesh, P()), _put(masks, mesh, P()), facts)
+
+    start, chunk, specs = _programs(config, len(devices), structure)
+    shard_specs: Any = (P(_AXIS), P(_AXIS), P(_AXIS), P())
+    begun = time.perf_counter()
+    start = jax.shard_map(start, mesh=mesh, in_specs=P(), out_specs=specs)
+    # As in `compile_program`: the first parameters must be the same to the last bit.
+    quickly: Any = {"xla_backend_optimization_level": 1}
+    start = compiled(jax.jit(start), *begin, options=quickly)
+    state: Any = start.out_info
+    chunks = {}
+    for length in {
+        min(config.eval_every, config.rounds),
+        config.rounds % config.eval_every,
+    } - {0}:
+        program = jax.shard_map(
+            functools.partial(chunk, length),
+            mesh=mesh,
+            in_specs=(specs, P(), Shards(*shard_specs), P()),
+            out_specs=(specs, P()),
+        )
+        program = jax.jit(program, donate_argnums=0)
+        chunks[length] = compiled(program, state, begin[0], shards, facts)
+    compile_seconds = time.perf_counter() - begun
+
+    def advance(state, rounds):
+        length = min(config.eval_every, config.rounds - rounds)
+        state, sums = chunks[length](state, begin[0], shards, facts)
+        return state, rounds + length, means(jax.device_get(sums))
+
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+    return Training(
+        start=lambda: start(*begin),
+        advance=advance,
+        rounds=config.rounds,
+        num_coordinates=sum(sizes) // config.seeds,
+        compile_seconds=compile_seconds,
+    )
+
+
+def _put(array, mesh, spec):
+    """An array on the mesh, of which each process makes its own part."""
+    array = np.asarray(array)
+    sharding = NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+
+
+def _parts(config, num_classes, learning_rate, seed=0):
+    choice = registry.choose(registry.ATTACKS, "attack", config.attack)
+    return parts(
+        config,
+        num_classes=num_classes,
+        learning_rate=learning_rate,
+        flip_probability=config.flip_probability,
+        strengths=dict(choice.options),
+        seed=seed,
+    )
+
+
+def _programs(config, num_devices, structure):
+    """The start and a chunk of rounds, for one device, and the specs of the state."""
+    workers, rows = config.num_workers, config.num_workers // num_devices
+    choice = registry.choose(registry.DECODERS, "decoder", config.decoder)
+    decoder = registry.make(registry.DECODERS, choice, {"num_workers": workers})
+    aggregate = scale_by_sign_decoder_sharded(
+        workers, decoder=decoder, workers_per_device=rows
+    )
+    tx = optax.chain(aggregate, optax.scale_by_learning_rate(config.learning_rate))
+    whole: Any = P()
+    specs = SimulationState(
+        params=whole,
+        opt_state=(jax.tree.map(_for_seeds, aggregate.state_specs), whole),
+        attack_state=whole,
+        byzantine=whole,
+        round=whole,
+        key=whole,
+    )
+
+    def model_of(facts):
+        choice = registry.choose(registry.MODELS, "model", config.model)
+        given = {"num_classes": facts.num_classes}
+        return registry.make(registry.MODELS, choice, given)
+
+    def start(seeds, masks, leaves):
+        facts: data.Dataset = jax.tree.unflatten(structure, leaves)
+
+        def of_seed(seed, byzantine):
+            model_key, run_key = jax.random.split(jax.random.key(seed))
+            image = jnp.zeros((1, *facts.test_inputs.shape[1:]))
+            params = model_of(facts).init(model_key, image)
+            opt_state: Any = tx.init(params)
+            begun = jnp.zeros((), jnp.int32)
+            return SimulationState(params, opt_state, (), byzantine, begun, run_key)
+
+        states = [of_seed(*each) for each in zip(seeds, masks, strict=True)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def chunk(num_rounds, states, seeds, shards, leaves):
+        facts: data.Dataset = jax.tree.unflatten(structure, leaves)
+        dataset = dataclasses.replace(
+            facts, train_inputs=shards.inputs[0], train_labels=shards.labels[0]
+        )
+        first = lax.axis_index(_AXIS) * rows
+        sample_batch = batches.worker_batches(
+            dataset,
+            partition.Partition(shards.indices, shards.sizes),
+            config.batch_size,
+            augment=config.augment,
+            first_worker=first,
+        )
+        model = model_of(facts)
+
+        def of_seed(each):
+            state, seed = each
+            step = _step(config, tx, model, dataset.num_classes, first, rows, seed)
+
+            def one_round(state, _):
+                key, batch_key = jax.random.split(state.key)
+                return step(state._replace(key=key), sample_batch(batch_key))
+
+            state, infos = lax.scan(one_round, state, length=num_rounds)
+            test = models.evaluate(
+                model,
+                state.params,
+                facts.test_inputs,
+                facts.test_labels,
+                preprocess=functools.partial(data.standardise, dataset=facts),
+            )
+            return state, totals(test, infos, workers)
+
+        return lax.map(of_seed, (states, seeds))
+
+    return start, chunk, specs
+
+
+def _for_seeds(spec):
+    return P(None, *spec) if spec else P()
+
+
+def _step(config, tx, model, num_classes, first, rows, seed):
+    """One round on one device: `simulate.simulation`'s, with the same draws."""
+    _, attack, membership = _parts(config, num_classes, config.learning_rate, seed)
+    gradients_of = jax.vmap(
+        jax.value_and_grad(models.loss_fn(model)), in_axes=(None, 0)
+    )
+
+    def among_all(own):
+        blank = jnp.zeros((config.num_workers, *own.shape[1:]), own.dtype)
+        return lax.dynamic_update_slice_in_dim(vary(blank, (_AXIS,)), own, first, 0)
+
+    def step(state, batch):
+        key, attack_key, member_key = jax.random.split(state.key, 3)
+        byzantine, present = state.byzantine, None
+        if membership is not None:
+            byzantine, present = membership(member_key, byzantine, state.round)
+        if present is None:
+            present = jnp.ones_like(byzantine)
+        context = AttackContext(state.round, None)
+
+        def attacked(values):
+            own = first + jnp.arange(rows, dtype=jnp.int32)
+            liars = lax.dynamic_slice_in_dim(byzantine, first, rows)
+            return apply_by_row(attack, attack_key, own, values, liars, context)
+
+        if attack.entry == "data":
+            batch = attacked(batch)
+        params = jax.tree.map(lambda leaf: vary(leaf, (_AXIS,)), state.params)
+        losses, gradients = gradients_of(params, batch)
+        if attack.entry != "data":
+            gradients = attacked(gradients)
+        if rows == 1:
+            gradients = jax.tree.map(lambda leaf: leaf[0], gradients)
+        updates, opt_state = tx.update(
+            gradients, state.opt_state, state.params, present=present
+        )
+        losses = lax.psum(among_all(losses), _AXIS)
+        loss, num_honest = honest_loss(losses, ~byzantine & present)
+        # Nobody has the mean gradient, and so a sign error.
+        info = round_info(opt_state, loss, num_honest, sign_error=False)
+        return state._replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            round=state.round + 1,
+            key=key,
+        ), info
+
+    return step

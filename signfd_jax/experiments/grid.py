@@ -1,0 +1,219 @@
+"""A grid of experiments: decoders, attacks, attackers, splits, batch sizes, seeds.
+
+A cell is one `Experiment`; its seeds train side by side, and its outcome is one line
+of `cells.jsonl`. A grid that was stopped goes on where it stopped. Cells that differ in
+nothing but inputs of a program share that program.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from signfd_jax import data
+from signfd_jax.experiments import plugins
+from signfd_jax.experiments._engine import prepare as training
+from signfd_jax.experiments._engine.program import program_key
+from signfd_jax.experiments._processes import console
+from signfd_jax.experiments._storage import files
+from signfd_jax.experiments._storage import run_folder as records
+from signfd_jax.experiments.config import Experiment, fingerprint, to_json
+
+__all__ = ["Grid", "cells", "run_grid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Experiments that differ in what is compared.
+
+    Attributes:
+        base: what they have in common.
+        decoders: decoders, each met by every attack; by default the default decoder,
+            the paper's and a majority vote.
+        attacks: attacks, each with every number of Byzantine workers above 0.
+        num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell.
+        splits: splits of the data.
+        batch_sizes: examples of each worker in each round.
+    """
+
+    base: Experiment
+    decoders: tuple[str, ...] = (
+        Experiment.decoder,
+        "federated_defense",
+        "majority_vote",
+    )
+    attacks: tuple[str, ...] = ("sign_inversion",)
+    num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
+    splits: tuple[str, ...] = ("iid",)
+    batch_sizes: tuple[int, ...] = (64,)
+
+
+def cells(grid: Grid) -> list[Experiment]:
+    """The experiments of a grid.
+
+    Args:
+        grid: the grid.
+
+    Returns:
+        One experiment a cell, each once: without Byzantine workers there is one
+        cell for each decoder, split and batch size, whatever the attacks.
+
+    Raises:
+        ValueError: nothing to run, or a cell that is not a valid experiment.
+
+    Examples:
+        >>> grid = Grid(Experiment(), attacks=("sign_inversion", "gaussian"))
+        >>> len(cells(grid))  # 3 decoders x (1 unattacked + 2 attacks x 3 numbers)
+        21
+    """
+    experiments = {}
+    for split, batch_size, decoder, attack, num_byzantine in itertools.product(
+        grid.splits, grid.batch_sizes, grid.decoders, grid.attacks, grid.num_byzantine
+    ):
+        if attack == "none" and num_byzantine > 0 and len(grid.attacks) > 1:
+            continue
+        cell = dataclasses.replace(
+            grid.base,
+            split=split,
+            batch_size=batch_size,
+            decoder=decoder,
+            attack=attack if num_byzantine else "none",
+            num_byzantine=num_byzantine,
+            byzantine_ids=(),
+        )
+        training.check(cell)
+        experiments[fingerprint(cell)] = cell
+    if not experiments:
+        raise ValueError(
+            "the grid is empty: give at least one decoder, attack, number of "
+            "Byzantine workers, split and batch size"
+        )
+    return list(experiments.values())
+
+
+@jax.transfer_guard("allow")  # What a run moves to the device, it means to.
+def run_grid(
+    experiments: Iterable[Experiment],
+    folder: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Run the cells that have no line in `cells.jsonl` yet.
+
+    Args:
+        experiments: the cells, in any order; one that occurs twice is run once.
+        folder: where `cells.jsonl` lies or will lie.
+        data_dir: the folder of the data sets; None: see `data.load`.
+        force: run every cell again.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        One record for each cell, in the order given: `cell` (the experiment's
+        `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
+        `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
+        over all rounds in which they were measured; None where there is none, as
+        where the server decodes no signs), and `accuracies` (a row of tests).
+
+    Raises:
+        ValueError: a cell is not a valid experiment, `cells.jsonl` is damaged, or its
+            cells were run under other settings of JAX.
+        OSError: the folder cannot be written.
+
+    Examples:
+        >>> config = Experiment(rounds=2, eval_every=2, batch_size=4, seeds=2)
+        >>> folder = getfixture("tmp_path")
+        >>> [record] = run_grid([config], folder, progress=False)
+        >>> len(record["test_accuracy"]), record["rounds"]
+        (2, [2])
+        >>> run_grid([config], folder, progress=False) == [record]  # nothing to do
+        True
+    """
+    in_order = list(experiments)
+    keys = [fingerprint(cell) for cell in in_order]
+    cells = dict(zip(keys, in_order, strict=True))
+    for cell in cells.values():
+        training.check(cell)
+    plugins.warn_of_broken()
+    path = records.make_folder(files.expanded(folder)) / "cells.jsonl"
+    if force:
+        path.unlink(missing_ok=True)
+    records.drop_cut_line(path)
+    done = {record["cell"]: record for record in records.read_lines(path)}
+    missing = {key: cell for key, cell in cells.items() if key not in done}
+    if missing:
+        begun = bool(done) or (path.parent / "measurements.jsonl").exists()
+        records.keep_environment(path.parent, begun=begun and not force)
+    names = {cell.dataset for cell in missing.values()}
+    datasets = {
+        name: jax.tree.map(jnp.asarray, data.load(name, data_dir=data_dir))
+        for name in sorted(names)
+    }
+    splits = _splits(missing.values(), datasets)
+    screen = console.patient(sys.stderr)
+    with tqdm(total=len(cells), unit="cell", disable=not progress, file=screen) as bar:
+        bar.update(len(cells) - len(missing))
+        # Neighbours share their program, which is compiled once.
+        for key in sorted(missing, key=lambda k: to_json(program_key(missing[k]))):
+            cell = missing[key]
+            bar.set_description(f"{cell.decoder}, {cell.num_byzantine} {cell.attack}")
+            split = splits[_split_key(cell)]
+            bar.set_postfix_str("compiling ...")
+            prepared = training.prepare(cell, datasets[cell.dataset], split)
+            bar.set_postfix_str("")
+            done[key] = _record(key, cell, prepared.tests)
+            records.append_lines(path, [done[key]])
+            bar.update()
+    return [done[key] for key in keys]
+
+
+def _split_key(cell):
+    return cell.dataset, cell.split, cell.num_workers, cell.partition_seed
+
+
+def _splits(cells, datasets):
+    """All splits of the cells, padded to one width, so that they share programs."""
+    splits = {
+        _split_key(cell): training.split_examples(cell, datasets[cell.dataset])
+        for cell in cells
+    }
+    width = max((split.indices.shape[1] for split in splits.values()), default=0)
+    return {
+        key: split._replace(
+            indices=np.pad(split.indices, ((0, 0), (0, width - split.indices.shape[1])))
+        )
+        for key, split in splits.items()
+    }
+
+
+def _record(key, cell, tests):
+    """The line of one cell, without timings."""
+    rounds, metrics, _ = zip(*tests, strict=True)
+
+    def mean(field):
+        by_test = np.stack([getattr(m, field) for m in metrics])
+        weights = np.stack([getattr(m, f"{field}_rounds") for m in metrics])
+        there = weights.sum(0) > 0
+        total = np.where(weights > 0, by_test * weights, 0.0).sum(0)
+        return np.where(there, total / np.maximum(weights.sum(0), 1), np.nan).tolist()
+
+    record = {
+        "cell": key,
+        "config": json.loads(to_json(cell)),
+        "test_accuracy": metrics[-1].test_accuracy.tolist(),
+        "test_loss": metrics[-1].test_loss.tolist(),
+        "sign_error": mean("sign_error"),
+        "margin": mean("margin"),
+        "rounds": list(rounds),
+        "accuracies": np.stack([m.test_accuracy for m in metrics]).T.tolist(),
+    }
+    return records.plain(record)

@@ -1,0 +1,393 @@
+"""Records as figures. This is the only module that imports matplotlib.
+
+Shapes: `S` seeds, `T` tests, `M` workers.
+"""
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from signfd_jax._checks import check_flag, check_size
+from signfd_jax.experiments._processes.console import reason, warn
+from signfd_jax.experiments._storage.run_folder import read_lines, read_run
+from signfd_jax.experiments.report.tables import mean, measured, pivot
+
+__all__ = [
+    "accuracy_figure",
+    "draw",
+    "grid_figure",
+    "panels_figure",
+    "save",
+    "weights_figure",
+]
+
+
+def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Test accuracy of one or several runs, against the round.
+
+    Args:
+        runs: label of a run to its metrics, one record for each test and seed.
+
+    Returns:
+        A figure: a line for the mean over seeds, a band from the lowest to the highest.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> metrics = [{"round": 1, "test_accuracy": 0.5, "seed": 0}]
+        >>> accuracy_figure({"mine": metrics}).axes[0].get_ylabel()
+        'test accuracy'
+    """
+    for label, metrics in runs.items():
+        _check_records(f"run {label}", metrics, ("round", "test_accuracy"))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, metrics in runs.items():
+        by_round: dict[int, list[float]] = {}
+        for record in metrics:
+            by_round.setdefault(record["round"], []).append(record["test_accuracy"])
+        _curve(axes, label, list(by_round), list(by_round.values()))
+    _finish(axes, len(runs) > 1)
+    return figure
+
+
+def _check_records(whose, records, fields):
+    if not records:
+        raise ValueError(f"{whose} has no metrics yet: nothing to draw")
+    for number, record in enumerate(records, start=1):
+        if lacking := [field for field in fields if field not in record]:
+            raise ValueError(
+                f"{whose}, record {number}, lacks {', '.join(lacking)}; it was not "
+                "written by signfd, or by another version"
+            )
+
+
+def _curve(axes: Axes, label, rounds, accuracies):
+    """One line; `accuracies` has a row of seeds for each round."""
+    line = _mean_line(axes, rounds, accuracies, label=_label(label))
+    _band(axes, rounds, accuracies, color=line.get_color(), alpha=0.2)
+
+
+def _mean_line(axes, x, seeds, **style):
+    """The mean over seeds; a single point has a marker, or it would not be seen."""
+    marker = "o" if sum(bool(measured(values)) for values in seeds) == 1 else None
+    (line,) = axes.plot(x, [mean(values) for values in seeds], marker=marker, **style)
+    return line
+
+
+def _band(axes, x, seeds, **style):
+    """From the lowest to the highest seed; a gap where nothing was measured."""
+    there = [measured(values) or [math.nan] for values in seeds]
+    axes.fill_between(x, list(map(min, there)), list(map(max, there)), **style)
+
+
+def _label(text):
+    """A label that matplotlib shows as it is written."""
+    # Those that begin with an underscore are left out of legends; a dollar is maths.
+    text = str(text).replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+
+
+def _finish(axes, legend):
+    axes.set(xlabel="round", ylabel="test accuracy")
+    axes.grid(alpha=0.3)
+    if legend:
+        axes.legend(fontsize="small", loc="best")
+
+
+def panels_figure(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[int | float], Sequence[Any]]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+) -> Figure:
+    """Curves side by side, under one legend, with one meaning of each colour.
+
+    Args:
+        panels: title of a panel to its curves, each a label with the x values and, for
+            every x, one number or one number a seed.
+        xlabel: what the x axes show.
+        ylabel: what the y axes show; the panels share it.
+        log_x: whether the x axes are logarithmic.
+
+    Returns:
+        A figure: a line for the mean over seeds, a band from the lowest to the highest.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> curves = {
+        ...     "a": ([1, 2], [0.5, 0.7]),
+        ...     "b": ([1, 2], [[0.1, 0.2], [0.3, 0.4]]),
+        ... }
+        >>> figure = panels_figure({"left": curves}, xlabel="round", ylabel="error")
+        >>> figure.axes[0].get_title(), len(figure.axes[0].lines)
+        ('left', 2)
+    """
+    if not panels:
+        raise ValueError("there are no panels: nothing to draw")
+    for name, text in (("xlabel", xlabel), ("ylabel", ylabel)):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be a text, but is {text!r}")
+    check_flag("log_x", log_x)
+    labels = list(
+        dict.fromkeys(label for curves in panels.values() for label in curves)
+    )
+    figure = Figure(figsize=(1.2 + 3.2 * len(panels), 3.6), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    lines = {}
+    for axes, (title, curves) in zip(row, panels.items(), strict=True):
+        for label, (x, values) in curves.items():
+            seeds = [v if isinstance(v, Sequence) else [v] for v in values]
+            position = labels.index(label)
+            style = {
+                "color": f"C{position % 10}",
+                "linestyle": "-" if position < 10 else "--",
+            }
+            line = _mean_line(axes, x, seeds, **style)
+            _band(axes, x, seeds, color=line.get_color(), alpha=0.15)
+            lines[_label(label)] = line
+        axes.set(title=title, xlabel=xlabel, xscale="log" if log_x else "linear")
+        axes.grid(alpha=0.3)
+    row[0].set_ylabel(ylabel)
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=7
+    )
+    return figure
+
+
+def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Weight of each worker's vote against the round, for the first seed.
+
+    Args:
+        metrics: of one run, one record for each test and seed.
+
+    Returns:
+        A figure with a line for each worker, dashed where it is Byzantine.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> metrics = [
+        ...     {"round": 1, "seed": 0, "weights": [1.0, -0.5], "byzantine": [1]}
+        ... ]
+        >>> figure = weights_figure(metrics)
+        >>> [line.get_linestyle() for line in figure.axes[0].lines]
+        ['-', '--', '-']
+    """
+    fields = ("round", "seed", "weights", "byzantine")
+    _check_records("the run", metrics, fields)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    first = [record for record in metrics if record["seed"] == metrics[0]["seed"]]
+    rounds = [record["round"] for record in first]
+    labelled = set()
+    marker = "o" if len(rounds) == 1 else None
+    for worker in range(len(first[0]["weights"])):
+        lies = worker in first[0]["byzantine"]
+        label = "Byzantine" if lies else "honest"
+        axes.plot(
+            rounds,
+            [record["weights"][worker] for record in first],
+            linestyle="--" if lies else "-",
+            marker=marker,
+            color="tab:red" if lies else "tab:blue",
+            label=None if label in labelled else label,
+        )
+        labelled.add(label)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(xlabel="round", ylabel="weight of the vote")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Heat map of a grid: rows are the attackers, columns decoders, a map a setting.
+
+    Where there is one setting, the learning curves of all decoders against the
+    attackers that cost the most stand beside it.
+
+    Args:
+        records: what `compare.run_grid` returned.
+
+    Returns:
+        A figure; each cell shows the mean test accuracy over seeds.
+
+    Raises:
+        ValueError: an argument is not of its kind, or is out of range.
+
+    Examples:
+        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
+        >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
+        >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
+        >>> record |= {"rounds": [1, 2], "accuracies": [[0.1, 0.5], [0.2, 0.7]]}
+        >>> [axes.get_title() for axes in grid_figure([record]).axes[:2]]
+        ['iid, batch 4: 6 gaussian', 'test accuracy']
+    """
+    fields = ("config", "test_accuracy", "rounds", "accuracies")
+    _check_records("the grid", records, fields)
+    table = pivot(records)
+    with_curves = len(table.settings) == 1
+    panels = len(table.settings) + with_curves
+    width = 1.5 + 1.1 * len(table.decoders)
+    height = 1.8 + 0.32 * len(table.attackers)
+    figure = Figure(
+        figsize=(2.2 + panels * max(width, 4.5 * with_curves), max(height, 3.6)),
+        layout="constrained",
+    )
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    if with_curves:
+        _worst_curves(axes.pop(0), records, table)
+    for axis, name in zip(axes, table.settings, strict=True):
+        image = _heat_map(axis, table, name)
+        axis.set_title("test accuracy" if with_curves else name)
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+def _heat_map(axes, table, setting):
+    values = [
+        [mean(table.accuracies.get((setting, a, d), [])) for d in table.decoders]
+        for a in table.attackers
+    ]
+    image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(table.decoders)), table.decoders, rotation=20, ha="right")
+    axes.set_yticks(range(len(table.attackers)), table.attackers)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if not math.isnan(value):
+                colour = "black" if value > 0.6 else "white"
+                text = f"{value:.3f}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, size=8)
+    return image
+
+
+def _worst_curves(axes, records, table):
+    """Curves of every decoder under the attackers of the lowest accuracy."""
+    (name,) = table.settings
+    _, attackers = min(table.worst(name, decoder) for decoder in table.decoders)
+    axes.set_title(f"{name}: {attackers}")
+    for record in records:
+        decoder = record["config"]["decoder"]
+        if pivot([record]).attackers == [attackers]:
+            by_round = list(zip(*record["accuracies"], strict=True))
+            _curve(axes, decoder, record["rounds"], by_round)
+    _finish(axes, legend=True)
+
+
+def draw(folder: str | Path) -> list[Path]:
+    r"""Draw what a run or a grid wrote, finished or not, into its own folder.
+
+    Args:
+        folder: the folder of a run (`accuracy.png` and, where each worker's weight was
+            recorded, `weights.png` are drawn) or of a grid (`comparison.png`).
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the folder holds neither, or nothing to draw yet.
+
+    Examples:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "config.json").write_text("{}")
+        >>> _ = (folder / "metrics.jsonl").write_text(
+        ...     '{"round": 1, "seed": 0, "test_accuracy": 0.5, "weights": [1.0], '
+        ...     '"byzantine": []}\n'
+        ... )
+        >>> [path.name for path in draw(folder)]
+        ['accuracy.png', 'weights.png']
+    """
+    folder = Path(folder)
+    figures: dict[str, Callable[[], Figure]]
+    if (folder / "cells.jsonl").exists():
+        records = read_lines(folder / "cells.jsonl")
+        figures = {"comparison.png": lambda: grid_figure(records)}
+    else:
+        _, metrics = read_run(folder)
+        figures = {"accuracy.png": lambda: accuracy_figure({folder.name: metrics})}
+        if metrics and any(measured(metrics[0].get("weights", ()))):
+            figures["weights.png"] = lambda: weights_figure(metrics)
+    save({folder / name: make for name, make in figures.items()})
+    return [folder / name for name in figures]
+
+
+def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> None:
+    """Draw figures into files.
+
+    Where the user's settings of matplotlib ask for what is not there, such as LaTeX,
+    its own settings are used. One line on stderr says so, or what else matplotlib has
+    to say.
+
+    Args:
+        figures: by its file, what makes a figure.
+        dpi: pixels an inch.
+
+    Raises:
+        ValueError: there is nothing to draw, or it cannot be drawn.
+        OSError: a file cannot be written.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "empty.png"
+        >>> save({path: Figure})
+        >>> path.exists()
+        True
+    """
+    if not figures:
+        raise ValueError("there are no figures: nothing to draw")
+    check_size("dpi", dpi)
+    with _overheard() as said:
+        try:
+            _save(figures, dpi)
+        except Exception as error:  # whatever a setting leads to
+            said.append(f"{reason(error)}; drawn with matplotlib's own settings")
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                _save(figures, dpi)
+    if said:
+        warn(f"figures: {said[0]}")
+
+
+def _save(figures, dpi):
+    for path, make in figures.items():
+        try:
+            make().savefig(path, dpi=dpi)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            message = f"cannot draw {path}: {reason(error)}"
+            raise ValueError(message) from error
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """A list of what matplotlib would print, the first to count at its beginning."""
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("matplotlib")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            yield said
+        said += [str(warning.message) for warning in caught]
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate

@@ -1,0 +1,21 @@
+"""The paper's findings as runs, numbers and claims, in the order of the report.
+
+`FINDINGS` maps the name of a figure to its `Finding`.
+"""
+
+from signfd_jax.paper.base import Finding
+from signfd_jax.paper.findings.channels import CHANNELS
+from signfd_jax.paper.findings.quirks import QUIRKS
+from signfd_jax.paper.findings.robustness import ROBUSTNESS
+from signfd_jax.paper.findings.traffic import TRAFFIC
+
+__all__ = ["FINDINGS"]
+
+FINDINGS: dict[str, Finding] = {
+    **ROBUSTNESS,
+    "estimation": CHANNELS["estimation"],
+    **TRAFFIC,
+    "batch-sizes": CHANNELS["batch-sizes"],
+    "invariance": CHANNELS["invariance"],
+    **QUIRKS,
+}

@@ -1,0 +1,1 @@
+"""What the findings measure: errors of channels, and runs side by side."""

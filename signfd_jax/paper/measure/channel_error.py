@@ -1,0 +1,259 @@
+r"""Decoding errors beside the crossover probabilities that the weights came from.
+
+Shapes: `M` workers, `T` tests. A measurement returns plain numbers and lists, so that
+it can be kept as JSON.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from signfd_jax import signs, theory
+from signfd_jax.decoders import federated_defense, llr_weights, majority_vote, oracle
+from signfd_jax.experiments import Experiment
+from signfd_jax.experiments._engine import prepare as training
+from signfd_jax.paper.measure.setting import make_setting, tests, wrong_share
+
+__all__ = ["decoding_in_training", "flipping_in_training", "weights_from_samples"]
+
+
+def weights_from_samples(
+    crossover: tuple[float, ...], num_samples: tuple[int, ...], draws: int = 200
+) -> dict[str, Any]:
+    r"""Decoding error when every weight is learned from T comparisons.
+
+    $\hat p_m = (e_m + 1) / (T + 2)$ of $e_m \sim \mathrm{Binomial}(T, p_m)$ errors. The
+    error of the decoder with those weights is exact for each draw of them.
+
+    Args:
+        crossover: probabilities $p_m$, one a worker, at most 24 of them.
+        num_samples: the numbers T.
+        draws: draws of the estimates for each T.
+
+    Returns:
+        `error`, the mean exact $P_E$ for each T; `bound`, the mean of
+        `theory.additive_error_bound`; `deviation`, the root mean square of
+        $\hat p - p$; and the scalars `oracle` ($P_E$ of exact weights),
+        `oracle_bound` (½BC) and `majority`.
+
+    Examples:
+        >>> found = weights_from_samples((0.3,) * 5, (1, 1000), draws=20)
+        >>> found["error"][0] > found["error"][1] > found["oracle"] - 1e-6
+        True
+    """
+    p = jnp.asarray(crossover, jnp.float32)
+    llr = llr_weights(p)
+
+    @jax.jit
+    def of_draws(p_hat):
+        # One after the other: an enumeration has 2^M patterns.
+        def of_one(p_hat):
+            weights = llr_weights(p_hat)
+            return (
+                theory.decoding_error(p, weights),
+                theory.additive_error_bound(p, weights - llr),
+            )
+
+        return lax.map(of_one, p_hat)
+
+    rng = np.random.default_rng(0)
+    errors, bounds, deviations = [], [], []
+    for samples in num_samples:
+        wrong = rng.binomial(samples, np.asarray(crossover), (draws, len(crossover)))
+        p_hat = jnp.asarray((wrong + 1) / (samples + 2), jnp.float32)
+        error, bound = of_draws(p_hat)
+        errors.append(float(error.mean()))
+        bounds.append(min(1.0, float(bound.mean())))
+        square = jnp.mean(jnp.square(p_hat - p[None]))
+        deviations.append(float(jnp.sqrt(square)))
+    return {
+        "error": errors,
+        "bound": bounds,
+        "deviation": deviations,
+        "oracle": float(theory.decoding_error(p)),
+        "oracle_bound": float(theory.bhattacharyya_bounds(p)[1]),
+        "majority": float(theory.decoding_error(p, jnp.ones_like(p))),
+    }
+
+
+def decoding_in_training(
+    base: Experiment,
+    num_byzantine: int,
+    every: int,
+    *,
+    data_dir: Any = None,
+) -> dict[str, Any]:
+    r"""Estimated and true crossover probabilities while a model is trained.
+
+    Three servers train under sign inversion: federated defense, an oracle that knows
+    who lies and how often an honest vote is wrong, and a majority vote. Every `every`
+    rounds the votes and the decoded signs are held against the sign of the gradient
+    over the whole training set, which is the U of the theory.
+
+    Args:
+        base: the experiment; its seed alone is used.
+        num_byzantine: number L of workers that invert.
+        every: rounds from one comparison to the next.
+        data_dir: folder of the data sets (a path, of no shape), or None.
+
+    Returns:
+        `round [T]`, and for each server, by its name, `error [T]` (share of the
+        coordinates decoded otherwise than U), `estimated [T, M]` ($\hat p$), `true
+        [T, M]` (share of the votes that differ from U), `exact [T]` and `bound [T]`
+        (the theory's $P_E$ and ½BC for workers with those true p).
+        `byzantine` is the list of the liars.
+
+    Examples:
+        >>> base = Experiment(rounds=4, batch_size=4, num_workers=5)
+        >>> found = decoding_in_training(base, num_byzantine=1, every=2)
+        >>> len(found["round"]), len(found["federated_defense"]["estimated"][0])
+        (2, 5)
+    """
+    setting = make_setting(base, data_dir)
+    lies = _liars(base, num_byzantine)
+    rounds = _chunk(setting, base, lies, every)
+
+    def train(decoder):
+        found = _train(rounds, setting, base, decoder, every, 1.0)
+        error, estimated, true = (np.stack(part) for part in zip(*found, strict=True))
+        # A worker that did not vote has no p, and no part in the decision.
+        voted = [jnp.asarray(p[~np.isnan(p)]) for p in true]
+        exact = [float(theory.decoding_error(p)) for p in voted]
+        bound = [float(theory.bhattacharyya_bounds(p)[1]) for p in voted]
+        return {
+            "error": error.tolist(),
+            "estimated": estimated.tolist(),
+            "true": true.tolist(),
+            "exact": exact,
+            "bound": bound,
+        }
+
+    learned = train(federated_defense())
+    honest = np.nanmean(np.asarray(learned["true"])[:, ~lies])
+    known = jnp.where(jnp.asarray(lies), 1 - honest, honest).astype(jnp.float32)
+    return {
+        "round": tests(base, every),
+        "byzantine": lies.nonzero()[0].tolist(),
+        "federated_defense": learned,
+        "oracle": train(oracle(known)),
+        "majority_vote": train(majority_vote()),
+    }
+
+
+def flipping_in_training(
+    base: Experiment,
+    num_byzantine: int,
+    flip_probabilities: tuple[float, ...],
+    every: int,
+    *,
+    data_dir: Any = None,
+) -> dict[str, Any]:
+    """Decoding errors against the true signs, under a stochastic sign flip.
+
+    Args:
+        base: the experiment; of its seeds, each trains.
+        num_byzantine: number L of workers that flip.
+        flip_probabilities: the probabilities r.
+        every: rounds from one comparison to the next.
+        data_dir: folder of the data sets (a path, of no shape), or None.
+
+    Returns:
+        `round [T]`, and for federated defense and majority vote, by name, the errors
+        `[R, S, T]`, by probability, seed and round.
+
+    Examples:
+        >>> base = Experiment(rounds=2, batch_size=4, num_workers=5)
+        >>> found = flipping_in_training(base, 1, (0.0, 1.0), every=2)
+        >>> len(found["majority_vote"]), len(found["majority_vote"][0][0])
+        (2, 1)
+    """
+    setting = make_setting(base, data_dir)
+    found: dict[str, Any] = {"round": tests(base, every)}
+    seeds = [
+        dataclasses.replace(base, seed=base.seed + s, seeds=1)
+        for s in range(base.seeds)
+    ]
+    loops = [_chunk(setting, one, _liars(one, num_byzantine), every) for one in seeds]
+    for name, decoder in (
+        ("federated_defense", federated_defense()),
+        ("majority_vote", majority_vote()),
+    ):
+        found[name] = [
+            [
+                [
+                    float(error)
+                    for error, _, _ in _train(loop, setting, one, decoder, every, r)
+                ]
+                for one, loop in zip(seeds, loops, strict=True)
+            ]
+            for r in flip_probabilities
+        ]
+    return found
+
+
+def _liars(base, num_byzantine):
+    one = dataclasses.replace(base, num_byzantine=num_byzantine)
+    return training.byzantine_mask(one, base.seed)
+
+
+def _train(rounds, setting, base, decoder, every, flip_probability):
+    """What each chunk of rounds measured: `(error, estimated p, true p)`."""
+    params_key, key = jax.random.split(jax.random.key(base.seed))
+    params = setting.init(params_key)
+    state = decoder.init(base.num_workers, params)
+    found = []
+    for _ in range(base.rounds // every):
+        key, subkey = jax.random.split(key)
+        params, state, measured = rounds(
+            decoder, jnp.float32(flip_probability), params, state, subkey
+        )
+        found.append(jax.device_get(measured))
+    return found
+
+
+def _chunk(setting, base, lies, every):
+    """A compiled function of `every` rounds, the last held against the truth."""
+    sample = setting.batches(base.batch_size)
+    byzantine = jnp.asarray(lies)
+
+    def votes_of(params, batch, key, flip_probability):
+        gradients = jax.vmap(jax.grad(setting.loss), in_axes=(None, 0))(params, batch)
+        votes = signs.votes(gradients)
+        keys = jax.random.split(key, len(jax.tree.leaves(votes)))
+
+        def flipped(key, vote):
+            liar = byzantine.reshape((-1,) + (1,) * (vote.ndim - 1))
+            flips = jax.random.bernoulli(key, flip_probability, vote.shape)
+            return jnp.where(liar & flips, -vote, vote)
+
+        keys = jax.tree.unflatten(jax.tree.structure(votes), list(keys))
+        return jax.tree.map(flipped, keys, votes)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rounds(decoder, flip_probability, params, state, key):
+        def step(carry, key):
+            params, state = carry
+            flip_key = jax.random.fold_in(key, 1)
+            votes = votes_of(params, sample(key), flip_key, flip_probability)
+            decoded, state, info = decoder.decode(state, votes)
+            moved = jax.tree.map(
+                lambda p, d: p - base.learning_rate * d.astype(p.dtype), params, decoded
+            )
+            return (moved, state), (info.crossover, votes, decoded)
+
+        keys = jax.random.split(key, every)
+        (params, state), _ = lax.scan(
+            lambda carry, key: (step(carry, key)[0], None), (params, state), keys[:-1]
+        )
+        truth = signs.votes(jax.grad(setting.whole_loss)(params))
+        (params, state), measured = step((params, state), keys[-1])
+        crossover, votes, decoded = measured
+        true = jax.vmap(lambda vote: wrong_share(vote, truth))(votes)
+        return params, state, (wrong_share(decoded, truth), crossover, true)
+
+    return rounds

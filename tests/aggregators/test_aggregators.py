@@ -1,0 +1,653 @@
+"""Aggregation rules: naive definitions, conformance over the registries, NaN rows.
+
+Every rule in `RULES` and `PREAGGREGATIONS` goes through the conformance tests by
+being registered; its definition stands in `NAIVE` as a loop over workers.
+"""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from signfd_jax import aggregators
+from signfd_jax.aggregators import PREAGGREGATIONS, RULES, chain, keyed, stateless
+from signfd_jax.aggregators._rows import (
+    _odd_even_merge_network,
+    sorted_rows,
+    squared_distances,
+)
+from signfd_jax.aggregators.coordinate import mean_near_median
+from signfd_jax.aggregators.filtering import _largest_cluster, _sample_columns
+
+M, D, F = 11, 23, 2
+
+
+def gradients(seed=0, num_workers=M, dimension=D, num_outliers=F):
+    """Noisy copies of one vector, the last few shifted far away."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=dimension) + 0.5 * rng.normal(size=(num_workers, dimension))
+    rows[num_workers - num_outliers :] += 5 * rng.normal(size=dimension)
+    return rows.astype(np.float32)
+
+
+@functools.cache
+def jitted(function, **static):
+    """Compiled once for each function and shape: loops are slow to trace eagerly."""
+    return jax.jit(functools.partial(function, **static))
+
+
+@functools.cache
+def initial_state(rule, num_workers, dimension, dtype):
+    """Once for each rule and shape too: `init` traces the rule."""
+    return rule.init(num_workers, dimension, dtype)
+
+
+def aggregate(rule, rows):
+    """What a fresh rule makes of `rows`."""
+    rows = jnp.asarray(rows)
+    state = initial_state(rule, *rows.shape, rows.dtype)
+    return jitted(rule.aggregate)(state, rows)[0]
+
+
+# Definitions, one worker and one coordinate at a time --------------------------------
+
+
+def naive_distances(rows):
+    return np.array([[np.sum((a - b) ** 2) for b in rows] for a in rows])
+
+
+def naive_krum_scores(rows, num_neighbours):
+    return [
+        sum(sorted(d for j, d in enumerate(row) if j != i)[:num_neighbours])
+        for i, row in enumerate(naive_distances(rows))
+    ]
+
+
+def naive_multi_krum(rows, f, num_selected, num_neighbours):
+    scores = naive_krum_scores(rows, num_neighbours)
+    best = sorted(range(len(rows)), key=lambda i: scores[i])[:num_selected]
+    return sum(rows[i] for i in best) / num_selected
+
+
+def naive_near_median(rows, num_kept):
+    result = []
+    for column in rows.T:
+        median = np.median(column)
+        nearest = sorted(column, key=lambda x: (abs(x - median), x))[:num_kept]
+        result.append(sum(nearest) / num_kept)
+    return np.array(result)
+
+
+def naive_bulyan(rows, f):
+    remaining, selected = list(range(len(rows))), []
+    while len(selected) < len(rows) - 2 * f:
+        r = len(remaining)
+        scores = naive_krum_scores(rows[remaining], max(r - f - 2, f + 1))
+        selected.append(remaining.pop(int(np.argmin(scores))))
+    return naive_near_median(rows[selected], len(selected) - 2 * f)
+
+
+def naive_geometric_median(rows):
+    """Plain Weiszfeld from the mean, to convergence."""
+    point = rows.mean(0)
+    for _ in range(5000):
+        weights = [1 / np.linalg.norm(row - point) for row in rows]
+        point = sum(w * row for w, row in zip(weights, rows, strict=True))
+        point /= sum(weights)
+    return point
+
+
+def naive_centered_clipping(rows, center, clip_norm):
+    offsets = [row - center for row in rows]
+    clipped = [o * min(1, clip_norm / np.linalg.norm(o)) for o in offsets]
+    return center + sum(clipped) / len(rows)
+
+
+def naive_dnc(rows, f):
+    centred = rows - rows.mean(0)
+    direction = np.linalg.svd(centred)[2][0]
+    scores = [np.dot(row, direction) ** 2 for row in centred]
+    kept = sorted(range(len(rows)), key=lambda i: scores[i])[: len(rows) - f]
+    return rows[kept].mean(0)
+
+
+def naive_mean_shift(points):
+    """Labels by the textbook procedure; the members of the largest cluster."""
+    distances = [sorted(np.linalg.norm(p - q) for q in points) for p in points]
+    bandwidth = np.mean([d[max(len(points) // 2, 1) - 1] for d in distances])
+    bandwidth = bandwidth * (1 + 1e-5) + 1e-6  # shares tie: see _largest_cluster
+    near = lambda c: [p for p in points if np.linalg.norm(p - c) <= bandwidth]  # noqa: E731
+    centres = []
+    for centre in points:
+        for _ in range(300):
+            moved = np.mean(near(centre), axis=0)
+            if np.linalg.norm(moved - centre) <= 1e-3 * bandwidth:
+                break
+            centre = moved
+        centres.append(centre)
+    centres.sort(key=lambda c: -len(near(c)))
+    unique = []
+    for centre in centres:
+        if all(np.linalg.norm(centre - u) > bandwidth for u in unique):
+            unique.append(centre)
+    labels = []
+    for point in points:
+        to_centres = [np.linalg.norm(point - u) for u in unique]
+        best = int(np.argmin(to_centres))
+        labels.append(best if to_centres[best] <= bandwidth else -1)
+    largest = max(range(len(unique)), key=labels.count)
+    return np.array(labels) == largest
+
+
+def naive_signguard(rows):
+    """With all coordinates counted."""
+    norms = [np.linalg.norm(row) for row in rows]
+    median = np.median(norms)
+    ordinary = np.array([0.1 * median <= n <= 3 * median for n in norms])
+    shares = np.array([[(r > 0).mean(), (r == 0).mean(), (r < 0).mean()] for r in rows])
+    kept = ordinary & naive_mean_shift(shares / np.maximum(shares.max(0), 1e-8))
+    kept = kept if kept.any() else ordinary
+    clipped = [r * min(1, median / n) for r, n in zip(rows, norms, strict=True)]
+    return np.mean([c for c, k in zip(clipped, kept, strict=True) if k], axis=0)
+
+
+def naive_top_k(rows, fraction):
+    result = np.zeros_like(rows)
+    for row, out in zip(rows, result, strict=True):
+        for n in np.argsort(-np.abs(row))[: max(1, round(fraction * len(row)))]:
+            out[n] = row[n]
+    return result
+
+
+def naive_clip(row, norm):
+    return row * min(1, norm / np.linalg.norm(row))
+
+
+def naive_arc(rows, f):
+    norms = sorted(np.linalg.norm(row) for row in rows)
+    num_clipped = 2 * f * (len(rows) - f) // len(rows)
+    limit = norms[len(rows) - num_clipped - 1]
+    return np.array([naive_clip(row, limit) for row in rows])
+
+
+def naive_mixing(rows, f):
+    distances = naive_distances(rows)
+    nearest = [np.argsort(d, kind="stable")[: len(rows) - f] for d in distances]
+    return np.array([rows[n].mean(0) for n in nearest])
+
+
+# name -> (options for the registered rule, the naive function of the rows)
+NAIVE = {
+    "mean": ({}, lambda x: sum(x) / len(x)),
+    "coordinate_median": ({}, lambda x: np.array([np.median(c) for c in x.T])),
+    "trimmed_mean": (
+        {},
+        lambda x: np.array([np.mean(sorted(c)[F : len(c) - F]) for c in x.T]),
+    ),
+    "mean_around_median": ({}, lambda x: naive_near_median(x, len(x) - F)),
+    "krum": ({}, lambda x: naive_multi_krum(x, F, 1, len(x) - F - 2)),
+    "multi_krum": ({}, lambda x: naive_multi_krum(x, F, len(x) - F, len(x) - F - 2)),
+    "top_k_multi_krum": (
+        {"fraction": 0.3},
+        lambda x: naive_multi_krum(naive_top_k(x, 0.3), F, len(x) - F, len(x) - F - 2),
+    ),
+    "bulyan": ({}, lambda x: naive_bulyan(x, F)),
+    "geometric_median": ({"tolerance": 1e-6}, naive_geometric_median),
+    "centered_clipping": (
+        {"clip_norm": 3.0},
+        lambda x: naive_centered_clipping(x, np.zeros(x.shape[1]), 3.0),
+    ),
+    "dnc": ({}, lambda x: naive_dnc(x, F)),
+    "signguard": ({"sample_fraction": 1.0}, naive_signguard),
+    "clipping": ({"max_norm": 2.0}, lambda x: np.array([naive_clip(r, 2) for r in x])),
+    "adaptive_robust_clipping": ({}, lambda x: naive_arc(x, F)),
+    "nearest_neighbour_mixing": ({}, lambda x: naive_mixing(x, F)),
+    "top_k": ({"fraction": 0.3}, lambda x: naive_top_k(x, 0.3)),
+}
+
+ALL = RULES | PREAGGREGATIONS
+# Bucketing is random by nature: its own test is below.
+DETERMINISTIC = sorted(set(ALL) - {"bucketing"})
+
+
+@functools.cache
+def build(name, num_byzantine=F, **options):
+    return ALL[name](num_byzantine, jax.random.key(7), **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_equals_the_naive_loop(name, seed):
+    options, naive = NAIVE[name]
+    rows = gradients(seed)
+    result = aggregate(build(name, **options), rows)
+    expected = naive(rows.astype(np.float64))
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-5)
+
+
+# Conformance, by registry ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_jit_equals_eager_and_compiles_once(name):
+    rule = build(name)
+    rows = jnp.asarray(gradients())
+    traces = []
+
+    @jax.jit
+    def step(state, rows):
+        traces.append(name)
+        return rule.aggregate(state, rows)
+
+    state = rule.init(M, D)
+    expected, expected_state = rule.aggregate(state, rows)
+    result, new_state = step(state, rows)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state, expected_state)
+    step(new_state, rows)
+    assert traces == [name]
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.slow
+def test_vmap_equals_loop(name):
+    rule = build(name)
+    rows = jnp.stack([jnp.asarray(gradients(seed)) for seed in range(3)])
+    state = rule.init(M, D)
+    together, _ = jax.jit(jax.vmap(rule.aggregate, in_axes=(None, 0)))(state, rows)
+    for one, result in zip(rows, together, strict=True):
+        expected, _ = jitted(rule.aggregate)(state, one)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["krum", "centered_clipping", "dnc", "bucketing"])
+def test_scan_carries_the_state(name):
+    rule = build(name)
+    rows = jnp.stack([jnp.asarray(gradients(seed)) for seed in range(3)])
+    state = rule.init(M, D)
+    last, results = jax.lax.scan(lambda s, x: rule.aggregate(s, x)[::-1], state, rows)
+    for one, result in zip(rows, results, strict=True):
+        expected, state = jitted(rule.aggregate)(state, one)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    assert jax.tree.structure(last) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.slow
+def test_dtype_is_kept_and_narrow_ones_are_only_rounded(name, dtype):
+    rule = build(name)
+    rows = jnp.asarray(gradients()).astype(dtype)
+    state = initial_state(rule, M, D, rows.dtype)
+    result, new_state = jitted(rule.aggregate)(state, rows)
+    assert result.dtype == rows.dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+    wide = aggregate(build(name), rows.astype(jnp.float32))
+    tolerance = 2 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        result.astype(jnp.float32), wide, rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.slow
+def test_narrow_dtypes_do_not_overflow_inside(name):
+    """Squared norms and sums of 300s are beyond float16, the results are not."""
+    rows = jnp.full((M, D), 300, jnp.float16)
+    assert jnp.all(jnp.isfinite(aggregate(build(name), rows)))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.slow
+def test_order_of_the_workers_does_not_matter(name):
+    rows = gradients()
+    order = np.random.default_rng(1).permutation(M)
+    result = aggregate(build(name), rows)
+    permuted = aggregate(build(name), rows[order])
+    expected = result[order] if name in PREAGGREGATIONS else result
+    np.testing.assert_allclose(permuted, expected, rtol=1e-5, atol=1e-5)
+
+
+# What a rule does to identical rows, where it is not the identity.
+SHORTENS = {"clipping": {"max_norm": 1e3}, "centered_clipping": {"clip_norm": 1e3}}
+SPARSE = {"top_k": {"fraction": 1.0}, "top_k_multi_krum": {"fraction": 1.0}}
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.slow
+def test_identical_rows_come_back(name):
+    row = gradients()[0]
+    rule = build(name, **(SHORTENS | SPARSE).get(name, {}))
+    result = aggregate(rule, np.tile(row, (M, 1)))
+    np.testing.assert_allclose(
+        result, np.broadcast_to(row, result.shape), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.slow
+def test_one_worker_and_nobody_byzantine(name):
+    row = gradients()[:1]
+    rule = build(name, num_byzantine=0, **(SHORTENS | SPARSE).get(name, {}))
+    result = aggregate(rule, row)
+    np.testing.assert_allclose(result.reshape(1, -1), row, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.slow
+def test_two_workers_and_nobody_byzantine(name):
+    rows = gradients(num_workers=2, num_outliers=0)
+    result = aggregate(build(name, num_byzantine=0), rows)
+    assert result.shape[-1:] == (D,)
+    assert np.all(np.isfinite(result))
+
+
+# Signs, norms and clipping radii refer to zero, so these rules do not move along.
+ANCHORED = {"centered_clipping", "signguard", "top_k_multi_krum"}
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) - ANCHORED))
+def test_translation_moves_the_aggregate_along(name):
+    rows = gradients()
+    shift = np.random.default_rng(2).normal(size=D).astype(np.float32)
+    np.testing.assert_allclose(
+        aggregate(build(name), rows + shift),
+        aggregate(build(name), rows) + shift,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"mean"}))
+def test_f_outliers_do_not_drag_the_aggregate(name):
+    """Within the honest spread of the honest mean, where the mean is dragged away."""
+    rows = gradients(num_outliers=0)
+    honest = rows[: M - F].mean(0)
+    spread = np.linalg.norm(rows[: M - F] - honest, axis=1).max()
+    rows[M - F :] = 1e4
+    options = {"fraction": 1.0} if name == "top_k_multi_krum" else {}
+    error = np.linalg.norm(aggregate(build(name, **options), rows) - honest)
+    assert error < 2 * spread
+    assert np.linalg.norm(aggregate(build("mean"), rows) - honest) > 100 * spread
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"mean"}))
+@pytest.mark.slow
+def test_rows_that_are_not_finite_are_survived(name, bad):
+    rows = gradients(num_outliers=0)
+    rows[3] = bad
+    rows[8, 5] = bad
+    result = aggregate(build(name), rows)
+    assert np.all(np.isfinite(result))
+    assert np.linalg.norm(result) < 3 * np.linalg.norm(rows[0])
+
+
+def test_mean_of_a_row_that_is_not_finite_is_not_finite():
+    rows = gradients()
+    rows[3, 5] = np.nan
+    result = aggregate(build("mean"), rows)
+    assert np.isnan(result[5]) and np.isfinite(np.delete(result, 5)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["krum", "multi_krum", "bulyan", "geometric_median", "dnc", "signguard"]
+)
+def test_no_finite_row_gives_zero_and_one_is_found(name):
+    rows = np.full((M, D), np.nan, np.float32)
+    np.testing.assert_array_equal(aggregate(build(name), rows), np.zeros(D))
+    rows[4] = 0.5
+    np.testing.assert_allclose(aggregate(build(name), rows), rows[4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["clipping", "adaptive_robust_clipping", "nearest_neighbour_mixing"]
+)
+def test_preaggregation_of_a_row_that_is_not_finite(name):
+    rows = gradients(num_outliers=0)
+    rows[3, 5] = np.nan
+    result = aggregate(build(name), rows)
+    assert np.all(np.isfinite(result))
+    if name != "nearest_neighbour_mixing":
+        np.testing.assert_array_equal(result[3], np.zeros(D))
+
+
+def test_top_k_and_bucketing_hand_on_what_is_not_finite():
+    rows = gradients()
+    rows[3, 5] = np.nan
+    sparse = aggregate(build("top_k"), rows)
+    assert np.isnan(sparse).any(1).tolist() == [i == 3 for i in range(M)]
+    buckets = aggregate(build("bucketing", bucket_size=2), rows)
+    assert np.isnan(buckets).any(1).sum() == 1
+
+
+# Preconditions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("trimmed_mean", lambda f: 2 * f + 1),
+        ("mean_around_median", lambda f: 2 * f + 1),
+        ("krum", lambda f: 2 * f + 3),
+        ("multi_krum", lambda f: 2 * f + 3),
+        ("bulyan", lambda f: 4 * f + 3),
+        ("dnc", lambda f: 2 * f + 1),
+        ("adaptive_robust_clipping", lambda f: 2 * f + 1),
+        ("nearest_neighbour_mixing", lambda f: 2 * f + 1),
+    ],
+)
+@pytest.mark.parametrize("f", [1, 2, 3])
+def test_precondition_is_checked_when_the_rule_is_initialised(name, least, f):
+    rule = build(name, num_byzantine=f)
+    rule.init(least(f), D)
+    with pytest.raises(ValueError, match=f"num_byzantine = {f} at least {least(f)}"):
+        rule.init(least(f) - 1, D)
+
+
+# Each rule's own ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 6, 11, 65])
+def test_sorted_rows_are_sorted(size):
+    rows = np.random.default_rng(size).normal(size=(size, 40)).astype(np.float32)
+    rows[:, :5] = np.round(rows[:, :5])  # ties
+    np.testing.assert_array_equal(sorted_rows(jnp.asarray(rows)), np.sort(rows, axis=0))
+
+
+@pytest.mark.parametrize("size", range(1, 13))
+@pytest.mark.slow
+def test_sorting_network_sorts_every_pattern_of_zeros_and_ones(size):
+    """The zero-one principle: then it sorts everything."""
+    rows = np.array(list(itertools.product([0, 1], repeat=size))).T
+    for low, high in _odd_even_merge_network(size):
+        rows[[low, high]] = np.sort(rows[[low, high]], axis=0)
+    assert np.all(np.diff(rows, axis=0) >= 0)
+
+
+@pytest.mark.parametrize("size", [33, 48, 64])
+def test_larger_sorting_networks_sort_random_numbers(size):
+    rows = np.random.default_rng(size).normal(size=(size, 1000))
+    for low, high in _odd_even_merge_network(size):
+        rows[[low, high]] = np.sort(rows[[low, high]], axis=0)
+    assert np.all(np.diff(rows, axis=0) >= 0)
+
+
+def test_squared_distances_stay_exact_beside_an_enormous_row():
+    rows = gradients(num_outliers=0)
+    rows[4] = 1e15
+    expected = np.delete(np.delete(naive_distances(rows), 4, 0), 4, 1)
+    result = np.delete(np.delete(squared_distances(jnp.asarray(rows)), 4, 0), 4, 1)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_neighbours", [3, M - F - 1])
+@pytest.mark.parametrize("num_selected", [1, 4])
+def test_multi_krum_counts_what_it_is_told(num_neighbours, num_selected):
+    rows = gradients()
+    result = aggregators.multi_krum(
+        jnp.asarray(rows), F, num_selected=num_selected, num_neighbours=num_neighbours
+    )
+    expected = naive_multi_krum(rows, F, num_selected, num_neighbours)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("num_workers", "f"), [(7, 1), (11, 2), (13, 1), (15, 3)])
+@pytest.mark.slow
+def test_bulyan_with_other_sizes(num_workers, f, seed):
+    rows = gradients(seed, num_workers, num_outliers=f)
+    result = jitted(aggregators.bulyan, num_byzantine=f)(jnp.asarray(rows))
+    np.testing.assert_allclose(result, naive_bulyan(rows, f), rtol=1e-4, atol=1e-5)
+
+
+def test_mean_around_median_takes_the_smaller_of_two_that_tie():
+    rows = jnp.array([[0.0], [4.0], [2.0], [3.0], [1.0]])
+    result = jitted(aggregators.mean_around_median, num_byzantine=1)(rows)
+    np.testing.assert_allclose(result, [1.5])
+
+
+@pytest.mark.parametrize("num_kept", range(1, 8))
+def test_mean_near_median_keeps_any_number(num_kept):
+    rows = gradients(num_workers=7)
+    result = jitted(mean_near_median, num_kept=num_kept)(jnp.asarray(rows))
+    np.testing.assert_allclose(result, naive_near_median(rows, num_kept), rtol=1e-4)
+
+
+def test_geometric_median_minimises_the_sum_of_distances():
+    rows = jnp.asarray(gradients())
+    point = aggregators.geometric_median(rows, tolerance=1e-6)
+    total = lambda z: jnp.linalg.norm(rows - z[None], axis=1).sum()  # noqa: E731
+    for seed in range(20):
+        nudge = 0.05 * jax.random.normal(jax.random.key(seed), point.shape)
+        assert total(point) < total(point + nudge)
+
+
+def test_geometric_median_as_byzfl_computes_it():
+    """Three steps from zero, smoothing 0.1: the values of ByzFL's documentation."""
+    rows = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    result = aggregators.geometric_median(
+        rows, smoothing=0.1, max_iterations=3, tolerance=0.0, start=jnp.zeros(3)
+    )
+    np.testing.assert_allclose(result, [3.78788764, 4.78788764, 5.78788764], rtol=1e-6)
+
+
+def test_centered_clipping_remembers_its_centre():
+    rule = build("centered_clipping", clip_norm=1.0, num_iterations=2)
+    rows = gradients()
+    state, center = rule.init(M, D), np.zeros(D)
+    for _ in range(4):
+        result, state = jitted(rule.aggregate)(state, jnp.asarray(rows))
+        for _ in range(2):
+            center = naive_centered_clipping(rows, center, 1.0)
+        np.testing.assert_allclose(result, center, rtol=1e-4, atol=1e-5)
+
+
+def test_centered_clipping_bounds_what_one_worker_moves():
+    rows = gradients(num_outliers=0)
+    moved = rows.copy()
+    moved[0] = 1e8
+    results = [
+        aggregate(build("centered_clipping", clip_norm=1.0), r) for r in (rows, moved)
+    ]
+    assert np.linalg.norm(results[0] - results[1]) <= 2 * 1.0 / M + 1e-5
+
+
+def test_dnc_samples_one_column_of_each_block_uniformly():
+    """False-alarm probability below 1e-5: ten columns, 5 standard errors each."""
+    columns = jnp.arange(10.0)[None, :]
+    keys = jax.random.split(jax.random.key(0), 3000)
+    drawn = jitted(jax.vmap(lambda k: _sample_columns(k, columns, 4)[0]))(keys)
+    drawn = np.asarray(drawn, int)
+    blocks = np.array([0, 0, 1, 1, 1, 2, 2, 3, 3, 3])  # 0-1, 2-4, 5-6, 7-9
+    assert np.all(blocks[drawn] == np.arange(4))
+    share = np.bincount(drawn.ravel(), minlength=10) / 3000
+    expected = 1 / np.bincount(blocks)[blocks]
+    assert np.all(np.abs(share - expected) < 5 * np.sqrt(0.25 / 3000))
+
+
+def test_dnc_drops_the_outliers_from_a_sample():
+    rows = gradients(dimension=4000)
+    rule = build("dnc", num_sampled=200, num_iterations=3)
+    np.testing.assert_allclose(
+        aggregate(rule, rows), rows[: M - F].mean(0), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_mean_shift_finds_the_textbook_clusters(seed):
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(size=(3, 3))[rng.integers(3, size=15)]
+    points = (centres + 0.03 * rng.normal(size=(15, 3))).astype(np.float32)
+    np.testing.assert_array_equal(
+        jitted(_largest_cluster)(jnp.asarray(points)), naive_mean_shift(points)
+    )
+
+
+def test_signguard_drops_inverted_rows():
+    """Gradients of mostly one sign, so that an inverted row is seen in its signs."""
+    rng = np.random.default_rng(0)
+    rows = (1 + 0.5 * rng.normal(size=(M, 400))).astype(np.float32)
+    rows[M - 3 :] *= -1
+    result = aggregate(build("signguard"), rows)
+    np.testing.assert_allclose(result, rows[: M - 3].mean(0), atol=0.1)
+
+
+@pytest.mark.parametrize(("bucket_size", "sizes"), [(1, [1] * 11), (4, [4, 4, 3])])
+def test_bucketing_averages_every_row_once(bucket_size, sizes):
+    rows = np.eye(M, dtype=np.float32)
+    buckets = aggregators.bucketing(jax.random.key(3), jnp.asarray(rows), bucket_size)
+    membership = np.asarray(buckets) * np.array(sizes)[:, None]
+    np.testing.assert_allclose(membership.sum(1), sizes, rtol=1e-6)
+    np.testing.assert_allclose(membership.sum(0), np.ones(M), rtol=1e-6)
+
+
+def test_bucketing_shuffles_anew_every_round():
+    rule = build("bucketing")
+    rows = jnp.asarray(gradients())
+    first, state = rule.aggregate(rule.init(M, D), rows)
+    second, _ = rule.aggregate(state, rows)
+    assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_top_k_keeps_the_largest(dtype):
+    rows = jnp.asarray(gradients(dimension=200)).astype(dtype)
+    result = aggregators.top_k(rows, 0.15).astype(jnp.float32)
+    magnitude = np.abs(np.asarray(rows.astype(jnp.float32)))
+    threshold = np.sort(magnitude, axis=1)[:, -30]
+    np.testing.assert_array_equal(
+        result, np.where(magnitude >= threshold[:, None], rows.astype(jnp.float32), 0)
+    )
+
+
+def test_chain_feeds_each_rule_the_rows_of_the_last():
+    key = jax.random.key(0)
+    rule = chain(
+        keyed(aggregators.bucketing, key, bucket_size=2),
+        stateless(aggregators.nearest_neighbour_mixing, num_byzantine=1),
+        stateless(aggregators.krum, num_byzantine=1),
+    )
+    rows = jnp.asarray(gradients())
+    state = rule.init(M, D)
+    result, (new_key, *_) = jax.jit(rule.aggregate)(state, rows)
+    subkey = jax.random.split(key)[1]
+    buckets = jitted(aggregators.bucketing, bucket_size=2)(subkey, rows)
+    mixed = naive_mixing(np.asarray(buckets), 1)
+    expected = naive_multi_krum(mixed, 1, 1, len(mixed) - 3)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    assert new_key == jax.random.split(key)[0]
+
+
+def test_chain_checks_each_rule_on_the_rows_it_gets():
+    krum = functools.partial(stateless, aggregators.krum)
+    bucketing = keyed(aggregators.bucketing, jax.random.key(0), bucket_size=2)
+    chain(bucketing, krum(num_byzantine=1)).init(9, D)
+    with pytest.raises(ValueError, match="at least 7 workers, but there are 5"):
+        chain(bucketing, krum(num_byzantine=2)).init(9, D)
+    with pytest.raises(ValueError, match="only the last may aggregate"):
+        chain(krum(num_byzantine=1), bucketing).init(9, D)

@@ -1,0 +1,162 @@
+"""Grids: which cells there are, resuming, tables; and the main job on digits."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from signfd_jax.experiments import PRESETS, Experiment
+from signfd_jax.experiments._engine.program import compile_program
+from signfd_jax.experiments._storage.run_folder import read_lines
+from signfd_jax.experiments.grid import Grid, cells, run_grid
+from signfd_jax.experiments.report.tables import accuracy_table, mean_and_error, pivot
+
+TINY = Experiment(
+    name="tiny",
+    model="softmax_regression",
+    num_workers=5,
+    rounds=2,
+    eval_every=2,
+    seeds=2,
+)
+GRID = Grid(
+    TINY,
+    decoders=("majority_vote",),
+    num_byzantine=(0, 2),
+    splits=("iid", "dirichlet:0.3"),
+    batch_sizes=(4,),
+)
+
+
+def label(cell):
+    return cell.split, cell.decoder, cell.attack, cell.num_byzantine
+
+
+def test_unattacked_cells_occur_once():
+    grid = dataclasses.replace(
+        GRID,
+        decoders=("majority_vote", "federated_defense"),
+        attacks=("sign_inversion", "gaussian", "none"),
+        batch_sizes=(4, 8),
+    )
+    found = cells(grid)
+    assert len(set(found)) == len(found)
+    unattacked = [cell for cell in found if cell.num_byzantine == 0]
+    # Two decoders, two splits, two batch sizes; and two attacks by 2 workers.
+    assert len(unattacked) == 8
+    assert len(found) == 8 + 16
+    assert {cell.attack for cell in unattacked} == {"none"}
+
+
+def test_empty_grid_is_refused():
+    with pytest.raises(ValueError, match="the grid is empty"):
+        cells(dataclasses.replace(GRID, decoders=()))
+
+
+def test_grid_resumes_and_shares_programs(tmp_path):
+    every = cells(GRID)
+    compile_program.cache_clear()
+    records = run_grid(every, tmp_path / "whole", progress=False)
+    # A start and a chunk for each of two attacks: the splits share them.
+    assert compile_program.cache_info().misses == 4
+    assert [label(Experiment(**_tuples(r["config"]))) for r in records] == [
+        label(cell) for cell in every
+    ]
+
+    run_grid(every[:2], tmp_path, progress=False)
+    path = tmp_path / "cells.jsonl"
+    first = read_lines(path)
+    with path.open("a") as file:
+        file.write('{"cell": "cut o')  # as a kill in mid-write leaves it
+    resumed = run_grid(every, tmp_path, progress=False)
+    assert resumed == records
+    assert read_lines(path)[:2] == first
+    assert len(read_lines(path)) == len(every)
+    assert sorted(map(json.dumps, read_lines(path))) == sorted(map(json.dumps, records))
+
+
+def _tuples(config):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+
+
+def test_finished_grid_trains_nothing(tmp_path, monkeypatch):
+    from signfd_jax.experiments._engine import prepare as training
+
+    done = run_grid(cells(GRID), tmp_path, progress=False)
+    monkeypatch.delattr(training, "prepare")
+    assert run_grid(cells(GRID), tmp_path, progress=False) == done
+
+
+def test_damaged_records_are_refused(tmp_path):
+    (tmp_path / "cells.jsonl").write_text('{"cell": \n{"cell": "1"}\n')
+    with pytest.raises(ValueError, match=r"cells.jsonl, line 1, is not JSON"):
+        run_grid(cells(GRID), tmp_path, progress=False)
+
+
+def record(decoder, attack, num_byzantine, accuracies, **fields):
+    config = dataclasses.asdict(TINY) | fields
+    config |= {"decoder": decoder, "attack": attack, "num_byzantine": num_byzantine}
+    return {"config": config, "test_accuracy": accuracies}
+
+
+def test_table_by_hand():
+    table = accuracy_table(
+        [
+            record("d", "a", 2, [0.5, 0.7]),
+            record("e", "a", 2, [0.4]),
+            record("d", "none", 0, [0.9, 0.9], wire="one_bit"),
+        ]
+    )
+    assert table.splitlines() == [
+        "| data                   | Byzantine workers | d             | e     |",
+        "|------------------------|-------------------|---------------|-------|",
+        "| iid, batch 16          | 2 a               | 0.600 ± 0.100 | 0.400 |",
+        "| iid, batch 16, one bit | none              | 0.900 ± 0.000 |       |",
+        "| iid, batch 16          | worst case        | 0.600         | 0.400 |",
+        "| iid, batch 16, one bit | worst case        | 0.900         |       |",
+    ]
+
+
+def test_worst_case_is_the_lowest_mean():
+    table = pivot(
+        [
+            record("d", "none", 0, [0.9]),
+            record("d", "a", 2, [0.1, 0.9]),
+            record("d", "b", 2, [0.3, 0.3]),
+        ]
+    )
+    assert table.attackers[0] == "none"
+    assert table.worst("iid, batch 16", "d") == pytest.approx((0.3, "2 b"))
+
+
+def test_standard_error_matches_numpy():
+    values = [0.91, 0.95, 0.94]
+    mean, error = mean_and_error(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert error == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
+
+
+@pytest.mark.slow
+def test_the_claim_on_digits(tmp_path):
+    # Seven of fifteen invert every sign; each of the three seeds of the quickstart.
+    digits = PRESETS["digits"].experiment
+    grid = Grid(
+        dataclasses.replace(digits, eval_every=digits.rounds, seeds=3),
+        num_byzantine=(7,),
+        batch_sizes=(16,),
+    )
+    attacked = cells(grid)
+    # Without Byzantine workers sign inversion is nothing, and its program is at hand.
+    free = [dataclasses.replace(cell, num_byzantine=0) for cell in attacked]
+    results = pivot(run_grid([*attacked, *free], tmp_path, progress=False))
+
+    def accuracies(attackers, decoder):
+        return np.array(results.accuracies["iid, batch 16", attackers, decoder])
+
+    assert np.all(accuracies("7 sign_inversion", "federated_defense") >= 0.94)
+    # Near the optimum the votes do not tell, and the default leans to a majority vote.
+    assert np.all(accuracies("7 sign_inversion", "correlation_defense") >= 0.92)
+    assert np.all(accuracies("7 sign_inversion", "majority_vote") <= 0.80)
+    for decoder in grid.decoders:
+        assert np.all(accuracies("none", decoder) >= 0.95)
