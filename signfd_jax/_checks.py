@@ -12,42 +12,16 @@ from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-__all__ = [
-    "check_callable",
-    "check_choice",
-    "check_count",
-    "check_flag",
-    "check_key",
-    "check_kind",
-    "check_mask",
-    "check_number",
-    "check_size",
-    "check_unmasked",
-    "checked",
-]
-
 
 def check_number(name: str, value: object, low: int | float, high: int | float) -> None:
-    """Refuse a Python number out of range; an array may be traced and passes.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a number, or a scalar array.
-        low: smallest value allowed.
-        high: largest value allowed.
-
-    Raises:
-        ValueError: `value` is a Python number out of range, or no number at all.
-
-    Examples:
-        >>> check_number("forgetting", 0.9, 0, 1)
-    """
+    """Refuse a Python number out of range; an array may be traced and passes."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         if getattr(value, "shape", None) != ():
             raise ValueError(f"{name} must be a number, but is {_shown(value)}")
@@ -56,24 +30,11 @@ def check_number(name: str, value: object, low: int | float, high: int | float) 
 
 
 def check_count(name: str, value: object, least: int, *, unit: str = "") -> None:
-    """Refuse what cannot be counted with; an integer array may be traced and passes.
-
-    Args:
-        name: the argument's name, for the message.
-        value: an int, or an integer scalar array.
-        least: smallest value allowed.
-        unit: what is counted, in the plural, for the message.
-
-    Raises:
-        ValueError: `value` is no integer, or below `least`.
-
-    Examples:
-        >>> check_count("period", 20, 1, unit="rounds")
-    """
+    """Refuse what cannot be counted with; an integer array may be traced and passes."""
     wanted = f"{name} must be a whole number of at least {least}"
     wanted += f" {unit}" if unit else ""
     if isinstance(value, jax.Array):
-        if value.shape == () and jax.numpy.issubdtype(value.dtype, jax.numpy.integer):
+        if value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
             return
         raise ValueError(f"{wanted}, but is {_shown(value)}")
     number = _whole(value)
@@ -82,19 +43,7 @@ def check_count(name: str, value: object, least: int, *, unit: str = "") -> None
 
 
 def check_size(name: str, value: object, least: int = 1) -> None:
-    """Refuse what cannot set a shape or a number of steps, which no array can.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a Python int.
-        least: smallest value allowed.
-
-    Raises:
-        ValueError: `value` is an array, no integer, or below `least`.
-
-    Examples:
-        >>> check_size("num_workers", 15)
-    """
+    """Refuse what cannot set a shape or a number of steps, which no array can."""
     if isinstance(value, jax.Array):
         raise ValueError(
             f"{name} is an array, but it sets shapes; give a Python int (under "
@@ -106,35 +55,13 @@ def check_size(name: str, value: object, least: int = 1) -> None:
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a Python bool.
-
-    Raises:
-        ValueError: it is something else.
-
-    Examples:
-        >>> check_flag("reference", True)
-    """
+    """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, but is {_shown(value)}")
 
 
 def check_key(name: str, value: object) -> None:
-    """Refuse what is no JAX key, of the new style or the old.
-
-    Args:
-        name: the argument's name, for the message.
-        value: a key.
-
-    Raises:
-        ValueError: it is something else.
-
-    Examples:
-        >>> check_key("key", jax.random.key(0))
-    """
+    """Refuse what is no JAX key, of the new style or the old."""
     dtype = str(getattr(value, "dtype", ""))
     if not dtype.startswith("key<") and dtype != "uint32":
         raise ValueError(
@@ -144,19 +71,7 @@ def check_key(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, known: Collection[str]) -> None:
-    """Refuse a name that is not known.
-
-    Args:
-        name: the argument's name, for the message.
-        value: what was given.
-        known: the names that there are.
-
-    Raises:
-        ValueError: `value` is none of them.
-
-    Examples:
-        >>> check_choice("wire", "ternary", ("ternary", "one_bit"))
-    """
+    """Refuse a name that is not known."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(
             f"{name} must be one of {', '.join(known)}, but is {_shown(value)}"
@@ -164,21 +79,7 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
 
 
 def check_kind(name: str, value: object, fields: Collection[str], makers: str) -> None:
-    """Refuse what is not a pair of functions of the kind that is wanted.
-
-    Args:
-        name: the argument's name, for the message.
-        value: what was given, such as a `Decoder`.
-        fields: the names of the functions that it must have, such as `("init",)`.
-        makers: who makes such a thing, for the message.
-
-    Raises:
-        ValueError: it lacks one of them.
-
-    Examples:
-        >>> import optax
-        >>> check_kind("tx", optax.sgd(0.1), ("init", "update"), "optax")
-    """
+    """Refuse what is not a pair of functions of the kind that is wanted."""
     if isinstance(value, type) or not all(
         callable(getattr(value, field, None)) for field in fields
     ):
@@ -192,26 +93,15 @@ def check_mask(name: str, value: Any, num_workers: int) -> None:
     """Refuse a mask that is not one of all the workers, or not of bools.
 
     Numbers are refused, because they would multiply the votes.
-
-    Args:
-        name: the argument's name, for the message.
-        value: the mask, bool `[num_workers]`, an array or a list.
-        num_workers: how many there are (int).
-
-    Raises:
-        ValueError: `value` has not the shape `[num_workers]`, or is no bool.
-
-    Examples:
-        >>> check_mask("present", jax.numpy.ones(3, bool), 3)
     """
     value = value if hasattr(value, "dtype") else np.asarray(value)
-    shape = jax.numpy.shape(value)
+    shape = jnp.shape(value)
     if shape != (num_workers,):
         raise ValueError(
             f"{name} must be a mask of {num_workers} workers, but has shape {shape}"
         )
     dtype = value.dtype
-    if dtype != jax.numpy.bool_:
+    if dtype != jnp.bool_:
         raise ValueError(
             f"{name} must be a mask of bools, but its dtype is {dtype}; give "
             f"{name} != 0 where the numbers are 1 and 0"
@@ -219,19 +109,7 @@ def check_mask(name: str, value: Any, num_workers: int) -> None:
 
 
 def check_callable(name: str, value: object, signature: str) -> None:
-    """Refuse what cannot be called.
-
-    Args:
-        name: the argument's name, for the message.
-        value: what was given.
-        signature: how it will be called, for the message.
-
-    Raises:
-        ValueError: it is no function.
-
-    Examples:
-        >>> check_callable("loss_fn", lambda params, batch: 0.0, "(params, batch)")
-    """
+    """Refuse what cannot be called."""
     if not callable(value):
         raise ValueError(
             f"{name} must be a function {signature}, but is {_shown(value)}"
@@ -239,18 +117,7 @@ def check_callable(name: str, value: object, signature: str) -> None:
 
 
 def check_unmasked(gradients: Any, fate: str) -> None:
-    """Refuse a tree of which `optax.masked` or `optax.partition` gives only a part.
-
-    Args:
-        gradients: tree of arrays.
-        fate: what would become of the leaves that are left out, for the message.
-
-    Raises:
-        ValueError: a leaf is masked.
-
-    Examples:
-        >>> check_unmasked({"w": jax.numpy.ones((3, 2))}, "keep their worker axis")
-    """
+    """Refuse a tree of which `optax.masked` or `optax.partition` gives only a part."""
     is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
     if any(map(is_masked, jax.tree.leaves(gradients, is_leaf=is_masked))):
         raise ValueError(
@@ -261,26 +128,7 @@ def check_unmasked(gradients: Any, fate: str) -> None:
 
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Check arrays against their jaxtyping annotations, and ints, in plain words.
-
-    Args:
-        function: whose array parameters are annotated, as `Float[Array, "M D"]` or
-            with `None`, `float` or another shape beside it.
-
-    Returns:
-        The function. It raises a ValueError where an argument is no array, or has
-        another number of axes, another size or another kind of number.
-
-    Examples:
-        >>> from jaxtyping import Array, Float
-        >>> @checked
-        ... def total(gradients: Float[Array, "M D"]):
-        ...     return gradients.sum(0)
-        >>> total(jax.numpy.ones(3))
-        Traceback (most recent call last):
-            ...
-        ValueError: total: gradients must be float [M, D], but is float32 [3]
-    """
+    """Check arrays against their jaxtyping annotations, and ints, in plain words."""
     signature = inspect.signature(function)
     wanted = {n: _choices(p) for n, p in signature.parameters.items()}
     whole = [n for n, w in wanted.items() if w == (int,)]
@@ -394,3 +242,33 @@ def _shown(value: Any):
         return f"{value.dtype} {list(value.shape)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_decoder(decoder: object) -> None:
+    """Refuse what is no decoder."""
+    functions = ("init", "decode", "weights")
+    check_kind("decoder", decoder, functions, "majority_vote() or the like")
+
+
+def check_worker_gradients(gradients, params, num_workers: int) -> None:
+    """Refuse a tree of gradients that does not lead with the worker axis."""
+    check_unmasked(gradients, "keep their worker axis")
+    gradient_leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    if params is None:
+        expected = [(num_workers, *jnp.shape(leaf)[1:]) for _, leaf in gradient_leaves]
+    elif jax.tree.structure(gradients) == jax.tree.structure(params):
+        expected = [(num_workers, *jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
+    else:
+        raise ValueError(
+            f"the gradients have the tree {jax.tree.structure(gradients)}, but the "
+            f"parameters {jax.tree.structure(params)}; they must be alike"
+        )
+    for (path, leaf), shape in zip(gradient_leaves, expected, strict=True):
+        if jnp.shape(leaf) != shape:
+            raise ValueError(
+                f"gradient leaf {jax.tree_util.keystr(path) or '(root)'} has shape "
+                f"{jnp.shape(leaf)}, but {num_workers} workers need {shape}: one "
+                "gradient a worker, stacked on a leading axis, as "
+                "jax.vmap(jax.grad(loss), in_axes=(None, 0)) gives them. (Inside "
+                "optax.MultiSteps: accumulate in the worker instead)"
+            )

@@ -8,8 +8,6 @@ import importlib.abc
 import importlib.util
 import sys
 
-__all__ = ["MOVED", "install"]
-
 MOVED = {
     "decoding": "decoders.base",
     "defense": "decoders.federated",
@@ -43,7 +41,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         old = module.__name__.partition(".")[2]
         new = importlib.import_module(f"{_PACKAGE}.{MOVED[old]}")
         names = {key: value for key, value in vars(new).items() if key[:2] != "__"}
-        vars(module).update(names, __all__=new.__all__, __doc__=new.__doc__)
+        vars(module).update(names, __doc__=new.__doc__)
 
 
 def install() -> None:

@@ -11,8 +11,6 @@ import optax
 
 from signfd_jax.decoders import DecodeInfo
 
-__all__ = ["SimulationInfo", "honest_loss", "round_info"]
-
 
 class SimulationInfo(NamedTuple):
     """What one round shows.
@@ -40,19 +38,7 @@ class SimulationInfo(NamedTuple):
 
 
 def honest_loss(losses, honest):
-    """Mean loss of the honest workers that took part, and their number.
-
-    Args:
-        losses: float `[M]`.
-        honest: bool `[M]`, the workers that are honest and took part.
-
-    Returns:
-        Scalar of that dtype, NaN where there is none; and int32 scalar.
-
-    Examples:
-        >>> print(*honest_loss(jnp.array([1.0, 9.0]), jnp.array([True, False])))
-        1.0 1
-    """
+    """Mean loss of the honest workers that took part, and their number."""
     number = jnp.sum(honest, dtype=jnp.int32)
     total = jnp.sum(jnp.where(honest, losses, 0))
     mean = total / jnp.maximum(number, 1).astype(losses.dtype)
@@ -62,21 +48,7 @@ def honest_loss(losses, honest):
 def round_info(
     opt_state, loss, num_honest, *, sign_error: bool = True
 ) -> SimulationInfo:
-    """What a round shows, from the state of the server's transformation.
-
-    Args:
-        opt_state: that state, after the round.
-        loss: float32 scalar, of the honest workers.
-        num_honest: int32 scalar, their number.
-        sign_error: whether it is measured (Python bool).
-
-    Returns:
-        A `SimulationInfo`.
-
-    Examples:
-        >>> print(round_info((), jnp.float32(1), jnp.int32(2)).weights)
-        None
-    """
+    """What a round shows, from the state of the server's transformation."""
     info: Any = optax.tree.get(
         opt_state, "info", filtering=lambda _, value: isinstance(value, DecodeInfo)
     )

@@ -24,7 +24,7 @@ from signfd_jax._checks import (
 )
 from signfd_jax._observed import SimulationInfo, honest_loss, round_info
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
-from signfd_jax.attacks.base import apply_by_row
+from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.signs import packed
 from signfd_jax.signs._visits import over_workers
 

@@ -9,17 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from signfd_jax._checks import check_size
-
-__all__ = [
-    "finite_rows",
-    "mean_of_rows",
-    "require_workers",
-    "sorted_rows",
-    "squared_distances",
-    "sum_of_rows",
-    "widen",
-]
+from signfd_jax._checks import check_size, checked
 
 # Up to here a sorting network of element-wise minima and maxima is compiled: 7 ms where
 # `jnp.sort` took 750 (15 x 582,026 on 2 CPU cores). Its size grows as M log^2 M.
@@ -32,22 +22,6 @@ def require_workers(
     """Check a rule's precondition on the number of workers.
 
     With `num_byzantine = 0` a rule promises nothing, so any number will do.
-
-    Args:
-        rule: name of the rule, for the message.
-        num_workers: M.
-        num_byzantine: the number f of Byzantine workers that the rule assumes.
-        minimum: the smallest M for this f.
-        condition: the precondition as its paper writes it, such as `"M > 2f"`.
-
-    Raises:
-        ValueError: f is negative, or M is too small for it.
-
-    Examples:
-        >>> require_workers("krum", 4, 1, 5, "M > 2f + 2")
-        Traceback (most recent call last):
-            ...
-        ValueError: krum needs M > 2f + 2: with num_byzantine = 1 at least 5 workers,...
     """
     check_size("num_byzantine", num_byzantine, 0)
     if num_byzantine > 0 and num_workers < minimum:
@@ -59,19 +33,7 @@ def require_workers(
 
 
 def widen(gradients: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Cast to float32, unless the dtype is wider already.
-
-    Args:
-        gradients: float array of any shape.
-
-    Returns:
-        The same values in float32 or wider: sums in it neither stall nor overflow
-        where those in float16 and bfloat16 would.
-
-    Examples:
-        >>> widen(jnp.ones(2, jnp.bfloat16)).dtype
-        dtype('float32')
-    """
+    """Cast to float32, unless the dtype is wider already."""
     return gradients.astype(np.promote_types(gradients.dtype, np.float32))
 
 
@@ -80,16 +42,6 @@ def finite_rows(gradients: Float[Array, "M D"]) -> Bool[Array, " M"]:
 
     A row with a NaN or an infinity has not, nor has one so large that its squared
     norm overflows: no rule can weigh such a row, so all treat it as not finite.
-
-    Args:
-        gradients: one row for each worker.
-
-    Returns:
-        True where the squared norm is finite.
-
-    Examples:
-        >>> print(finite_rows(jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [1e30, 0.0]])))
-        [ True False False]
     """
     return jnp.isfinite(jnp.sum(jnp.square(widen(gradients)), axis=1))
 
@@ -98,16 +50,6 @@ def sum_of_rows(rows: Float[Array, "M D"]) -> Float[Array, " D"]:
     """Sum of the rows, as a matrix product.
 
     On a CPU, XLA's sum over the leading axis takes several times as long.
-
-    Args:
-        rows: float32 or wider.
-
-    Returns:
-        The sum.
-
-    Examples:
-        >>> print(sum_of_rows(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
-        [4. 6.]
     """
     ones = jnp.ones(len(rows), rows.dtype)
     # The highest precision, or a GPU would take TF32 and keep three digits.
@@ -117,20 +59,7 @@ def sum_of_rows(rows: Float[Array, "M D"]) -> Float[Array, " D"]:
 def mean_of_rows(
     gradients: Float[Array, "M D"], selected: Bool[Array, " M"]
 ) -> Float[Array, " D"]:
-    """Mean of the selected rows; the zero vector if none is selected.
-
-    Args:
-        gradients: one row for each worker.
-        selected: the rows to average. Others do not matter, even if not finite.
-
-    Returns:
-        The mean, in the dtype of `gradients`.
-
-    Examples:
-        >>> rows = jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [3.0, 4.0]])
-        >>> print(mean_of_rows(rows, jnp.array([True, False, True])))
-        [2. 3.]
-    """
+    """Mean of the selected rows; the zero vector if none is selected."""
     total = sum_of_rows(jnp.where(selected[:, None], widen(gradients), 0))
     count = jnp.maximum(jnp.sum(selected), 1).astype(total.dtype)
     return (total / count).astype(gradients.dtype)
@@ -142,18 +71,6 @@ def squared_distances(gradients: Float[Array, "M D"]) -> Float[Array, "M M"]:
     $\|x_i - x_j\|^2 = \|x_i\|^2 + \|x_j\|^2 - 2 x_i^\top x_j$, with memory for the
     $M \times M$ result only. The error is about $10^{-7}(\|x_i\|^2 + \|x_j\|^2)$, so
     one enormous row spoils its own distances and no others.
-
-    Args:
-        gradients: one row for each worker.
-
-    Returns:
-        float32 or wider; 0 on the diagonal, and infinity from and to (and for) a row
-        that is not finite.
-
-    Examples:
-        >>> print(squared_distances(jnp.array([[0.0, 0.0], [3.0, 4.0]])))
-        [[ 0. 25.]
-         [25.  0.]]
     """
     finite = finite_rows(gradients)
     rows = jnp.where(finite[:, None], widen(gradients), 0)
@@ -169,22 +86,6 @@ def sorted_rows(gradients: Float[Array, "M D"]) -> Float[Array, "M D"]:
 
     A NaN counts as positive infinity: an extreme value, which the coordinate-wise
     rules then cut off.
-
-    Args:
-        gradients: one row for each worker.
-
-    Returns:
-        Row k holds the k-th smallest value of every coordinate.
-
-    Examples:
-        >>> print(sorted_rows(jnp.array([[3.0, jnp.nan], [1.0, 5.0], [2.0, 4.0]])))
-        [[ 1.  4.]
-         [ 2.  5.]
-         [ 3. inf]]
-
-    References:
-        Batcher, [Sorting networks and their applications](
-        https://doi.org/10.1145/1468075.1468121), AFIPS 1968.
     """
     values = widen(gradients)
     values = jnp.where(jnp.isnan(values), jnp.inf, values)
@@ -214,3 +115,34 @@ def _odd_even_merge_network(size: int) -> list[tuple[int, int]]:
             step //= 2
         run *= 2
     return comparators
+
+
+@checked
+def mean_near_median(
+    gradients: Float[Array, "M D"], num_kept: int
+) -> Float[Array, " D"]:
+    """Mean of the values of every coordinate nearest to its median."""
+    check_size("num_kept", num_kept, 1)
+    ordered = sorted_rows(gradients)
+    num_dropped = len(ordered) - num_kept
+    twice_median = 2 * middle(ordered)
+    moves = [
+        ordered[s] + ordered[s + num_kept] < twice_median for s in range(num_dropped)
+    ]
+    total = count = jnp.zeros_like(twice_median)
+    # Row by row: in whole arrays XLA would sort anew for each of the rows.
+    for position, value in enumerate(ordered):
+        kept = jnp.isfinite(value)
+        if position < num_dropped:
+            kept &= ~moves[position]
+        if position >= num_kept:
+            kept &= moves[position - num_kept]
+        total += jnp.where(kept, value, 0)
+        count += kept.astype(count.dtype)
+    return (total / jnp.maximum(count, 1)).astype(gradients.dtype)
+
+
+def middle(ordered: Float[Array, "M D"]) -> Float[Array, " D"]:
+    """Median of values that are sorted along the workers."""
+    count = len(ordered)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2

@@ -8,8 +8,10 @@ infinity, one extreme value among the M of its coordinate (but for the mean).
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax._checks import check_size, checked
+from signfd_jax._checks import checked
 from signfd_jax.aggregators._rows import (
+    mean_near_median,
+    middle,
     require_workers,
     sorted_rows,
     sum_of_rows,
@@ -20,7 +22,6 @@ __all__ = [
     "coordinate_median",
     "mean",
     "mean_around_median",
-    "mean_near_median",
     "trimmed_mean",
 ]
 
@@ -70,7 +71,7 @@ def coordinate_median(gradients: Float[Array, "M D"]) -> Float[Array, " D"]:
         Yin et al., [Byzantine-Robust Distributed Learning: Towards Optimal
         Statistical Rates](https://arxiv.org/abs/1803.01498), ICML 2018.
     """
-    return _middle(sorted_rows(gradients)).astype(gradients.dtype)
+    return middle(sorted_rows(gradients)).astype(gradients.dtype)
 
 
 @checked
@@ -137,55 +138,3 @@ def mean_around_median(
     f = num_byzantine
     require_workers("mean_around_median", len(gradients), f, 2 * f + 1, "M > 2f")
     return mean_near_median(gradients, len(gradients) - f)
-
-
-@checked
-def mean_near_median(
-    gradients: Float[Array, "M D"], num_kept: int
-) -> Float[Array, " D"]:
-    """Mean of the values of every coordinate nearest to its median.
-
-    In sorted order they are a window of `num_kept` values. It moves on past position s
-    where the value that it gains, `num_kept` further, is nearer to the median than the
-    one that it loses.
-
-    Args:
-        gradients: one row for each worker.
-        num_kept: how many values are averaged, in [1, M].
-
-    Returns:
-        The mean; a value that is not finite never enters it, and where none is left
-        it is zero.
-
-    Raises:
-        ValueError: an argument has another shape than it should, or is out of range.
-
-    Examples:
-        >>> rows = jnp.array([[1.0], [2.0], [4.0], [99.0]])
-        >>> print(mean_near_median(rows, num_kept=2))
-        [3.]
-    """
-    check_size("num_kept", num_kept, 1)
-    ordered = sorted_rows(gradients)
-    num_dropped = len(ordered) - num_kept
-    twice_median = 2 * _middle(ordered)
-    moves = [
-        ordered[s] + ordered[s + num_kept] < twice_median for s in range(num_dropped)
-    ]
-    total = count = jnp.zeros_like(twice_median)
-    # Row by row: in whole arrays XLA would sort anew for each of the rows.
-    for position, value in enumerate(ordered):
-        kept = jnp.isfinite(value)
-        if position < num_dropped:
-            kept &= ~moves[position]
-        if position >= num_kept:
-            kept &= moves[position - num_kept]
-        total += jnp.where(kept, value, 0)
-        count += kept.astype(count.dtype)
-    return (total / jnp.maximum(count, 1)).astype(gradients.dtype)
-
-
-def _middle(ordered: Float[Array, "M D"]) -> Float[Array, " D"]:
-    """Median of values that are sorted along the workers."""
-    count = len(ordered)
-    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2

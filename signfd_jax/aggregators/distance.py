@@ -13,13 +13,14 @@ from jaxtyping import Array, Bool, Float
 from signfd_jax._checks import check_count, check_number, check_size, checked
 from signfd_jax.aggregators._rows import (
     finite_rows,
+    mean_near_median,
     mean_of_rows,
     require_workers,
     squared_distances,
     sum_of_rows,
     widen,
 )
-from signfd_jax.aggregators.coordinate import coordinate_median, mean_near_median
+from signfd_jax.aggregators.coordinate import coordinate_median
 
 __all__ = ["bulyan", "centered_clipping", "geometric_median", "krum", "multi_krum"]
 

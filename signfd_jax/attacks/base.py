@@ -16,7 +16,6 @@ from signfd_jax._checks import check_callable, check_choice, check_flag, check_k
 __all__ = [
     "Attack",
     "AttackContext",
-    "apply_by_row",
     "replace_rows",
     "split_like",
     "stateless",
@@ -67,49 +66,6 @@ class Attack(NamedTuple):
     apply: Callable[..., Any]
     entry: str = "gradient"
     row_wise: bool = True
-
-
-def apply_by_row(
-    attack: Attack, key, workers, values, byzantine, context: AttackContext
-):
-    """Apply an attack to the rows of a few workers, each under a key of its own.
-
-    What a worker sends does not depend on which others are there: not on the chunk, nor
-    on the device.
-
-    Args:
-        attack: a row-wise `Attack` without memory.
-        key: a JAX key, the same for all workers of a round.
-        workers: int32 `[K]`, their numbers.
-        values: tree of `[K, ...]`, what the attack enters.
-        byzantine: bool `[K]`.
-        context: an `AttackContext`.
-
-    Returns:
-        Tree of `[K, ...]`.
-
-    Examples:
-        >>> attack = stateless(lambda key, x: jax.random.normal(key, x.shape))
-        >>> context = AttackContext(jnp.int32(0), None)
-        >>> key, everyone, liars = jax.random.key(0), jnp.arange(5), jnp.ones(5, bool)
-        >>> sent = apply_by_row(
-        ...     attack, key, everyone, jnp.zeros((5, 2)), liars, context
-        ... )
-        >>> some = jnp.array([1, 3])
-        >>> again = apply_by_row(
-        ...     attack, key, some, jnp.zeros((2, 2)), liars[some], context
-        ... )
-        >>> bool((again == sent[some]).all())
-        True
-    """
-
-    def one_row(worker, values, byzantine):
-        rows, mask = jax.tree.map(lambda leaf: leaf[None], (values, byzantine))
-        own_key = jax.random.fold_in(key, worker)
-        rows, _ = attack.apply(own_key, rows, mask, context, ())
-        return jax.tree.map(lambda leaf: leaf[0], rows)
-
-    return jax.vmap(one_row)(workers, values, byzantine)
 
 
 def replace_rows(byzantine, theirs, honest):

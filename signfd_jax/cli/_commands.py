@@ -244,7 +244,8 @@ def _list(arguments) -> int:
     if arguments:
         raise ValueError("signfd list takes no arguments")
     from signfd_jax import data
-    from signfd_jax.experiments import plugins, registry
+    from signfd_jax.experiments import _plugins as plugins
+    from signfd_jax.experiments import registry
 
     plugins.warn_of_broken()
     print("presets")

@@ -17,8 +17,6 @@ import pooch
 from signfd_jax.data._places import FILES, is_complete, wanted
 from signfd_jax.data.dataset import DataError
 
-__all__ = ["DOWNLOADS", "Download", "fetch", "users_cache"]
-
 
 class Download(NamedTuple):
     """Where the files of a data set lie on the internet.
@@ -64,36 +62,12 @@ DOWNLOADS: Mapping[str, Download] = {
 
 
 def users_cache() -> Path:
-    """The folder of what this library keeps for the user, as the platform has it.
-
-    Returns:
-        The folder, which need not exist.
-
-    Examples:
-        >>> users_cache().name
-        'signfd_jax'
-    """
+    """The folder of what this library keeps for the user, as the platform has it."""
     return Path(pooch.os_cache("signfd_jax"))
 
 
 def fetch(name: str, download: Download, *, progress: bool = True) -> Path:
-    """Download the files of a data set, unless the user's cache has them.
-
-    Args:
-        name: a key of `FILES`.
-        download: where they are.
-        progress: show a progress bar.
-
-    Returns:
-        The folder in the cache that holds them.
-
-    Raises:
-        DataError: the download failed, or is not what it should be.
-
-    Examples:
-        >>> fetch("mnist", Download("http://127.0.0.1:1/", {}), progress=False).name
-        'mnist'
-    """
+    """Download the files of a data set, unless the user's cache has them."""
     files = FILES[name]
     folder = users_cache() / files.folders[0]
     if not folder.is_absolute():

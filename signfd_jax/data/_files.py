@@ -14,28 +14,9 @@ from signfd_jax.data import _pickled as pickled
 from signfd_jax.data._places import FILES, found
 from signfd_jax.data.dataset import DataError, Dataset
 
-__all__ = ["read"]
-
 
 def read(name: str, folder: Path) -> Dataset:
-    """Read a data set, and check file sizes, number of examples and range of labels.
-
-    Args:
-        name: a key of `FILES`.
-        folder: where its files are.
-
-    Returns:
-        A `Dataset` of NumPy arrays.
-
-    Raises:
-        DataError: a file is missing, truncated or corrupt.
-        OSError: a file cannot be read.
-
-    Examples:
-        >>> read("mnist", getfixture("tmp_path"))
-        Traceback (most recent call last):
-        signfd_jax.data.dataset.DataError: ...: put it there
-    """
+    """Read a data set, and check file sizes, number of examples and range of labels."""
     files = FILES[name]
     read_files = _read_cifar if name.startswith("cifar") else _read_idx
     train = read_files(files, folder, files.train, files.num_train)

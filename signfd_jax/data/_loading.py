@@ -15,8 +15,6 @@ from signfd_jax.data._files import read
 from signfd_jax.data._places import FILES, local_folder
 from signfd_jax.data.dataset import DataError, Dataset
 
-__all__ = ["DATASETS", "load"]
-
 DATASETS: tuple[str, ...] = ("digits", *FILES)
 """Names that `load` knows."""
 

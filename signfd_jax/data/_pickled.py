@@ -7,8 +7,6 @@ import numpy as np
 
 from signfd_jax.data.dataset import DataError
 
-__all__ = ["records"]
-
 _LABELS = ("coarse_labels", "fine_labels", "labels")
 
 
@@ -30,25 +28,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def records(path: Path) -> bytes:
-    r"""Read a file of the Python version as the binary version has it.
-
-    Args:
-        path: the file, such as `data_batch_1` or `train`.
-
-    Returns:
-        Of each image, its labels and its 3072 bytes.
-
-    Raises:
-        DataError: it is no such file.
-        OSError: it cannot be read.
-
-    Examples:
-        >>> path = getfixture("tmp_path") / "test_batch"
-        >>> table = {"labels": [7], "data": np.zeros((1, 3072), np.uint8)}
-        >>> _ = path.write_bytes(pickle.dumps(table, protocol=2))
-        >>> records(path)[:2]
-        b'\x07\x00'
-    """
+    r"""Read a file of the Python version as the binary version has it."""
     with path.open("rb") as file:
         try:
             table = _Arrays(file, encoding="bytes").load()

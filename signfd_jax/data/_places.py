@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from signfd_jax.data.dataset import DataError
 
-__all__ = ["FILES", "FileSet", "found", "is_complete", "local_folder", "wanted"]
-
 
 class FileSet(NamedTuple):
     """The local form of a data set.
@@ -73,18 +71,7 @@ FILES: dict[str, FileSet] = {
 
 
 def wanted(name: str) -> str:
-    """Say which folder and files a data folder should hold.
-
-    Args:
-        name: a key of `FILES`.
-
-    Returns:
-        A phrase.
-
-    Examples:
-        >>> wanted("cifar100")
-        'cifar100/ with train.bin, test.bin'
-    """
+    """Say which folder and files a data folder should hold."""
     files = FILES[name]
     gz = "" if name.startswith("cifar") else " (or .gz)"
     return f"{files.folders[0]}/ with {', '.join(files.train + files.test)}{gz}"
@@ -101,24 +88,6 @@ def local_folder(name: str, data_dir: Path) -> Path:
 
     It may be called as another library calls it, lie in a folder of its own name, or
     be the data folder itself.
-
-    Args:
-        name: a key of `FILES`.
-        data_dir: the data folder.
-
-    Returns:
-        The folder that holds the first of its files; the others are not looked for.
-
-    Raises:
-        DataError: there is none.
-        OSError: a folder cannot be read.
-
-    Examples:
-        >>> data_dir = getfixture("tmp_path")
-        >>> (data_dir / "FashionMNIST" / "raw").mkdir(parents=True)
-        >>> (data_dir / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz").touch()
-        >>> local_folder("fashion_mnist", data_dir).name
-        'raw'
     """
     if not data_dir.is_dir():
         wrong = "is no folder" if data_dir.exists() else "does not exist"
@@ -170,22 +139,7 @@ def _is_of(name, folder):
 
 
 def found(folder: Path, file: str) -> Path | None:
-    """Find a file, plain or gzipped, under any of its names.
-
-    Args:
-        folder: where to look.
-        file: its name in `FILES`; Kaggle's has a dot in it or is a folder's, too, and
-            the Python version of CIFAR has no suffix.
-
-    Returns:
-        Its path; None if there is none.
-
-    Examples:
-        >>> folder = getfixture("tmp_path")
-        >>> (folder / "train-labels.idx1-ubyte").touch()
-        >>> found(folder, "train-labels-idx1-ubyte").name
-        'train-labels.idx1-ubyte'
-    """
+    """Find a file, plain or gzipped, under any of its names."""
     names = dict.fromkeys(
         (file, file.replace("-idx", ".idx"), file.removesuffix(".bin"))
     )
@@ -197,19 +151,7 @@ def found(folder: Path, file: str) -> Path | None:
 
 
 def is_complete(files: FileSet, folder: Path) -> bool:
-    """Whether all files of a CIFAR set lie in a folder, and have their sizes.
-
-    Args:
-        files: a value of `FILES`.
-        folder: where they should be.
-
-    Returns:
-        True if nothing is left to unpack.
-
-    Examples:
-        >>> is_complete(FILES["cifar10"], getfixture("tmp_path"))
-        False
-    """
+    """Whether all files of a CIFAR set lie in a folder, and have their sizes."""
     record = files.label_bytes + 3072
     for names, num in ((files.train, files.num_train), (files.test, files.num_test)):
         for path in (folder / name for name in names):

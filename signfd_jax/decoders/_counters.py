@@ -21,13 +21,6 @@ from signfd_jax.signs._tally import (
 )
 from signfd_jax.signs._visits import over_workers
 
-__all__ = [
-    "add_outcomes",
-    "check_counter_dtype",
-    "outcomes_against_others",
-    "tabulated",
-]
-
 _BLOCK = 1024  # values that enter a table at once
 
 
@@ -41,25 +34,6 @@ def outcomes_against_others(
     agree with the majority of 15 on 60.5 % of the coordinates. Where the others tie,
     the vote counts as one half of an agreement; where no other worker of non-zero
     weight voted, it is not counted.
-
-    Args:
-        votes: tree of int8 `[M, ...]` in {-1, 0, +1}.
-        weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats).
-        largest: a bound on |weights|, float scalar.
-        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
-
-    Returns:
-        `(outcomes, agreed, counted)`: tree of int8 `[M, ...]`; float32 `[M]` and
-        float32 `[M]`, over all leaves and devices. The counts are exact below 2**40,
-        then rounded once, before halves are taken.
-
-    Examples:
-        >>> votes = jnp.array([[1, 1, 1], [1, -1, 0], [1, 1, 0]], jnp.int8)
-        >>> outcomes, agreed, counted = outcomes_against_others(
-        ...     votes, jnp.ones(3), largest=1.0
-        ... )
-        >>> print(outcomes[0], agreed, counted)
-        [1 0 0] [1.5 1.  1.5] [2. 2. 2.]
     """
     outcomes, sums = [], []
     shared = isinstance(weights, jax.Array) and weights.ndim == 1
@@ -96,22 +70,6 @@ def add_outcomes(counters, rounds, outcomes, forgetting):
 
     Integer counters that are full are halved, together with the number of rounds;
     float32 counters decay.
-
-    Args:
-        counters: tree of `[M, ...]`, agreements minus errors so far.
-        rounds: float32 scalar, the number of rounds behind them, decayed alike.
-        outcomes: tree of int8 `[M, ...]`.
-        forgetting: factor in (0, 1] that decays the past (scalar); not for integers.
-
-    Returns:
-        The new counters and the new number of rounds; |counters| never exceed it.
-
-    Examples:
-        >>> counters, rounds = jnp.array([[3, -3]], jnp.int8), jnp.float32(3)
-        >>> outcomes = jnp.array([[1, 1]], jnp.int8)
-        >>> counters, rounds = add_outcomes(counters, rounds, outcomes, 1.0)
-        >>> print(counters, rounds)
-        [[ 4 -2]] 4.0
     """
     dtype = jax.tree.leaves(counters)[0].dtype
     if jnp.issubdtype(dtype, jnp.integer):
@@ -141,19 +99,6 @@ def tabulated(
 
     There, as long as the counters have far fewer values than there are coordinates,
     the function is looked up in a table, which is ten times as fast as a logarithm.
-
-    Args:
-        function: works number by number, `[...] -> [...]`.
-        counters: `[...]`; of floats the function itself is taken.
-        bound: a bound on |counters|, float32 scalar.
-
-    Returns:
-        `function(counters)`.
-
-    Examples:
-        >>> counters = jnp.array([3, -1, 0], jnp.int16)
-        >>> print(tabulated(lambda c: 2 * c, counters, jnp.float32(3)))
-        [ 6 -2  0]
     """
     if not jnp.issubdtype(counters.dtype, jnp.integer):
         return function(counters)
@@ -188,23 +133,7 @@ def tabulated(
 
 
 def check_counter_dtype(dtype, never_forgets: bool):
-    """Refuse counters that would stop counting, or that cannot decay.
-
-    Args:
-        dtype: a dtype or its name, of the state's counters.
-        never_forgets: whether the past is kept whole.
-
-    Returns:
-        The dtype, as `jnp.dtype`.
-
-    Raises:
-        ValueError: another dtype than int8, int16, int32 or float32, or an integer one
-            for counts that decay.
-
-    Examples:
-        >>> check_counter_dtype("int16", never_forgets=True)
-        dtype('int16')
-    """
+    """Refuse counters that would stop counting, or that cannot decay."""
     allowed = ("int8", "int16", "int32", "float32")
     try:
         name = jnp.dtype(dtype).name

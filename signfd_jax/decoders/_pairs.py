@@ -15,15 +15,6 @@ from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._products import row_products
 
-__all__ = [
-    "count",
-    "median",
-    "noise_of_a_round",
-    "pair_counts",
-    "ramp",
-    "sampled_votes",
-]
-
 
 def sampled_votes(
     key,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from signfd_jax._checks import check_kind, check_number, checked
+from signfd_jax._checks import check_number, checked
 from signfd_jax.signs._tally import count_agreements, vote_tree
 from signfd_jax.signs._totals import check_coordinates
 
@@ -20,8 +20,6 @@ __all__ = [
     "DecodeInfo",
     "Decoder",
     "MajorityVoteState",
-    "check_decoder",
-    "first_info",
     "llr_weights",
     "majority_vote",
 ]
@@ -76,43 +74,6 @@ class Decoder(NamedTuple):
     decode: Callable[..., Any]
     weights: Callable[..., Any]
     needs_unpacked: str = "it does not say that it can read them"
-
-
-def first_info(num_workers: int) -> DecodeInfo:
-    """What is told before the first round: that nobody's vote has weighed anything.
-
-    Args:
-        num_workers: number M of workers (int).
-
-    Returns:
-        A `DecodeInfo`: weights 0, crossovers 1/2 (a vote that says nothing), margin 0.
-
-    Examples:
-        >>> print(first_info(2).crossover)
-        [0.5 0.5]
-    """
-    # Every leaf is an array of its own, so that a state can be donated.
-    return DecodeInfo(
-        weights=jnp.zeros((num_workers,), jnp.float32),
-        crossover=jnp.full((num_workers,), 0.5, jnp.float32),
-        margin=jnp.zeros((), jnp.float32),
-    )
-
-
-def check_decoder(decoder: object) -> None:
-    """Refuse what is no decoder.
-
-    Args:
-        decoder: what was given: a `Decoder`, or whatever has its functions.
-
-    Raises:
-        ValueError: it lacks one of them.
-
-    Examples:
-        >>> check_decoder(majority_vote())
-    """
-    functions = ("init", "decode", "weights")
-    check_kind("decoder", decoder, functions, "majority_vote() or the like")
 
 
 @jax.jit

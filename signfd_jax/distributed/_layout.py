@@ -27,17 +27,6 @@ from signfd_jax.distributed._shard_map import gather
 from signfd_jax.signs._leaves import split_coordinates
 from signfd_jax.signs._totals import MOST_COORDINATES, MOST_IN_LEAF
 
-__all__ = [
-    "Group",
-    "Layout",
-    "axes_of",
-    "flatten",
-    "is_real",
-    "make_layout",
-    "specs_of_leaves",
-    "unflatten",
-]
-
 
 class Group(NamedTuple):
     """Leaves of a device that are whole over the same axes, one after the other.
@@ -119,31 +108,7 @@ def make_layout(
     num_devices: int = 1,
     axis_size: Callable[[str], int] = lax.axis_size,
 ) -> Layout:
-    """Lay out the leaves that one device holds.
-
-    Args:
-        shapes: tree whose leaves have a `shape`, that of one worker's gradient on one
-            device.
-        param_specs: tree like it, or a prefix of it, of `PartitionSpec`; None: no leaf
-            is sharded.
-        num_workers: the number M of workers.
-        axis_name: the workers' axis of the mesh.
-        num_devices: the number D of devices on it.
-        axis_size: gives the number of devices on each axis that `param_specs` names.
-
-    Returns:
-        A `Layout`.
-
-    Raises:
-        ValueError: a leaf is sharded over the workers' axis, or there are more
-            coordinates than 2**31 on a device, or than 2**40 in all.
-
-    Examples:
-        >>> shapes = {"b": jnp.zeros(3), "w": jnp.zeros((4, 5))}
-        >>> layout = make_layout(shapes, None, num_workers=4, num_devices=2)
-        >>> print(layout.block, layout.slice_size, layout.padding)
-        32 16 9
-    """
+    """Lay out the leaves that one device holds."""
     leaves = jax.tree.leaves(shapes)
     shard_axes = axes_of(param_specs, axis_name)
     members: dict[tuple[str, ...], list[int]] = {}
@@ -195,20 +160,7 @@ def _start(axes, number, step):
 
 
 def specs_of_leaves(param_specs, tree) -> list[PartitionSpec]:
-    """How each leaf is sharded.
-
-    Args:
-        param_specs: tree of `PartitionSpec`, like `tree` or a prefix of it, or None.
-        tree: any tree.
-
-    Returns:
-        List of `PartitionSpec`, in the order of the leaves.
-
-    Examples:
-        >>> specs = specs_of_leaves({"a": PartitionSpec("x")}, {"a": [1, 2]})
-        >>> print(*map(tuple, specs))
-        ('x',) ('x',)
-    """
+    """How each leaf is sharded."""
     if param_specs is None:
         return [PartitionSpec()] * len(jax.tree.leaves(tree))
     spread = jax.tree.map(
@@ -221,22 +173,7 @@ def specs_of_leaves(param_specs, tree) -> list[PartitionSpec]:
 
 
 def axes_of(param_specs, axis_name: str) -> tuple[str, ...]:
-    """The axes of the mesh that parameters are sharded over.
-
-    Args:
-        param_specs: tree of `PartitionSpec`, or None.
-        axis_name: the workers' axis of the mesh.
-
-    Returns:
-        Tuple of names, in the order in which they are met.
-
-    Raises:
-        ValueError: a parameter is sharded over the workers' axis.
-
-    Examples:
-        >>> axes_of({"a": PartitionSpec(None, ("x", "y"))}, "workers")
-        ('x', 'y')
-    """
+    """The axes of the mesh that parameters are sharded over."""
     specs = jax.tree.leaves(param_specs, is_leaf=_is_spec)
     entries = [entry for spec in specs for entry in spec if entry is not None]
     axes = [
@@ -258,20 +195,7 @@ def _is_spec(node):
 
 
 def flatten(layout: Layout, votes) -> Int8[Array, "K T"]:
-    """Lay a device's votes out as its block; the padding abstains.
-
-    Args:
-        layout: from `make_layout`.
-        votes: tree of int8 `[K, ...]`.
-
-    Returns:
-        int8 `[K, T]`.
-
-    Examples:
-        >>> layout = Layout((Group((0,), 3, (), 1),), "workers", 1, (), 8)
-        >>> print(flatten(layout, jnp.array([[1, -1, 1]], jnp.int8)))
-        [[ 1 -1  1  0  0  0  0  0]]
-    """
+    """Lay a device's votes out as its block; the padding abstains."""
     leaves = jax.tree.leaves(votes)
     rows = leaves[0].shape[0] if leaves else 1
     parts = []
@@ -293,21 +217,7 @@ def _pad(rows, size):
 
 
 def is_real(layout: Layout) -> Bool[Array, " slice"]:
-    """Which coordinates of this device's slice are some parameter's, not padding.
-
-    Args:
-        layout: from `make_layout`.
-
-    Returns:
-        bool `[T / D]`. To be called inside `shard_map`.
-
-    Examples:
-        >>> layout = Layout((Group((0,), 3, (), 1),), "workers", 2, (), 8)
-        >>> real = jax.vmap(lambda _: is_real(layout), axis_name="workers")
-        >>> print(real(jnp.arange(2)))
-        [[ True  True  True False]
-         [False False False False]]
-    """
+    """Which coordinates of this device's slice are some parameter's, not padding."""
     coordinate = layout.slice_start() + jnp.arange(layout.slice_size)
     real, start = jnp.zeros((layout.slice_size,), bool), 0
     for group in layout.groups:
@@ -322,20 +232,6 @@ def unflatten(layout: Layout, decoded: Int8[Array, " T"], like) -> Any:
     """Take the leaves out of a decoded block.
 
     Parts of leaves that are whole over some axis are gathered over it, as bits.
-
-    Args:
-        layout: from `make_layout`.
-        decoded: int8 `[T]` in {-1, +1}.
-        like: tree whose leaves have the `shape` of the results.
-
-    Returns:
-        Tree of int8 `[...]`.
-
-    Examples:
-        >>> layout = Layout((Group((0,), 3, (), 1),), "workers", 1, (), 8)
-        >>> signs = jnp.array([1, -1, 1, 1, 1, 1, 1, 1], jnp.int8)
-        >>> print(unflatten(layout, signs, jnp.zeros((3, 1)))[:, 0])
-        [ 1 -1  1]
     """
     leaves, treedef = jax.tree.flatten(like)
     results: dict[int, jax.Array] = {}

@@ -11,19 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from signfd_jax._checks import check_size
+from signfd_jax._checks import check_decoder, check_size
 from signfd_jax.decoders import Decoder
-from signfd_jax.decoders.base import check_decoder
 from signfd_jax.distributed._layout import Layout, make_layout
 from signfd_jax.distributed._shard_map import devices_on, vary
-
-__all__ = [
-    "layout_here",
-    "slice_state",
-    "specs_of_state",
-    "state_of_slice",
-    "whole_state",
-]
 
 
 def slice_state(
@@ -82,42 +73,13 @@ def slice_state(
 
 
 def whole_state(decoder: Decoder, params, num_workers: int):
-    """The states of all slices as one, where no mesh is known yet.
-
-    Args:
-        decoder: the `Decoder`.
-        params: tree of `[...]`, the parameters, not sharded; their shapes are read.
-        num_workers: the number M of workers.
-
-    Returns:
-        The decoder's own state, of M workers and one leaf of T coordinates.
-
-    Examples:
-        >>> from signfd_jax.decoders import federated_defense
-        >>> whole_state(federated_defense(), jnp.zeros(20), 2).fd_counters.shape
-        (2, 32)
-    """
+    """The states of all slices as one, where no mesh is known yet."""
     layout = make_layout(params, None, num_workers=num_workers)
     return state_of_slice(decoder, layout, num_workers)
 
 
 def state_of_slice(decoder: Decoder, layout: Layout, workers_per_device: int):
-    """A decoder's state before the first round, of a slice of that size.
-
-    Args:
-        decoder: the `Decoder`.
-        layout: how the parameters lie.
-        workers_per_device: the number K of workers on each device.
-
-    Returns:
-        The decoder's own state, of M workers and one leaf of `T / D` coordinates.
-
-    Examples:
-        >>> from signfd_jax.decoders import federated_defense
-        >>> layout = make_layout(jnp.zeros(20), None, num_workers=2, num_devices=2)
-        >>> state_of_slice(federated_defense(), layout, 1).fd_counters.shape
-        (2, 16)
-    """
+    """A decoder's state before the first round, of a slice of that size."""
     num_workers = layout.num_devices * workers_per_device
     flat = jax.ShapeDtypeStruct((layout.slice_size,), jnp.float32)
     return decoder.init(num_workers, flat)
@@ -127,21 +89,6 @@ def specs_of_state(decoder: Decoder, num_workers: int, axes: tuple[str, ...]) ->
     """How a decoder's state is split over a mesh.
 
     What is kept per coordinate is split by coordinate; all else is everywhere alike.
-
-    Args:
-        decoder: the `Decoder`.
-        num_workers: the number M of workers.
-        axes: names of the axes that coordinates are split over: those that shard the
-            parameters, then the workers' axis.
-
-    Returns:
-        Tree like the state, of `PartitionSpec`, for `shard_map`.
-
-    Examples:
-        >>> from signfd_jax.decoders import federated_defense
-        >>> specs = specs_of_state(federated_defense(), 3, ("workers",))
-        >>> print(tuple(specs.fd_counters), tuple(specs.fd_evidence))
-        (None, 'workers') ()
     """
     # Dimensions that grow with the number of coordinates are coordinates.
     small, large = (
@@ -163,29 +110,7 @@ def specs_of_state(decoder: Decoder, num_workers: int, axes: tuple[str, ...]) ->
 def layout_here(
     shapes, axis_name: str, *, workers_per_device: int, param_specs: Any = None
 ) -> Layout:
-    """The `Layout` of what this device holds, inside `shard_map`.
-
-    Args:
-        shapes: tree whose leaves have a `shape`, that of one worker's gradient (or its
-            shard) on this device.
-        axis_name: the workers' axis of the mesh.
-        workers_per_device: the number K of workers on each device (Python int).
-        param_specs: tree of `PartitionSpec` of the parameters, or a prefix of it, where
-            they are sharded over other axes of the mesh; None: they are not.
-
-    Returns:
-        A `Layout`.
-
-    Raises:
-        ValueError: not inside `shard_map` over that axis, or not manual over all axes.
-
-    Examples:
-        >>> def padded(_):
-        ...     layout = layout_here(jnp.zeros(20), "workers", workers_per_device=1)
-        ...     return layout.block
-        >>> print(jax.vmap(padded, axis_name="workers", out_axes=None)(jnp.arange(2)))
-        32
-    """
+    """The `Layout` of what this device holds, inside `shard_map`."""
     num_devices = devices_on(axis_name)
     mesh = jax.sharding.get_abstract_mesh()
     others = [name for name in mesh.axis_names if name not in mesh.manual_axes]

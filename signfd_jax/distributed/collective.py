@@ -12,9 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from signfd_jax import signs
-from signfd_jax._checks import check_count, check_mask, check_size, check_unmasked
+from signfd_jax._checks import (
+    check_count,
+    check_decoder,
+    check_mask,
+    check_size,
+    check_unmasked,
+)
 from signfd_jax.decoders import DecodeInfo, Decoder
-from signfd_jax.decoders.base import check_decoder
 from signfd_jax.decoders.released import ReferenceState
 from signfd_jax.distributed._layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed._shard_map import devices_on, gather, varies

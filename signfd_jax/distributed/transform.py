@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from signfd_jax._checks import check_size
+from signfd_jax._checks import check_decoder, check_size
 from signfd_jax.decoders import DecodeInfo, Decoder, default_decoder
-from signfd_jax.decoders.base import check_decoder, first_info
+from signfd_jax.decoders._first_info import first_info
 from signfd_jax.distributed._layout import axes_of, specs_of_leaves
 from signfd_jax.distributed._states import slice_state, specs_of_state, whole_state
 from signfd_jax.distributed.collective import sign_all_reduce

@@ -1,10 +1,43 @@
 """Experiments: configurations, presets, compiled runs, grids and their records.
 
-`PRESETS` are experiments with a name. Light to import: what needs the extra
-`experiments` is in the modules `registry`, `training`, `runs` and `compare`.
+`Experiment` says what to run, `run_experiment` runs it into a folder, `run_grid` runs
+many. `PRESETS` are experiments with a name. What needs the extra `experiments` is
+imported when it is asked for.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from signfd_jax.experiments.config import Experiment, fingerprint, from_json, to_json
 from signfd_jax.experiments.presets import PRESETS, Preset
 
-__all__ = ["PRESETS", "Experiment", "Preset", "fingerprint", "from_json", "to_json"]
+if TYPE_CHECKING:
+    from signfd_jax.experiments._storage.params import load_params
+    from signfd_jax.experiments.grid import Grid, run_grid
+    from signfd_jax.experiments.run import run_experiment
+
+__all__ = [
+    "PRESETS",
+    "Experiment",
+    "Grid",
+    "Preset",
+    "fingerprint",
+    "from_json",
+    "load_params",
+    "run_experiment",
+    "run_grid",
+    "to_json",
+]
+
+_HOMES = {
+    "Grid": "grid",
+    "load_params": "_storage.params",
+    "run_experiment": "run",
+    "run_grid": "grid",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -13,17 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from signfd_jax.experiments import plugins
-
-__all__ = [
-    "FACTS",
-    "Choice",
-    "asks_for",
-    "canonical",
-    "choose",
-    "make",
-    "traced_options",
-]
+from signfd_jax.experiments import _plugins as plugins
 
 FACTS = (
     "actual_byzantine",
@@ -51,27 +41,7 @@ class Choice(NamedTuple):
 
 
 def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> Choice:
-    """Parse a choice and check it against its registry.
-
-    Args:
-        registry: dict of factories.
-        kind: what it holds, in the singular, for the error's text.
-        text: `name`, `name:value` or `name:option=value,option=value`.
-
-    Returns:
-        A `Choice`.
-
-    Raises:
-        ValueError: the name or an option is unknown, or a value is not a number,
-            true, false or none.
-
-    Examples:
-        >>> from signfd_jax.experiments.registry import DECODERS, SPLITS
-        >>> choose(DECODERS, "decoder", "federated_defense:forgetting=0.95")
-        Choice(name='federated_defense', options=(('forgetting', 0.95),))
-        >>> choose(SPLITS, "split", "dirichlet:0.3")
-        Choice(name='dirichlet', options=(('alpha', 0.3),))
-    """
+    """Parse a choice and check it against its registry."""
     name, _, rest = text.partition(":")
     if name not in registry:
         if name in plugins.BROKEN:
@@ -104,21 +74,7 @@ def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> 
 
 
 def canonical(registry: Mapping[str, Callable[..., Any]], text: str) -> str:
-    """A choice with its numbers written alike, so that equal choices have one name.
-
-    Args:
-        registry: dict of factories.
-        text: as `choose` takes it.
-
-    Returns:
-        The text with every number as Python writes it, in the kind that the option
-        wants; an unknown choice as it is.
-
-    Examples:
-        >>> from signfd_jax.experiments.registry import DECODERS
-        >>> canonical(DECODERS, "federated_defense:forgetting=1")
-        'federated_defense:forgetting=1.0'
-    """
+    """A choice with its numbers written alike, so that equal choices have one name."""
     try:
         options = dict(choose(registry, "choice", text).options)
     except ValueError:
@@ -139,24 +95,7 @@ def make(
     choice: Choice,
     facts: Mapping[str, Any],
 ) -> Any:
-    """Call the factory that a choice names.
-
-    Args:
-        registry: the dict of factories that the choice was checked against.
-        choice: what `choose` returned, or the same with other (traced) values.
-        facts: values of arguments that the choice leaves out, by name; those that the
-            factory does not have are left alone, as is a traced seed where its
-            annotation admits no `jax.Array`.
-
-    Returns:
-        Whatever the factory makes.
-
-    Examples:
-        >>> from signfd_jax.experiments.registry import ATTACKS
-        >>> choice = choose(ATTACKS, "attack", "label_flip")
-        >>> make(ATTACKS, choice, {"num_classes": 10, "num_workers": 15}).entry
-        'data'
-    """
+    """Call the factory that a choice names."""
     factory = registry[choice.name]
     parameters = _parameters(factory)
     asked = {
@@ -175,20 +114,7 @@ def make(
 def traced_options(
     registry: Mapping[str, Callable[..., Any]], choice: Choice
 ) -> dict[str, Any]:
-    """The options of a choice that may be arrays, so that one program serves all.
-
-    Args:
-        registry: the dict of factories that the choice was checked against.
-        choice: what `choose` returned.
-
-    Returns:
-        Those options whose annotation admits a `jax.Array`, by their name.
-
-    Examples:
-        >>> from signfd_jax.experiments.registry import ATTACKS
-        >>> traced_options(ATTACKS, choose(ATTACKS, "attack", "gaussian:2.0"))
-        {'standard_deviation': 2.0}
-    """
+    """The options of a choice that may be arrays, so that one program serves all."""
     parameters = _options(registry[choice.name])
     return {
         name: value
@@ -202,26 +128,7 @@ def traced_options(
 def asks_for(
     registry: Mapping[str, Callable[..., Any]], choice: Choice, fact: str
 ) -> bool:
-    """Whether a fact of the experiment changes what a choice makes.
-
-    Args:
-        registry: the dict of factories that the choice was checked against.
-        choice: what `choose` returned.
-        fact: one of `FACTS`.
-
-    Returns:
-        True where the factory has an argument of that name. The actual number of
-        Byzantine workers does not matter to a rule that was told what to assume.
-
-    Examples:
-        >>> from signfd_jax.experiments.registry import SERVERS
-        >>> choice = choose(SERVERS, "decoder", "krum")
-        >>> asks_for(SERVERS, choice, "actual_byzantine")
-        True
-        >>> choice = choose(SERVERS, "decoder", "krum:num_byzantine=2")
-        >>> asks_for(SERVERS, choice, "actual_byzantine")
-        False
-    """
+    """Whether a fact of the experiment changes what a choice makes."""
     options, parameters = dict(choice.options), _parameters(registry[choice.name])
     told = options.get("num_byzantine") is not None
     return fact in parameters and not (fact == "actual_byzantine" and told)

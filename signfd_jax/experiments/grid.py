@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine.program import program_key
 from signfd_jax.experiments._processes import console

@@ -10,7 +10,7 @@ experiment (`num_workers`, `decoder`, ...: see `FACTS`) are no options: they are
 in.
 
 Other packages add attacks, decoders and aggregation rules by entry points
-(`signfd_jax.experiments.plugins`).
+(`signfd_jax.experiments._plugins`).
 """
 
 import contextlib
@@ -33,15 +33,21 @@ from signfd_jax.decoders import (
     federated_voting,
     majority_vote,
 )
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._choices import (
-    FACTS,
-    Choice,
-    asks_for,
-    canonical,
-    choose,
-    make,
-    traced_options,
+    asks_for as asks_for,
+)
+from signfd_jax.experiments._choices import (
+    canonical as canonical,
+)
+from signfd_jax.experiments._choices import (
+    choose as choose,
+)
+from signfd_jax.experiments._choices import (
+    make as make,
+)
+from signfd_jax.experiments._choices import (
+    traced_options as traced_options,
 )
 from signfd_jax.experiments.report import _traffic as traffic
 from signfd_jax.transforms import scale_by_aggregator
@@ -49,17 +55,10 @@ from signfd_jax.transforms import scale_by_aggregator
 __all__ = [
     "ATTACKS",
     "DECODERS",
-    "FACTS",
     "MEMBERSHIPS",
     "MODELS",
     "SERVERS",
     "SPLITS",
-    "Choice",
-    "asks_for",
-    "canonical",
-    "choose",
-    "make",
-    "traced_options",
 ]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data, theory
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine import program_sharded as sharded
 from signfd_jax.experiments._engine.settings import check_settings

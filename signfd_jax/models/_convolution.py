@@ -14,8 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-__all__ = ["convolve", "max_pool"]
-
 _MAX_BLOCK = 8  # images whose patches are made at once: they should fit the cache
 
 
@@ -31,20 +29,6 @@ def convolve(
     in the gradient of the kernel: that is a convolution grouped by worker, which XLA's
     CPU backend runs at 2 to 8 GFLOP/s. There, it is made worker by worker, a few images
     at a time, as patches and a matrix product. Other platforms get XLA's own.
-
-    Args:
-        images: float `[N, H, W, C]`.
-        kernel: float `[K, K, C, O]`.
-        stride: pixels from one output to the next; static.
-        padding: zero pixels on each side, below K; static.
-
-    Returns:
-        float `[N, H', W', O]` with `H' = (H + 2 padding - K) // stride + 1`.
-
-    Examples:
-        >>> images, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((5, 5, 1, 32))
-        >>> convolve(images, kernel).shape
-        (2, 24, 24, 32)
     """
     plain = functools.partial(_convolution, stride=stride, padding=padding)
     if padding or images.shape[-1] == 1:
@@ -185,17 +169,6 @@ def max_pool(images: jax.Array) -> jax.Array:
 
     The gradient goes to the first largest pixel of a window, as that of
     `flax.linen.max_pool`, whose form is slow on a CPU.
-
-    Args:
-        images: float `[N, H, W, C]`.
-
-    Returns:
-        float `[N, H // 2, W // 2, C]`.
-
-    Examples:
-        >>> print(max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0])
-        [[ 5.  7.]
-         [13. 15.]]
     """
     return _windows(images).max((2, 4))
 

@@ -3,8 +3,8 @@
 `FINDINGS` are what can be run, `SCALES` at which size.
 """
 
-from signfd_jax.paper.base import Claim, Finding, Outcome, verdict
-from signfd_jax.paper.findings import FINDINGS
+from signfd_jax.paper._base import Claim, Finding, Outcome, verdict
+from signfd_jax.paper._findings import FINDINGS
 from signfd_jax.paper.report import reproduce
 from signfd_jax.paper.scales import SCALES, Scale
 

@@ -1,10 +1,11 @@
 """Votes: what a gradient's sign is, as int8 or packed into bits, and how votes add up.
 
-`cast` makes votes of gradients, `packed` keeps them as bits. The private modules add
-them up, exactly and in any order. Start with `votes`.
+`votes` makes votes of gradients, in one of the alphabets `WIRES`. `packed` keeps them
+as bits, and `vote_tree` adds them up, exactly and in any order.
 """
 
 from signfd_jax.signs import packed
+from signfd_jax.signs._tally import Vote, count_agreements, vote_tree, weighted_vote
 from signfd_jax.signs.cast import (
     WIRES,
     cast_votes,
@@ -20,8 +21,10 @@ from signfd_jax.signs.cast import (
 
 __all__ = [
     "WIRES",
+    "Vote",
     "cast_votes",
     "check_wire",
+    "count_agreements",
     "fill_ties",
     "pack",
     "packed",
@@ -29,5 +32,7 @@ __all__ = [
     "sign_error",
     "to_wire",
     "unpack",
+    "vote_tree",
     "votes",
+    "weighted_vote",
 ]

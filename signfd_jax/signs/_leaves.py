@@ -17,8 +17,6 @@ from jax import lax
 
 from signfd_jax.signs import packed
 
-__all__ = ["Groups", "group_leaves", "split_coordinates"]
-
 _SMALL = 2**15  # coordinates of a leaf up to which it is joined with its neighbours
 
 
@@ -36,14 +34,7 @@ class Groups(NamedTuple):
     runs: tuple[tuple[int, int], ...]
 
     def join(self, tree) -> list[Any]:
-        """The groups of a tree with these leaves, of whatever is kept per coordinate.
-
-        Args:
-            tree: tree of `[..., *leaf]`, alike in the axes before the coordinates.
-
-        Returns:
-            List of arrays: `[..., n]` of leaves that are joined, others as they are.
-        """
+        """Group the leaves of a tree of this structure."""
         leaves = self.treedef.flatten_up_to(tree)
         return [
             leaves[start]
@@ -53,14 +44,7 @@ class Groups(NamedTuple):
         ]
 
     def split(self, groups):
-        """Undo `join`.
-
-        Args:
-            groups: list of arrays, one a group, of any dtype.
-
-        Returns:
-            The tree.
-        """
+        """Undo `join`."""
         leaves = []
         for (start, stop), group in zip(self.runs, groups, strict=True):
             if stop == start + 1:
@@ -71,26 +55,7 @@ class Groups(NamedTuple):
 
 
 def group_leaves(tree, *others, num_axes: int = 1) -> Groups:
-    """Choose which leaves to join: small neighbours that are alike.
-
-    Args:
-        tree: tree of arrays `[..., *leaf]`, or of `packed.PackedVotes`, which are never
-            joined.
-        *others: each a tree with as many leaves, joined alike.
-        num_axes: number of axes of the leaves of `tree` that come before those of the
-            coordinates: 1 for votes `[M, ...]`.
-
-    Returns:
-        The `Groups`.
-
-    Examples:
-        >>> votes = {"b": jnp.ones((3, 2)), "w": jnp.ones((3, 4, 5))}
-        >>> groups = group_leaves(votes)
-        >>> [rows.shape for rows in groups.join(votes)]
-        [(3, 22)]
-        >>> jax.tree.map(jnp.shape, groups.split(groups.join(votes)))
-        {'b': (3, 2), 'w': (3, 4, 5)}
-    """
+    """Choose which leaves to join: small neighbours that are alike."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=packed.is_packed)
     rows = zip(leaves, *map(jax.tree.leaves, others), strict=True)
     keys = [_key(row, number, num_axes) for number, row in enumerate(rows)]
@@ -135,19 +100,7 @@ def _joined(leaves, shapes):
 def split_coordinates(
     group: jax.Array, shapes: tuple[tuple[int, ...], ...]
 ) -> list[jax.Array]:
-    """Take leaves, one after the other, out of what holds all their coordinates.
-
-    Args:
-        group: `[..., n]`, of any dtype.
-        shapes: the leaves' shapes `[...]`, of n coordinates in all.
-
-    Returns:
-        List of `[..., *leaf]`.
-
-    Examples:
-        >>> [leaf.shape for leaf in split_coordinates(jnp.zeros(7), ((2, 3), ()))]
-        [(2, 3), ()]
-    """
+    """Take leaves, one after the other, out of what holds all their coordinates."""
     sizes = [math.prod(shape) for shape in shapes]
     starts = list(itertools.accumulate(sizes[:-1], initial=0))
     lead, axis = group.shape[:-1], group.ndim - 1

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int8, Int32
 
-__all__ = ["row_products"]
-
 # On NVIDIA GPUs XLA doubles products of fewer than 128 coordinates, unless they are a
 # multiple of four (jax 0.11.2, H200). Zeros are appended up to twice as many, to be
 # sure; to long rows they would cost a copy.
@@ -26,19 +24,6 @@ def row_products(
     r"""Sum over the coordinates of every row times every other row.
 
     $p_{k,m} = \sum_s a_{k,s} b_{m,s}$, summed in int32.
-
-    Args:
-        rows: int8 `[K, S]`.
-        others: int8 `[M, S]`.
-
-    Returns:
-        int32 `[K, M]`, exact as long as the sums are below 2**31.
-
-    Examples:
-        >>> rows = jnp.array([[1, -1, 0], [1, 1, 1]], jnp.int8)
-        >>> print(row_products(rows, rows))
-        [[2 0]
-         [0 3]]
     """
     size = rows.shape[1]
     if size < _FEW and size % _MULTIPLE:

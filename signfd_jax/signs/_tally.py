@@ -21,20 +21,6 @@ from signfd_jax.signs._products import row_products
 from signfd_jax.signs._totals import exact_total
 from signfd_jax.signs._visits import over_workers, sum_coordinates
 
-__all__ = [
-    "Vote",
-    "agreements",
-    "count_agreements",
-    "fixed_point",
-    "leaves_with_weights",
-    "mean_over_coordinates",
-    "sum_over_axis",
-    "sum_over_leaves",
-    "sum_rows",
-    "vote_tree",
-    "weighted_vote",
-]
-
 _FOLDS = 16  # slices that are added in int8 before anything is summed in int32
 
 
@@ -175,20 +161,6 @@ def fixed_point(
 
     The unit is `largest` $M / 2^{30}$, so that no sum over M workers can overflow; a
     weight is rounded away from zero, so that none is too small to count.
-
-    Args:
-        weights: float `[...]` (nats).
-        largest: a bound on |weights|, float scalar.
-        num_workers: the number M of workers whose weights are added (int).
-
-    Returns:
-        int32 `[...]`, and the number of units in one nat, float32 scalar.
-
-    Examples:
-        >>> weights = jnp.array([1.0, -0.5])
-        >>> units, scale = fixed_point(weights, largest=1.0, num_workers=2)
-        >>> print(units)
-        [ 536870912 -268435456]
     """
     bound = jnp.maximum(jnp.asarray(largest, jnp.float32), jnp.finfo(jnp.float32).tiny)
     scale = jnp.float32(2**30 / max(num_workers, 1)) / bound
@@ -231,20 +203,6 @@ def agreements(
     """Count the votes of each worker that agree with the decoded signs.
 
     Abstentions and decoded ties are counted neither way.
-
-    Args:
-        votes: int8 `[M, ...]` in {-1, 0, +1}, or `packed.PackedVotes`.
-        decoded: int8 `[...]` in {-1, 0, +1}.
-
-    Returns:
-        int32 `[M]`, the agreeing votes, and int32 `[M]`, the votes that were
-        counted. Both are exact for fewer than 2**31 coordinates.
-
-    Examples:
-        >>> votes = jnp.array([[1, 1, -1, 0], [1, -1, 1, 1]], jnp.int8)
-        >>> agreed, counted = agreements(votes, jnp.array([1, 1, 0, 1], jnp.int8))
-        >>> print(agreed, counted)
-        [2 2] [2 3]
     """
     if isinstance(votes, packed.PackedVotes):
         bits = jax.tree.map(lambda row: row[0], packed.pack_ternary(decoded[None]))
@@ -280,18 +238,7 @@ def _row_sums(
 
 
 def sum_rows(rows: Int8[Array, "M *leaf"]) -> Int32[Array, " M"]:
-    """Exact sums over the coordinates.
-
-    Args:
-        rows: int8 `[M, ...]` in {-1, 0, +1}.
-
-    Returns:
-        int32 `[M]`, exact for fewer than 2**31 coordinates.
-
-    Examples:
-        >>> print(sum_rows(jnp.array([[1, 1, -1], [0, 1, 1]], jnp.int8)))
-        [1 2]
-    """
+    """Exact sums over the coordinates."""
     rows = rows.reshape(rows.shape[0], -1)
     return _row_sums(lambda part, _: part, rows, rows[0])
 
@@ -301,21 +248,7 @@ def _sum_rows(rows: Int8[Array, "M N"]) -> Int32[Array, " M"]:
 
 
 def leaves_with_weights(votes, weights) -> list[tuple[Any, Any]]:
-    """Pair every leaf of the votes with its weights.
-
-    Args:
-        votes: tree of `[M, ...]`.
-        weights: an array, which serves all leaves, or a tree like `votes` (each leaf
-            may itself be a tree).
-
-    Returns:
-        List of (leaf, weights), in the order of the leaves.
-
-    Examples:
-        >>> votes = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 5))}
-        >>> [(v.shape, w.shape) for v, w in leaves_with_weights(votes, jnp.ones(2))]
-        [((2, 3), (2,)), ((2, 5), (2,))]
-    """
+    """Pair every leaf of the votes with its weights."""
     leaves, treedef = jax.tree.flatten(votes, is_leaf=packed.is_packed)
     if isinstance(weights, jax.Array):
         return [(leaf, weights) for leaf in leaves]
@@ -328,23 +261,7 @@ def sum_over_leaves(
     *,
     most: int | None = None,
 ):
-    """Add up what was counted leaf by leaf, and over a mesh axis.
-
-    Args:
-        counts: for each leaf the same number of arrays, alike in shape.
-        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
-        most: a bound on the integers' |sums| of one device, as in `exact_total`.
-
-    Returns:
-        List of their sums. Those of integers are float32: exact below 2**40, then
-        rounded once (`exact_total`).
-
-    Examples:
-        >>> first = (jnp.array([1, 2]), jnp.array(3))
-        >>> second = (jnp.array([5, 6]), jnp.array(1))
-        >>> print(*sum_over_leaves([first, second], None))
-        [6. 8.] 4.0
-    """
+    """Add up what was counted leaf by leaf, and over a mesh axis."""
 
     def total(parts):
         if jnp.issubdtype(parts[0].dtype, jnp.integer):
@@ -355,36 +272,12 @@ def sum_over_leaves(
 
 
 def sum_over_axis(values, axis_name: str | tuple[str, ...] | None):
-    """Sum over a mesh axis, or nothing to do where there is none.
-
-    Args:
-        values: tree of arrays of any shape.
-        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
-
-    Returns:
-        Tree of the same shapes.
-
-    Examples:
-        >>> print(sum_over_axis(jnp.arange(3), None))
-        [0 1 2]
-    """
+    """Sum over a mesh axis, or nothing to do where there is none."""
     return values if axis_name is None else lax.psum(values, axis_name)
 
 
 def mean_over_coordinates(values, axis_name: str | tuple[str, ...] | None = None):
-    """Mean of each worker's values over all coordinates.
-
-    Args:
-        values: float `[M]`, or a tree of `[M, ...]`.
-        axis_name: mesh axis, or axes, that the coordinates are split over, or None.
-
-    Returns:
-        float32 `[M]`; of an array `[M]`, itself.
-
-    Examples:
-        >>> print(mean_over_coordinates({"w": jnp.array([[1.0, 3.0], [5.0, 5.0]])}))
-        [2. 5.]
-    """
+    """Mean of each worker's values over all coordinates."""
     groups = group_leaves(values).join(values)
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in groups]
     total = sum(jnp.sum(leaf, axis=1) for leaf in leaves)

@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["MOST_COORDINATES", "MOST_IN_LEAF", "check_coordinates", "exact_total"]
-
 MOST_COORDINATES = 2**40
 """Coordinates of all leaves and devices that are counted exactly."""
 MOST_IN_LEAF = 2**31 - 1
@@ -32,23 +30,7 @@ def exact_total(
     *,
     most: int | None = None,
 ) -> jax.Array:
-    """Add up counts, exactly, and round the total once.
-
-    Args:
-        counts: integer arrays, alike in shape, each within int32.
-        axis_name: mesh axis, or axes, over which they are summed too, or None.
-        most: a bound on |total| of one device (int), which saves work where an int32
-            holds that of all devices; None: not known.
-
-    Returns:
-        float32 of that shape: the total, exact below 2**40, rounded to the nearest
-        float32. So it depends on no order, and on no number of devices up to 2**15.
-
-    Examples:
-        >>> most = jnp.array([2**31 - 1, 5], jnp.int32)
-        >>> print(exact_total([most, most, most]))
-        [6.4424509e+09 1.5000000e+01]
-    """
+    """Add up counts, exactly, and round the total once."""
     counts = [count.astype(jnp.int32) for count in counts]
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
     if counts and most is not None and most * devices < 2**31:
@@ -75,23 +57,7 @@ def _carry(low):
 
 
 def check_coordinates(params: Any) -> None:
-    """Refuse more coordinates than can be counted exactly.
-
-    Args:
-        params: tree of arrays, numbers or shapes; only their shapes are read.
-
-    Raises:
-        ValueError: a leaf has 2**31 coordinates or more, or all of them more than
-            2**40.
-
-    Examples:
-        >>> leaf = jax.ShapeDtypeStruct((2**30,), jnp.float32)
-        >>> check_coordinates([leaf] * 1024)
-        >>> check_coordinates([leaf] * 1025)
-        Traceback (most recent call last):
-            ...
-        ValueError: there are 1100585369600 coordinates, but more than 2**40 cannot ...
-    """
+    """Refuse more coordinates than can be counted exactly."""
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size = math.prod(jnp.shape(leaf))

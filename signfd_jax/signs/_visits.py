@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["over_workers", "sum_coordinates"]
-
 _FEW = 16  # workers that XLA's CPU backend adds up in registers
 
 
@@ -25,21 +23,6 @@ def over_workers(
     On a CPU the workers come one after the other, so that everything a visit needs
     stays in the cache, and the inner loops run along the coordinates. Elsewhere all
     come at once.
-
-    Args:
-        visit: `row -> (terms, kept)`, a pure function of one worker's row. The terms
-            may have any shape; their sum has their dtype.
-        rows: tree of `[M, ...]`.
-        simple: a visit takes a few operations, so that up to 16 workers come all at
-            once on a CPU too: their sums then stay in registers.
-
-    Returns:
-        The sum of the terms, and what was kept, stacked: leaves `[M, ...]`.
-
-    Examples:
-        >>> votes = jnp.array([[1, -1], [1, 1]], jnp.int32)
-        >>> over_workers(lambda row: (row, row[0]), votes)
-        (Array([2, 0], dtype=int32), Array([1, 1], dtype=int32))
     """
 
     def one_by_one(rows):
@@ -95,18 +78,7 @@ def _split_alike(rows, axis):
 
 
 def sum_coordinates(row: Float[Array, "*leaf"]) -> Float[Array, ""]:
-    """Sum of one worker's values, fast inside `over_workers`.
-
-    Args:
-        row: float `[...]`.
-
-    Returns:
-        Scalar of that dtype.
-
-    Examples:
-        >>> print(sum_coordinates(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
-        10.0
-    """
+    """Sum of one worker's values, fast inside `over_workers`."""
     # XLA's CPU backend adds one number at a time, but its products do not.
     row = row.reshape(-1)
     return jnp.dot(row, jnp.ones_like(row), precision=lax.Precision.HIGHEST)

@@ -18,8 +18,6 @@ from jaxtyping import Array, Bool, Int8, Int32, UInt8
 
 __all__ = [
     "PackedVotes",
-    "draw_coordinates",
-    "holds_packed",
     "in_leaf_shape",
     "is_packed",
     "join_chunks",
@@ -28,7 +26,6 @@ __all__ = [
     "row_agreements",
     "row_votes",
     "take_coordinates",
-    "take_workers",
     "unpack_votes",
     "votes_structure",
 ]
@@ -86,22 +83,6 @@ def is_packed(node) -> bool:
         {'w': True}
     """
     return isinstance(node, PackedVotes)
-
-
-def holds_packed(tree) -> bool:
-    """Whether a tree holds packed votes.
-
-    Args:
-        tree: any tree.
-
-    Returns:
-        True or False.
-
-    Examples:
-        >>> holds_packed({"w": jnp.ones((3, 2), jnp.int8)})
-        False
-    """
-    return any(map(is_packed, jax.tree.leaves(tree, is_leaf=is_packed)))
 
 
 def votes_structure(votes):
@@ -219,55 +200,6 @@ def join_chunks(chunks):
          [ 1  1]]
     """
     return jax.tree.map(lambda rows: rows.reshape(-1, rows.shape[-1]), chunks)
-
-
-def take_workers(votes, workers: Int32[Array, " K"]):
-    """The votes of a few workers, unpacked.
-
-    Args:
-        votes: tree of int8 `[M, ...]` or of `PackedVotes`.
-        workers: int32 `[K]`, which of them.
-
-    Returns:
-        Tree of int8 `[K, ...]`.
-
-    Examples:
-        >>> packed = pack_ternary(jnp.array([[1, -1], [1, 1], [0, 1]], jnp.int8))
-        >>> print(take_workers(packed, jnp.array([2, 0])))
-        [[ 0  1]
-         [ 1 -1]]
-    """
-    return unpack_votes(jax.tree.map(lambda rows: rows[workers], votes))
-
-
-def draw_coordinates(key, leaves, limit: int | None) -> list[jax.Array | None]:
-    """Draw coordinates with replacement, from each leaf by its share of them all.
-
-    Args:
-        key: a JAX key; it is consumed.
-        leaves: list of int8 `[M, ...]` or of `PackedVotes`.
-        limit: how many coordinates (int), or up to one more for each leaf; None: all.
-
-    Returns:
-        For each leaf int32 `[S]`, numbers of coordinates along the ravelled leaf; or
-        None for all of them, where there are no more than `limit`.
-
-    Examples:
-        >>> leaves = [jnp.ones((3, 30), jnp.int8), jnp.ones((3, 10), jnp.int8)]
-        >>> chosen = draw_coordinates(jax.random.key(0), leaves, 8)
-        >>> [places.shape for places in chosen]
-        [(6,), (2,)]
-    """
-    sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
-    total = sum(sizes)
-    if limit is None or total <= limit:
-        return [None] * len(leaves)
-    return [
-        jax.random.randint(leaf_key, (-(-size * limit // total),), 0, size)
-        for leaf_key, size in zip(
-            jax.random.split(key, len(leaves)), sizes, strict=True
-        )
-    ]
 
 
 def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M S"]:

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signfd_jax._checks import check_kind, check_size
+from signfd_jax._checks import check_kind, check_size, check_worker_gradients
 from signfd_jax.aggregators import Rule
 from signfd_jax.signs._totals import MOST_IN_LEAF
 from signfd_jax.signs._trees import dtype_of, size_of
-from signfd_jax.transforms.sign_decoder import check_worker_gradients
 
 __all__ = ["AggregatorState", "scale_by_aggregator"]
 

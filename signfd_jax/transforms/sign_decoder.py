@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from signfd_jax import signs
-from signfd_jax._checks import check_number, check_size, check_unmasked
+from signfd_jax._checks import (
+    check_decoder,
+    check_number,
+    check_size,
+    check_worker_gradients,
+)
 from signfd_jax.decoders import (
     DecodeInfo,
     Decoder,
@@ -19,7 +24,7 @@ from signfd_jax.decoders import (
     federated_defense,
     majority_vote,
 )
-from signfd_jax.decoders.base import check_decoder, first_info
+from signfd_jax.decoders._first_info import first_info
 from signfd_jax.signs import packed
 from signfd_jax.signs._totals import check_coordinates
 from signfd_jax.signs._trees import cast_like, shapes_of, size_of
@@ -35,7 +40,6 @@ except (ImportError, AttributeError):
 
 __all__ = [
     "SignDecoderState",
-    "check_worker_gradients",
     "scale_by_sign_decoder",
     "scale_by_sign_fd",
     "scale_by_sign_mv",
@@ -193,43 +197,6 @@ def _check_packed(votes, params, decoder):
             "packed votes need the parameters, a tree like theirs, to decode into; "
             "give update(votes, state, params)"
         )
-
-
-def check_worker_gradients(gradients, params, num_workers: int) -> None:
-    """Refuse a tree of gradients that does not lead with the worker axis.
-
-    Args:
-        gradients: tree of `[M, ...]`.
-        params: tree of `[...]`, or None when the parameters are not at hand.
-        num_workers: the number M of workers.
-
-    Raises:
-        ValueError: a masked leaf, a leaf without the worker axis, or a tree that
-            differs from the parameters'.
-
-    Examples:
-        >>> check_worker_gradients({"w": jnp.ones((3, 2))}, {"w": jnp.ones(2)}, 3)
-    """
-    check_unmasked(gradients, "keep their worker axis")
-    gradient_leaves = jax.tree_util.tree_leaves_with_path(gradients)
-    if params is None:
-        expected = [(num_workers, *jnp.shape(leaf)[1:]) for _, leaf in gradient_leaves]
-    elif jax.tree.structure(gradients) == jax.tree.structure(params):
-        expected = [(num_workers, *jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
-    else:
-        raise ValueError(
-            f"the gradients have the tree {jax.tree.structure(gradients)}, but the "
-            f"parameters {jax.tree.structure(params)}; they must be alike"
-        )
-    for (path, leaf), shape in zip(gradient_leaves, expected, strict=True):
-        if jnp.shape(leaf) != shape:
-            raise ValueError(
-                f"gradient leaf {jax.tree_util.keystr(path) or '(root)'} has shape "
-                f"{jnp.shape(leaf)}, but {num_workers} workers need {shape}: one "
-                "gradient a worker, stacked on a leading axis, as "
-                "jax.vmap(jax.grad(loss), in_axes=(None, 0)) gives them. (Inside "
-                "optax.MultiSteps: accumulate in the worker instead)"
-            )
 
 
 def scale_by_sign_mv(num_workers: int) -> optax.GradientTransformationExtraArgs:

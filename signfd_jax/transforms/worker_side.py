@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax._checks import check_number, check_size
+from signfd_jax._checks import check_number, check_size, check_worker_gradients
 from signfd_jax.aggregators import top_k
 from signfd_jax.signs._trees import dtype_of, size_of
-from signfd_jax.transforms.sign_decoder import check_worker_gradients
 
 __all__ = [
     "ErrorFeedbackState",

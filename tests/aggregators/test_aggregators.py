@@ -17,10 +17,10 @@ from signfd_jax import aggregators
 from signfd_jax.aggregators import PREAGGREGATIONS, RULES, chain, keyed, stateless
 from signfd_jax.aggregators._rows import (
     _odd_even_merge_network,
+    mean_near_median,
     sorted_rows,
     squared_distances,
 )
-from signfd_jax.aggregators.coordinate import mean_near_median
 from signfd_jax.aggregators.filtering import _largest_cluster, _sample_columns
 
 M, D, F = 11, 23, 2

@@ -150,9 +150,9 @@ def no_memory(monkeypatch):
 
 
 def no_plots(monkeypatch):
-    import signfd_jax
+    from signfd_jax.experiments import report
 
-    monkeypatch.delattr(signfd_jax, "plots", raising=False)
+    monkeypatch.delattr(report, "plots", raising=False)
     monkeypatch.setitem(sys.modules, "signfd_jax.experiments.report.plots", None)
 
 
@@ -188,7 +188,7 @@ def test_plot_says_in_one_line_what_it_cannot_draw(tmp_path, monkeypatch, capsys
 
 def test_report_of_the_paper_is_written_first(tmp_path, monkeypatch, capsys):
     from signfd_jax.paper import report
-    from signfd_jax.paper.base import Claim, Finding, Outcome
+    from signfd_jax.paper._base import Claim, Finding, Outcome
 
     panels = {"left": {"a": ([1, 2], [0.5, 0.7])}}
     found = Outcome((Claim("so it is", True),), [["a"], ["1"]], panels)

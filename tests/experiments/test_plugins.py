@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._storage.run_folder import read_lines
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"

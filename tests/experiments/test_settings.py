@@ -15,7 +15,7 @@ from signfd_jax.experiments._engine import settings
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import restore
 from signfd_jax.experiments.run import run_experiment
-from signfd_jax.paper.base import Lab
+from signfd_jax.paper._base import Lab
 
 # Of each kind of setting one that this process can have for a while.
 OTHERS = {

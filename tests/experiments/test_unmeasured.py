@@ -22,8 +22,8 @@ from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.report import plots, tables
 from signfd_jax.experiments.run import run_experiment
 from signfd_jax.models import Evaluation
-from signfd_jax.paper.base import Lab, format_mean
-from signfd_jax.paper.measure.setting import wrong_share
+from signfd_jax.paper._base import Lab, format_mean
+from signfd_jax.paper._measure.setting import wrong_share
 
 M = 8
 BASE = Experiment(

@@ -11,10 +11,10 @@ import pytest
 from signfd_jax import paper, theory
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment
-from signfd_jax.paper import base as outcome
+from signfd_jax.paper import _base as outcome
 from signfd_jax.paper import report
-from signfd_jax.paper.measure import channel_error, side_by_side
-from signfd_jax.paper.measure.setting import make_setting, wrong_share
+from signfd_jax.paper._measure import channel_error, side_by_side
+from signfd_jax.paper._measure.setting import make_setting, wrong_share
 
 pytestmark = pytest.mark.slow
 

@@ -26,8 +26,6 @@ from signfd_jax.experiments._engine.program import (
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.signs import check_wire
 
-__all__ = ["Training", "byzantine_mask", "check", "prepare", "split_examples"]
-
 
 class Training(NamedTuple):
     """A compiled experiment, ready to run; made by `prepare`.
@@ -59,20 +57,7 @@ class Training(NamedTuple):
 
 @jax.transfer_guard("allow")  # What is moved here to the device is meant to be.
 def check(config: Experiment) -> None:
-    """Refuse names and options that do not exist, before anything is loaded.
-
-    Args:
-        config: the experiment.
-
-    Raises:
-        ValueError: what is wrong, what is wanted, and what to do.
-
-    Examples:
-        >>> check(Experiment(decoder="majority_vote"))
-        >>> check(Experiment(decoder="majority"))
-        Traceback (most recent call last):
-        ValueError: unknown decoder 'majority' (did you mean majority_vote?); ...
-    """
+    """Refuse names and options that do not exist, before anything is loaded."""
     if config.dataset not in data.DATASETS:
         raise ValueError(
             f"unknown data set {config.dataset!r}; known are {', '.join(data.DATASETS)}"
@@ -95,17 +80,6 @@ def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
 
     The draws are nested: with the same seed, the attackers of a smaller
     `num_byzantine` are among those of a larger one.
-
-    Args:
-        config: the experiment.
-        seed: a training seed.
-
-    Returns:
-        bool `[M]`.
-
-    Examples:
-        >>> print(byzantine_mask(Experiment(num_workers=4, byzantine_ids=(2,)), seed=0))
-        [False False  True False]
     """
     mask = np.zeros(config.num_workers, bool)
     if config.byzantine_ids:
@@ -119,22 +93,7 @@ def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
 
 
 def split_examples(config: Experiment, dataset: data.Dataset) -> partition.Partition:
-    """Split the training examples over the workers, as the configuration says.
-
-    Args:
-        config: the experiment.
-        dataset: its data set.
-
-    Returns:
-        A `Partition`; it depends on `partition_seed`, on no training seed.
-
-    Raises:
-        ValueError: the data set cannot be split so.
-
-    Examples:
-        >>> split_examples(Experiment(), data.load("digits")).indices.shape[0]
-        15
-    """
+    """Split the training examples over the workers, as the configuration says."""
     choice = registry.choose(registry.SPLITS, "split", config.split)
     facts = {
         "labels": np.asarray(dataset.train_labels),
@@ -149,26 +108,7 @@ def prepare(
     dataset: data.Dataset,
     split: partition.Partition | None = None,
 ) -> Training:
-    """Compile an experiment, or find it compiled, and set it up.
-
-    Args:
-        config: the experiment.
-        dataset: its data set.
-        split: who holds which examples; None: `split_examples`. Splits of one width
-            share one program.
-
-    Returns:
-        A `Training`, of which no round has been run.
-
-    Raises:
-        ValueError: the configuration does not fit itself or its data.
-
-    Examples:
-        >>> config = Experiment(rounds=5, eval_every=2, batch_size=4)
-        >>> training = prepare(config, data.load("digits"))
-        >>> [rounds for rounds, metrics, seconds in training.tests]
-        [2, 4, 5]
-    """
+    """Compile an experiment, or find it compiled, and set it up."""
     check(config)
     split = split_examples(config, dataset) if split is None else split
     leaves, structure = jax.tree.flatten(_inputs(config, dataset, split))

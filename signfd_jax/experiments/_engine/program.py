@@ -27,17 +27,6 @@ from signfd_jax.experiments.config import Experiment
 from signfd_jax.simulate import run, simulation
 from signfd_jax.transforms import scale_by_sign_decoder
 
-__all__ = [
-    "Inputs",
-    "Metrics",
-    "compile_program",
-    "compiled",
-    "means",
-    "parts",
-    "program_key",
-    "totals",
-]
-
 # Fields of a configuration that no program depends on.
 _INPUTS = (
     "name",
@@ -107,21 +96,6 @@ def totals(test: models.Evaluation, infos: SimulationInfo, num_workers: int) -> 
 
     No compiled program gives a NaN that stands for "not measured", so that JAX can
     look for those that are mistakes (`jax_debug_nans`).
-
-    Args:
-        test: of one seed.
-        infos: of its rounds since the last test, leaves `[T, ...]`.
-        num_workers: number M of workers (int).
-
-    Returns:
-        Metrics of one seed, for `means`.
-
-    Examples:
-        >>> losses, numbers = jnp.array([3.0, jnp.nan]), jnp.array([1, 0])
-        >>> infos = SimulationInfo(losses, None, None, None, None, numbers)
-        >>> test = models.Evaluation(jnp.float32(0.5), jnp.float32(1.0))
-        >>> print(*totals(test, infos, 3)[2:5])
-        3.0 0.0 0.0
     """
 
     def total(values, measured=None):
@@ -145,20 +119,7 @@ def totals(test: models.Evaluation, infos: SimulationInfo, num_workers: int) -> 
 
 
 def means(totals: Metrics) -> Metrics:
-    """Metrics as they are recorded, on the host.
-
-    Args:
-        totals: of all seeds, what `totals` returned, in NumPy arrays.
-
-    Returns:
-        The `Metrics`.
-
-    Examples:
-        >>> one, none = np.ones(1, "f4"), np.zeros(1, "i4")
-        >>> sums = Metrics(one, one, 6 * one, *[one] * 4, none + 2, none, none)
-        >>> means(sums).train_loss, means(sums).margin
-        (array([3.], dtype=float32), array([nan], dtype=float32))
-    """
+    """Metrics as they are recorded, on the host."""
 
     def mean(total, rounds):
         divisor = np.maximum(rounds, 1).astype(np.float32)
@@ -175,19 +136,7 @@ def means(totals: Metrics) -> Metrics:
 
 
 def program_key(config: Experiment) -> Experiment:
-    """What of a configuration is compiled in; the rest are inputs of the program.
-
-    Args:
-        config: the experiment.
-
-    Returns:
-        The configuration with everything else set to its default. Experiments of equal
-        keys share their programs, if their data have equal shapes.
-
-    Examples:
-        >>> program_key(Experiment(seed=1)) == program_key(Experiment(num_byzantine=7))
-        True
-    """
+    """What of a configuration is compiled in; the rest are inputs of the program."""
     choice = registry.choose(registry.ATTACKS, "attack", config.attack)
     traced = registry.traced_options(registry.ATTACKS, choice)
     options = ",".join(f"{k}={0 if k in traced else v}" for k, v in choice.options)
@@ -212,34 +161,7 @@ def parts(
     strengths: Mapping[str, Any],
     seed: int | jax.Array = 0,
 ) -> tuple[optax.GradientTransformation, Any, Any]:
-    """Make the server, the attack and the membership that a configuration names.
-
-    Args:
-        config: the experiment.
-        num_classes: number of classes.
-        learning_rate: the step, a scalar that may be traced, as may the next two.
-        flip_probability: r of stochastic_sign_flip (scalar).
-        strengths: options of the attack (scalars), instead of those in the name.
-        seed: the training seed (an integer scalar), from which server and attack draw
-            what they draw.
-
-    Returns:
-        The server's transformation, the `Attack`, and the membership function or None.
-
-    Raises:
-        ValueError: a name or an option is unknown, or a Python number out of range.
-
-    Examples:
-        >>> _, attack, membership = parts(
-        ...     Experiment(attack="label_flip"),
-        ...     num_classes=10,
-        ...     learning_rate=1e-3,
-        ...     flip_probability=0.5,
-        ...     strengths={},
-        ... )
-        >>> attack.entry, membership
-        ('data', None)
-    """
+    """Make the server, the attack and the membership that a configuration names."""
     choose, make = registry.choose, registry.make
     facts: dict[str, Any] = {
         "num_workers": config.num_workers,
@@ -282,20 +204,7 @@ class _ByOperation(NamedTuple):
 
 
 def compiled(function: Any, *arguments, options: Any = None) -> Any:
-    """Compile a program, unless `jax_disable_jit` is set.
-
-    Args:
-        function: what `jax.jit` gave, of trees of arrays.
-        *arguments: each a tree of arrays, or of their shapes and dtypes.
-        options: a tree of names and values, for the compiler.
-
-    Returns:
-        A function of such arguments, with an `out_info` of what it gives.
-
-    Examples:
-        >>> compiled(jax.jit(jnp.negative), jnp.float32(1)).out_info.shape
-        ()
-    """
+    """Compile a program, unless `jax_disable_jit` is set."""
     config: Any = jax.config
     if config.jax_disable_jit:
         return _ByOperation(function, jax.eval_shape(function, *arguments))
@@ -306,31 +215,7 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
 def compile_program(
     key: Experiment, structure: Any, leaves: tuple[Any, ...], num_rounds: int | None
 ) -> Any:
-    """Compile the start of an experiment, or a chunk of its rounds with a test.
-
-    Args:
-        key: what `program_key` returned.
-        structure: tree structure of the `Inputs`.
-        leaves: shapes and dtypes of their leaves.
-        num_rounds: rounds T of the chunk; None: compile the start.
-
-    Returns:
-        The start: `(seeds uint32 [S], byzantine bool [S, M], leaves) -> state`; or the
-        chunk: `(state, seeds, leaves) -> (state, totals)`, which consumes the state.
-
-    Examples:
-        >>> digits = data.load("digits")
-        >>> split = partition.iid(digits.train_labels, 15)
-        >>> scalar = jnp.float32(0.5)
-        >>> inputs = Inputs(digits, split, scalar, scalar, {})
-        >>> leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, inputs))
-        >>> shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-        >>> start = compile_program(program_key(Experiment()), structure, shapes, None)
-        >>> seeds, nobody = jnp.zeros(1, jnp.uint32), jnp.zeros((1, 15), bool)
-        >>> state = start(seeds, nobody, tuple(leaves))
-        >>> state.byzantine.shape
-        (1, 15)
-    """
+    """Compile the start of an experiment, or a chunk of its rounds with a test."""
 
     def build(leaves, seed):
         inputs: Inputs = jax.tree.unflatten(structure, leaves)

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from signfd_jax import data, models
 from signfd_jax._observed import honest_loss, round_info
 from signfd_jax.attacks import AttackContext
-from signfd_jax.attacks.base import apply_by_row
+from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.data import batches, partition
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed._shard_map import vary
@@ -38,8 +38,6 @@ from signfd_jax.experiments._engine.prepare import (
 from signfd_jax.experiments._engine.program import compiled, means, parts, totals
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.simulate import SimulationState
-
-__all__ = ["Shards", "check_sharded", "prepare_sharded", "share_out"]
 
 _AXIS = "workers"
 
@@ -61,22 +59,7 @@ class Shards(NamedTuple):
 
 
 def check_sharded(config: Experiment, num_devices: int) -> None:
-    """Refuse what cannot run on so many devices.
-
-    Args:
-        config: the experiment.
-        num_devices: number D of devices.
-
-    Raises:
-        ValueError: the wire is not one_bit, the workers cannot be shared out evenly, or
-            the attack looks at the gradients of other workers.
-
-    Examples:
-        >>> check_sharded(Experiment(wire="one_bit", num_workers=16), 4)
-        >>> check_sharded(Experiment(wire="one_bit", num_workers=15), 4)
-        Traceback (most recent call last):
-        ValueError: 15 workers cannot be shared out evenly to 4 devices; ...
-    """
+    """Refuse what cannot run on so many devices."""
     if config.wire != "one_bit":
         raise ValueError(
             f"devices exchange one bit, but wire is {config.wire}; add --wire one_bit"
@@ -98,23 +81,7 @@ def check_sharded(config: Experiment, num_devices: int) -> None:
 
 
 def share_out(dataset: data.Dataset, split: partition.Partition, mesh: Mesh) -> Shards:
-    """Put on each device the examples of its workers, and on no other.
-
-    Args:
-        dataset: the data set, in NumPy arrays.
-        split: which worker holds which examples, in NumPy arrays.
-        mesh: of one axis, the workers'.
-
-    Returns:
-        `Shards`, split over the mesh; a process makes only those of its own devices.
-
-    Examples:
-        >>> digits = data.load("digits")
-        >>> split = partition.iid(digits.train_labels, 6)
-        >>> mesh = jax.make_mesh((1,), ("workers",), devices=jax.devices()[:1])
-        >>> share_out(digits, split, mesh).indices.shape[0]
-        6
-    """
+    """Put on each device the examples of its workers, and on no other."""
     rows = np.split(np.asarray(split.indices), mesh.size)
     held = [np.unique(row) for row in rows]
     places = np.concatenate(
@@ -151,25 +118,6 @@ def prepare_sharded(
 
     Every process calls it with the same arguments. `Metrics.sign_error` is NaN: nobody
     has the mean gradient.
-
-    Args:
-        config: the experiment.
-        dataset: its data set, in NumPy arrays.
-        split: who holds which examples; None: `split_examples`.
-
-    Returns:
-        A `Training`, of which no round has been run; its state is split over devices.
-
-    Raises:
-        ValueError: the configuration does not fit itself, its data or the devices.
-
-    Examples:
-        >>> config = Experiment(
-        ...     wire="one_bit", num_workers=8, rounds=5, eval_every=2, batch_size=4
-        ... )
-        >>> training = prepare_sharded(config, data.load("digits"))
-        >>> [rounds for rounds, metrics, seconds in training.tests]
-        [2, 4, 5]
     """
     check(config)
     devices = jax.devices()

@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 
-__all__ = ["changed_settings", "check_settings", "settings"]
-
 # Of jax.config: what numbers are drawn, in which precision, by which derivative rules
 # and by which passes of the compiler. The others only check, log, or place things.
 _NAMES = (
@@ -41,16 +39,7 @@ _HARMLESS = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
 def settings() -> dict[str, Any]:
-    """The settings of this process, as far as they change results.
-
-    Returns:
-        By name, those of `jax.config` that this version of JAX has; and environment
-        variables that XLA reads, "" where they are not set.
-
-    Examples:
-        >>> settings()["jax_threefry_partitionable"]
-        True
-    """
+    """The settings of this process, as far as they change results."""
     missing = object()
     found = {name: getattr(jax.config, name, missing) for name in _NAMES}
     return {
@@ -69,21 +58,7 @@ def _flags(text):
 
 
 def changed_settings(then: Mapping[str, Any]) -> str:
-    """Which settings are others now.
-
-    Args:
-        then: an `environment`, of which "settings" is read; one without it is of a
-            version that did not record them.
-
-    Returns:
-        Name by name what it was and what it is; the empty text if none has changed.
-
-    Examples:
-        >>> changed_settings({"settings": settings()})
-        ''
-        >>> changed_settings({"settings": {"jax_enable_x64": None}})
-        'jax_enable_x64 was None and is ...'
-    """
+    """Which settings are others now."""
     now = settings()
     before = then.get("settings") or {}
     return ", ".join(
@@ -98,17 +73,7 @@ def _shown(value):
 
 
 def check_settings(folder: str | Path) -> None:
-    """Refuse to go on under other settings of JAX than a run was begun with.
-
-    Args:
-        folder: the run's folder; without a checkpoint there is nothing to go on from.
-
-    Raises:
-        ValueError: the newest checkpoint was written under other settings.
-
-    Examples:
-        >>> check_settings(getfixture("tmp_path"))
-    """
+    """Refuse to go on under other settings of JAX than a run was begun with."""
     found = Path(folder).glob("checkpoints/*/about.json")
     for path in sorted(found, key=_rounds, reverse=True):
         try:

@@ -11,8 +11,6 @@ import time
 
 import jax
 
-__all__ = ["check_coordinator", "name_this_machine", "own_address", "past_proxies"]
-
 _PATIENCE = 10.0  # seconds until a host must have a name: a cluster may still start
 
 
@@ -20,13 +18,6 @@ def past_proxies(here: bool = False) -> None:
     """Let the runtime call the other processes directly, whatever the environment says.
 
     Downloads still use the proxies.
-
-    Args:
-        here: whether all processes are on this machine. If not, a `grpc_proxy`, which
-            is for such calls alone, stays.
-
-    Examples:
-        >>> past_proxies()
     """
     if here:
         os.environ["grpc_proxy"] = ""
@@ -36,21 +27,7 @@ def past_proxies(here: bool = False) -> None:
 
 
 def check_coordinator(coordinator: str, patience: float = _PATIENCE) -> None:
-    """Refuse an address that is none, for which the runtime would wait five minutes.
-
-    Args:
-        coordinator: `host:port`.
-        patience: seconds for which a host may have no address.
-
-    Raises:
-        ValueError: it is no such address, or the host has none.
-
-    Examples:
-        >>> check_coordinator("localhost:1234")
-        >>> check_coordinator("localhost")
-        Traceback (most recent call last):
-        ValueError: the coordinator must be HOST:PORT, but is 'localhost'
-    """
+    """Refuse an address that is none, for which the runtime would wait five minutes."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"the coordinator must be HOST:PORT, but is {coordinator!r}")
@@ -68,18 +45,7 @@ def check_coordinator(coordinator: str, patience: float = _PATIENCE) -> None:
 
 
 def own_address(coordinator: str) -> str | None:
-    """The address by which others can call this machine, where its name does not say.
-
-    Args:
-        coordinator: `host:port` of the one that all of them can call.
-
-    Returns:
-        An address; None where the host name has one that others may use.
-
-    Examples:
-        >>> own_address("127.0.0.1:1234")
-        '127.0.0.1'
-    """
+    """The address at which others reach this machine, where its name does not say."""
     host, _, port = coordinator.rpartition(":")
     family, *_, target = socket.getaddrinfo(
         host.strip("[]"), int(port), type=socket.SOCK_DGRAM
@@ -100,12 +66,6 @@ def name_this_machine(coordinator: str) -> None:
     """Give the runtime's CPU devices the address that `own_address` finds.
 
     To be called between joining and the first use of a device.
-
-    Args:
-        coordinator: `host:port` of process 0.
-
-    Examples:
-        >>> name_this_machine("127.0.0.1:1234")  # in no job: nothing to do
     """
     try:  # JAX has no public way to say it
         from jax._src import distributed, xla_bridge

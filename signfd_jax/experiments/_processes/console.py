@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["patient", "reason", "spared", "steady", "warn"]
-
 _PLAIN = {"±": "+/-", "─": "-", "│": "|", "…": "..."}
 
 
@@ -78,19 +76,6 @@ def patient(stream: Any) -> Any:
     Letters that the stream's encoding lacks are spelled out. Once the stream is closed,
     its reader gone or its disk full, the rest is left out. Of a full disk one line on
     stderr tells.
-
-    Args:
-        stream: a text stream, whose state is its own, or what this function returned;
-            None, as Python has it where the stream was closed: write nowhere.
-
-    Returns:
-        The stream, but for `write` and `flush`.
-
-    Examples:
-        >>> narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
-        >>> print("1 ± 2", file=patient(narrow), flush=True)
-        >>> narrow.buffer.getvalue()
-        b'1 +/- 2\n'
     """
     return stream if isinstance(stream, _Patient) else _Patient(stream)
 
@@ -101,14 +86,6 @@ def steady() -> Iterator[None]:
 
     Standard files that are closed are opened to nowhere first: else the next file that
     is opened would get their number, and what a library prints.
-
-    Returns:
-        A context manager.
-
-    Examples:
-        >>> with steady():
-        ...     print("as ever")
-        as ever
     """
     for number in range(3):
         try:
@@ -137,31 +114,13 @@ def _lead_nowhere(stream):
 
 
 def warn(text: object) -> None:
-    """Say one line on stderr, whatever the text was.
-
-    Args:
-        text: the text, or an exception.
-
-    Examples:
-        >>> warn("no figures")
-    """
+    """Say one line on stderr, whatever the text was."""
     line = f"signfd: {' '.join(str(text).split())}"
     print(line, file=patient(sys.stderr), flush=True)
 
 
 def reason(error: BaseException) -> str:
-    r"""One line of an exception that may have many.
-
-    Args:
-        error: the exception.
-
-    Returns:
-        At most 200 letters.
-
-    Examples:
-        >>> reason(OSError("first line\nsecond line")), reason(KeyError())
-        ('first line', 'KeyError')
-    """
+    r"""One line of an exception that may have many."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"[:200]
@@ -171,18 +130,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def spared(what: str) -> Iterator[None]:
-    """Let something fail that is beside the point, with one line that says why.
-
-    Args:
-        what: what is missing then.
-
-    Returns:
-        A context manager.
-
-    Examples:
-        >>> with spared("no figures"):
-        ...     raise RuntimeError("no LaTeX")
-    """
+    """Let something fail that is beside the point, with one line that says why."""
     try:
         yield
     except Exception as error:

@@ -26,8 +26,6 @@ from signfd_jax.experiments._processes import addresses, console
 from signfd_jax.experiments._processes import signals as interrupts
 from signfd_jax.experiments._storage.resume import heeded_signals
 
-__all__ = ["guarded", "join", "launch"]
-
 _PROGRAM = "import sys; from signfd_jax.cli import main; sys.exit(main())"
 _PLACE = "SIGNFD_PLACE"  # coordinator, number of processes, id, log
 _LOST = 3  # exit code of a process that lost the others
@@ -41,24 +39,7 @@ def join(
     *,
     heartbeat: int = 30,
 ) -> None:
-    """Join the other processes of a job; to be called before anything else of JAX.
-
-    Args:
-        coordinator: `host:port` of process 0. None, here and below: what `launch` says,
-            or else what JAX finds out of the cluster that it is on.
-        num_processes: how many processes there are.
-        process_id: which one this is, from 0.
-        heartbeat: seconds of silence after which a process counts as dead, which ends
-            the job.
-
-    Raises:
-        ValueError: neither the arguments nor a launcher says where the others are.
-
-    Examples:
-        >>> join("localhost:1234", heartbeat=0)
-        Traceback (most recent call last):
-        ValueError: heartbeat must be >= 1 second, but is 0
-    """
+    """Join the other processes of a job; to be called before anything else of JAX."""
     if heartbeat < 1:
         raise ValueError(f"heartbeat must be >= 1 second, but is {heartbeat}")
     devices = None
@@ -116,22 +97,7 @@ def _end_with_launcher():
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run one process of a job; leave at once if the others are lost.
-
-    Args:
-        run: what to run; it returns an exit code.
-
-    Returns:
-        Its exit code. If the runtime fails, as it does when another process died, the
-        process ends here, with a traceback in its log and one line on stderr.
-
-    Raises:
-        Exception: what `run` raises for its own reasons.
-
-    Examples:
-        >>> guarded(lambda: 0)
-        0
-    """
+    """Run one process of a job; leave at once if the others are lost."""
     try:
         return run()
     except jax.errors.JaxRuntimeError as error:
@@ -150,22 +116,6 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     is silent for `--heartbeat` seconds ends the job likewise. Ctrl-C and SIGTERM are
     passed on, so that the job stops at the next test with a checkpoint; the second one
     ends it at once. The processes end with the launcher, however that ends.
-
-    Args:
-        arguments: of `signfd run`.
-        num_processes: how many to start.
-
-    Returns:
-        The exit code: 0; 1 if a process died; 130 for Ctrl-C, 143 for SIGTERM; else
-        that of process 0.
-
-    Raises:
-        ValueError: `num_processes` is below 1.
-
-    Examples:
-        >>> launch([], num_processes=0)
-        Traceback (most recent call last):
-        ValueError: processes must be >= 1, but is 0
     """
     if num_processes < 1:
         raise ValueError(f"processes must be >= 1, but is {num_processes}")

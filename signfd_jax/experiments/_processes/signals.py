@@ -7,8 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["Terminated", "heeded_interrupts", "stopped_by"]
-
 _PAUSE = 0.05  # seconds: until the callback that swallowed it is over
 
 
@@ -17,18 +15,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def stopped_by(number: int) -> KeyboardInterrupt:
-    """What to raise where a signal stops a run.
-
-    Args:
-        number: the signal's number.
-
-    Returns:
-        `Terminated` for SIGTERM, else `KeyboardInterrupt`.
-
-    Examples:
-        >>> stopped_by(signal.SIGTERM), stopped_by(signal.SIGINT)
-        (Terminated(), KeyboardInterrupt())
-    """
+    """What to raise where a signal stops a run."""
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
@@ -46,18 +33,6 @@ def heeded_interrupts() -> Iterator[None]:
     In a callback of the garbage collector, of which JAX has one, or in a finaliser,
     Python prints "Exception ignored in ..." and goes on. Here nothing is printed, and
     the interrupt is sent again a moment later, until it comes through.
-
-    Returns:
-        A context manager.
-
-    Raises:
-        KeyboardInterrupt: in the context, at Ctrl-C.
-        Terminated: likewise, at SIGTERM.
-
-    Examples:
-        >>> with heeded_interrupts():
-        ...     print("as ever")
-        as ever
     """
     before, again = sys.unraisablehook, []
 

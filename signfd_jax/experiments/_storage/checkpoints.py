@@ -34,8 +34,6 @@ from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.params import is_key, is_split, leaves, to_numpy
 from signfd_jax.experiments.config import Experiment, fingerprint
 
-__all__ = ["Checkpoint", "examine", "read", "restore", "writer", "written"]
-
 # Orbax numbers the writes of a process: two at a time, of two threads, wait for ever.
 _WRITING = threading.RLock()
 
@@ -69,31 +67,6 @@ def writer(
 
     A checkpoint that cannot be written is reported, and the run goes on. Nothing is
     imported or made before the first one.
-
-    Args:
-        folder: the run's folder.
-        config: the experiment.
-        keep: number of whole checkpoints that stay, at least 1.
-        report: called with one line about what went wrong.
-
-    Returns:
-        A context manager that gives `save(checkpoint)`, which returns when the state
-        has been copied: it may be consumed then. Leaving the context waits until all is
-        written.
-
-    Raises:
-        ValueError: `keep` is below 1.
-
-    Examples:
-        >>> folder, config = getfixture("tmp_path"), Experiment()
-        >>> state = {"params": jnp.arange(3.0)}
-        >>> with writer(folder, config) as save:
-        ...     for rounds in (10, 20, 30):
-        ...         save(Checkpoint(state, rounds, seconds=1.5))
-        >>> sorted(path.name for path in (folder / "checkpoints").iterdir())
-        ['20', '30']
-        >>> restore(folder, state, config).rounds
-        30
     """
     if keep < 1:
         raise ValueError(f"keep must be >= 1, but is {keep}: a run resumes from one")
@@ -180,29 +153,6 @@ def restore(
 
     One that is not is set aside as `refused-<rounds>`, with one line that says why, and
     the one before is tried. What a killed run left half written is deleted.
-
-    Args:
-        folder: the run's folder.
-        template: a state with the structure, shapes and dtypes of the one to read.
-        config: the experiment.
-        newest: refuse checkpoints of later rounds, of which there are no metrics; None:
-            refuse none.
-        report: called with each line.
-
-    Returns:
-        A `Checkpoint`; None if there is none to go on from.
-
-    Raises:
-        ValueError: it was written under other settings of JAX (`check_settings`).
-
-    Examples:
-        >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
-        >>> with writer(folder, Experiment()) as save:
-        ...     save(Checkpoint(state, rounds=10, seconds=1.5))
-        >>> print(restore(folder, state, Experiment()).state["params"])
-        [0. 1. 2.]
-        >>> restore(folder, state, Experiment(seed=1))
-        checkpoint 10 refused (set aside as ...): of another configuration, ...
     """
     directory = Path(folder).absolute() / "checkpoints"
     rounds = 0
@@ -239,28 +189,7 @@ def _choose(directory, template, config, newest, report):
 
 
 def examine(path: str | Path, template: Any, config: Experiment) -> dict[str, Any]:
-    """See that a checkpoint is whole and belongs to the experiment.
-
-    Args:
-        path: its folder.
-        template: a state with the structure, shapes and dtypes of the one to read.
-        config: the experiment.
-
-    Returns:
-        What its `about.json` says.
-
-    Raises:
-        ValueError: it is damaged, of another configuration or another kind of state.
-        OSError: it cannot be read.
-
-    Examples:
-        >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
-        >>> with writer(folder, Experiment()) as save:
-        ...     save(Checkpoint(state, rounds=10, seconds=1.5))
-        >>> path = folder / "checkpoints" / "10"
-        >>> sorted(examine(path, state, Experiment()))
-        ['environment', 'files', 'fingerprint', 'leaves', 'rounds', 'seconds']
-    """
+    """See that a checkpoint is whole and belongs to the experiment."""
     path = Path(path)
     try:
         about = json.loads((path / "about.json").read_text())
@@ -284,23 +213,7 @@ def examine(path: str | Path, template: Any, config: Experiment) -> dict[str, An
 
 
 def read(path: str | Path, template: Any) -> Checkpoint:
-    """Read a checkpoint that `examine` has passed.
-
-    Args:
-        path: its folder.
-        template: a state like the one to read; what it has split over processes comes
-            back split like it.
-
-    Returns:
-        The `Checkpoint`.
-
-    Examples:
-        >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
-        >>> with writer(folder, Experiment()) as save:
-        ...     save(Checkpoint(state, rounds=10, seconds=1.5))
-        >>> read(folder / "checkpoints" / "10", state).seconds
-        1.5
-    """
+    """Read a checkpoint that `examine` has passed."""
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
@@ -315,22 +228,7 @@ def read(path: str | Path, template: Any) -> Checkpoint:
 
 
 def written(folder: str | Path, rounds: int) -> str:
-    """When a checkpoint was written.
-
-    Args:
-        folder: the run's folder.
-        rounds: of the checkpoint.
-
-    Returns:
-        Hour and minute on this machine's clock; before today, the date, too.
-
-    Examples:
-        >>> folder, state = getfixture("tmp_path"), {"params": jnp.arange(3.0)}
-        >>> with writer(folder, Experiment()) as save:
-        ...     save(Checkpoint(state, rounds=10, seconds=1.5))
-        >>> written(folder, 10)[-3:-2]
-        ':'
-    """
+    """When a checkpoint was written."""
     path = Path(folder) / "checkpoints" / str(rounds) / "about.json"
     then = datetime.datetime.fromtimestamp(path.stat().st_mtime)
     today = then.date() == datetime.date.today()

@@ -17,16 +17,6 @@ import numpy as np
 
 from signfd_jax.experiments._storage import run_folder as records
 
-__all__ = [
-    "digest",
-    "is_key",
-    "is_split",
-    "leaves",
-    "load_params",
-    "save_params",
-    "to_numpy",
-]
-
 _DTYPES = "dtypes.json"
 
 
@@ -35,19 +25,6 @@ def save_params(folder: str | Path, params: Any) -> str:
 
     NumPy's files know NumPy's dtypes alone. Arrays of others, such as bfloat16, are
     written as their bits, and `dtypes.json` in the file says what they are.
-
-    Args:
-        folder: the run's folder.
-        params: nested dict of `[S, ...]`.
-
-    Returns:
-        Its `digest`.
-
-    Examples:
-        >>> params = {"params": {"Dense_0": {"bias": jnp.zeros((1, 3))}}}
-        >>> digest = save_params(getfixture("tmp_path"), params)
-        >>> list(np.load(getfixture("tmp_path") / "params.npz"))
-        ['params/Dense_0/bias']
     """
     arrays = _by_name(to_numpy(params))
     dtypes = {n: a.dtype.name for n, a in arrays.items() if not _is_known(a.dtype)}
@@ -116,21 +93,7 @@ def _archive(path):
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of the names, shapes, dtypes and bits of a tree's leaves.
-
-    Args:
-        tree: a tree of arrays.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Examples:
-        >>> zero = digest({"a": jnp.zeros(1)})
-        >>> zero == digest({"a": np.zeros(1, np.float32)})
-        True
-        >>> zero == digest({"a": -jnp.zeros(1)})
-        False
-    """
+    """SHA-256 of the names, shapes, dtypes and bits of a tree's leaves."""
     arrays = to_numpy(tree)
     found = hashlib.sha256(json.dumps(leaves(arrays), sort_keys=True).encode())
     for _, array in sorted(_by_name(arrays).items()):
@@ -139,18 +102,7 @@ def digest(tree: Any) -> str:
 
 
 def leaves(tree: Any) -> dict[str, list[Any]]:
-    """Shape and dtype of the arrays in a tree.
-
-    Args:
-        tree: a tree of arrays, or of `jax.ShapeDtypeStruct`.
-
-    Returns:
-        By each leaf's name, its shape and its dtype.
-
-    Examples:
-        >>> leaves({"a": {"b": np.zeros((2, 3))}})
-        {'a/b': [[2, 3], 'float64']}
-    """
+    """Shape and dtype of the arrays in a tree."""
     return {
         name: [list(leaf.shape), leaf.dtype.name]
         for name, leaf in _by_name(tree).items()
@@ -158,19 +110,7 @@ def leaves(tree: Any) -> dict[str, list[Any]]:
 
 
 def to_numpy(tree: Any) -> Any:
-    """Copy a tree off the devices; JAX keys become their data.
-
-    Args:
-        tree: a tree of arrays, which may be consumed afterwards.
-
-    Returns:
-        The same tree of NumPy arrays; but what is split over several processes is
-        copied where it is.
-
-    Examples:
-        >>> print(to_numpy({"key": jax.random.key(3)})["key"])
-        [0 3]
-    """
+    """Copy a tree off the devices; JAX keys become their data."""
 
     def copy(leaf):
         leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -180,36 +120,14 @@ def to_numpy(tree: Any) -> Any:
 
 
 def is_split(leaf: Any) -> bool:
-    """Tell arrays that this process has only a part of.
-
-    Args:
-        leaf: an array of any shape.
-
-    Returns:
-        True for arrays on the devices of several processes that are not alike there.
-
-    Examples:
-        >>> is_split(jnp.zeros(2))
-        False
-    """
+    """Tell arrays that this process has only a part of."""
     return isinstance(leaf, jax.Array) and not (
         leaf.is_fully_addressable or leaf.is_fully_replicated
     )
 
 
 def is_key(leaf: Any) -> bool:
-    """Tell JAX keys from other arrays.
-
-    Args:
-        leaf: an array of any shape, or its `jax.ShapeDtypeStruct`.
-
-    Returns:
-        True for keys.
-
-    Examples:
-        >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
-        (True, False)
-    """
+    """Tell JAX keys from other arrays."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

@@ -7,30 +7,9 @@ from pathlib import Path
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
 
-__all__ = ["difference"]
-
 
 def difference(earlier: str | Path, later: str | Path) -> str:
-    """Compare the records of two runs, bit for bit.
-
-    Args:
-        earlier: folder of the one.
-        later: folder of the other.
-
-    Returns:
-        One line: that they agree, or from which round on they do not, and what of
-        their environments differs.
-
-    Examples:
-        >>> from signfd_jax.experiments import Experiment
-        >>> from signfd_jax.experiments.run import run_experiment
-        >>> config = Experiment(rounds=2, eval_every=1, batch_size=4)
-        >>> folder = getfixture("tmp_path")
-        >>> one, _ = run_experiment(config, folder / "one", progress=False)
-        >>> other, _ = run_experiment(config, folder / "other", progress=False)
-        >>> difference(one, other)
-        'bit for bit the run in ...'
-    """
+    """Compare the records of two runs, bit for bit."""
     earlier, later = Path(earlier), Path(later)
     both = [_lines(folder / "metrics.jsonl") for folder in (earlier, later)]
     changes = records.changes(*(_environment(folder) for folder in (earlier, later)))

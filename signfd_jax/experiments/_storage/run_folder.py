@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from signfd_jax import __version__
-from signfd_jax.experiments import plugins
+from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._engine.settings import changed_settings, settings
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
@@ -33,56 +33,14 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = [
-    "append_lines",
-    "changes",
-    "drop_cut_line",
-    "environment",
-    "keep_environment",
-    "locked",
-    "make_folder",
-    "plain",
-    "read_lines",
-    "read_run",
-    "run_folder",
-    "write_atomically",
-]
-
 
 def run_folder(output_dir: str | Path, config: Experiment) -> Path:
-    """Where a run writes.
-
-    Args:
-        output_dir: the folder of all runs.
-        config: the experiment.
-
-    Returns:
-        `<output_dir>/<name>-<hash>`; the hash is the configuration's `fingerprint`, and
-        `~` the user's home.
-
-    Examples:
-        >>> run_folder("runs", Experiment(name="mine")).name.startswith("mine-")
-        True
-    """
+    """Where a run writes."""
     return files.expanded(output_dir) / f"{config.name}-{fingerprint(config)}"
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder with its parents, and see that it can be written.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        The same, as a `Path`.
-
-    Raises:
-        OSError: it cannot be made or written; the text says what to do.
-
-    Examples:
-        >>> make_folder(Path(getfixture("tmp_path")) / "a" / "b").is_dir()
-        True
-    """
+    """Make a folder with its parents, and see that it can be written."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -103,24 +61,6 @@ def locked(
 
     Some file systems have no locks, such as some of clusters. There the folder is left
     open, and one line says so.
-
-    Args:
-        folder: the folder; it exists.
-        report: called with that line.
-
-    Returns:
-        A context manager.
-
-    Raises:
-        ValueError: another process has it.
-
-    Examples:
-        >>> folder = getfixture("tmp_path")
-        >>> with locked(folder):
-        ...     print([path.name for path in folder.iterdir()])
-        ['.lock']
-        >>> list(folder.iterdir())
-        []
     """
     if fcntl is None:  # a system without such locks
         yield
@@ -153,21 +93,7 @@ def locked(
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, then a rename.
-
-    Args:
-        path: the file; its folder exists.
-        content: its new content.
-
-    Raises:
-        OSError: the folder cannot be written.
-
-    Examples:
-        >>> folder = Path(getfixture("tmp_path"))
-        >>> write_atomically(folder / "a.txt", "content")
-        >>> (folder / "a.txt").read_text()
-        'content'
-    """
+    """Write a file whole or not at all: a temporary file beside it, then a rename."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -177,36 +103,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    r"""Append records to a file of JSON lines, and flush it.
-
-    Args:
-        path: the file; it is made where it does not exist.
-        records: mappings of plain values; a NaN or infinity is written as null.
-
-    Examples:
-        >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
-        >>> append_lines(path, [{"round": 1, "loss": math.nan}])
-        >>> path.read_text()
-        '{"round": 1, "loss": null}\n'
-    """
+    r"""Append records to a file of JSON lines, and flush it."""
     lines = [json.dumps(plain(record)) + "\n" for record in records]
     with path.open("a") as file:
         file.writelines(lines)
 
 
 def plain(value: Any) -> Any:
-    """What comes back when a record has been written and read.
-
-    Args:
-        value: a record, or a part of one, of plain values (no array, of any shape).
-
-    Returns:
-        The same with null for NaN and infinity, and lists for tuples.
-
-    Examples:
-        >>> plain({"loss": (math.nan, 0.5)})
-        {'loss': [None, 0.5]}
-    """
+    """What comes back when a record has been written and read."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -217,18 +121,7 @@ def plain(value: Any) -> Any:
 
 
 def drop_cut_line(path: Path) -> None:
-    r"""Take off a last line that was cut off, so that lines can be appended again.
-
-    Args:
-        path: a file of JSON lines, which need not exist.
-
-    Examples:
-        >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
-        >>> _ = path.write_text('{"round": 1}\n{"round": ')
-        >>> drop_cut_line(path)
-        >>> path.read_text()
-        '{"round": 1}\n'
-    """
+    r"""Take off a last line that was cut off, so that lines can be appended again."""
     if path.exists():
         text = files.read_text(path)
         whole = text[: text.rfind("\n") + 1]
@@ -237,23 +130,7 @@ def drop_cut_line(path: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    r"""Read a file of JSON lines, leaving out a last line that was cut off.
-
-    Args:
-        path: the file; one that does not exist has no records.
-
-    Returns:
-        The records.
-
-    Raises:
-        ValueError: a line other than the last is not a JSON object.
-
-    Examples:
-        >>> path = Path(getfixture("tmp_path")) / "metrics.jsonl"
-        >>> _ = path.write_text('{"round": 1}\n{"round": ')
-        >>> read_lines(path)
-        [{'round': 1}]
-    """
+    r"""Read a file of JSON lines, leaving out a last line that was cut off."""
     if not path.exists():
         return []
     lines = files.read_text(path).split("\n")
@@ -273,23 +150,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read what a run wrote, finished or not.
-
-    Args:
-        folder: its folder.
-
-    Returns:
-        Its configuration and its metrics, one record for each test and seed.
-
-    Raises:
-        ValueError: the folder does not hold a run.
-
-    Examples:
-        >>> folder = Path(getfixture("tmp_path"))
-        >>> write_atomically(folder / "config.json", '{"rounds": 3}')
-        >>> read_run(folder)
-        ({'rounds': 3}, [])
-    """
+    """Read what a run wrote, finished or not."""
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
@@ -298,18 +159,7 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside its configuration.
-
-    Returns:
-        Versions of Python, of the libraries and of packages that add to the registries,
-        the device and their number, the `settings` of JAX that change results, and the
-        commit: of the checkout that signfd_jax is in, ending in -dirty if its files
-        were changed; None if it was installed otherwise.
-
-    Examples:
-        >>> sorted(environment())
-        ['commit', 'device', 'devices', 'settings', 'versions']
-    """
+    """What a result depends on beside its configuration."""
     libraries = ("jax", "jaxlib", "optax", "flax", "numpy")
     versions = {"python": platform.python_version(), "signfd_jax": __version__}
     versions |= {library: metadata.version(library) for library in libraries}
@@ -325,20 +175,7 @@ def environment() -> dict[str, Any]:
 
 
 def keep_environment(folder: Path, *, begun: bool) -> None:
-    """Record the environment of a folder that is filled by and by, or compare with it.
-
-    Args:
-        folder: the folder; it exists.
-        begun: whether it holds results already.
-
-    Raises:
-        ValueError: it does, and they were computed under other settings of JAX.
-
-    Examples:
-        >>> folder = Path(getfixture("tmp_path"))
-        >>> keep_environment(folder, begun=False)
-        >>> keep_environment(folder, begun=True)
-    """
+    """Record the environment of a folder, or compare with what it was begun in."""
     path = folder / "environment.json"
     if not begun:
         write_atomically(path, json.dumps(environment(), indent=2) + "\n")
@@ -351,19 +188,7 @@ def keep_environment(folder: Path, *, begun: bool) -> None:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of an `environment` has changed.
-
-    Args:
-        then: the one.
-        now: the other.
-
-    Returns:
-        Names and values of `then` that differ; the empty text if none does.
-
-    Examples:
-        >>> changes({"versions": {"jax": "0.9"}}, {"versions": {"jax": "0.10"}})
-        'jax 0.9'
-    """
+    """What of an `environment` has changed."""
     parts = ("versions", "settings")
     one, other = (
         {k: v for k, v in e.items() if k not in parts}

@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["Ledger", "dense", "scaled_signs", "sends", "sparse_signs", "top_k", "votes"]
-
 _FLOAT = 32
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -44,20 +42,7 @@ class Ledger(NamedTuple):
 
 
 def sends(bits: Callable[..., Any]) -> Callable[[_F], _F]:
-    """Say what a server's factory sends.
-
-    Args:
-        bits: a function of this module, or one like it.
-
-    Returns:
-        A decorator of the factory, which gets the attribute `bits`.
-
-    Examples:
-        >>> @sends(dense)
-        ... def factory(num_workers): ...
-        >>> factory.bits is dense
-        True
-    """
+    """Say what a server's factory sends."""
 
     def mark(factory):
         factory.bits = bits
@@ -71,54 +56,18 @@ def votes(num_coordinates: int, *, wire: str, **options: object) -> Ledger:
 
     Two bits a coordinate (two bit planes) on the ternary wire. One on the one-bit wire,
     and each worker adds its bit of the presence mask.
-
-    Args:
-        num_coordinates: number N of the model's parameters.
-        wire: "ternary" or "one_bit".
-        **options: they change nothing.
-
-    Returns:
-        A `Ledger`.
-
-    Examples:
-        >>> votes(100, wire="one_bit")
-        Ledger(up_values=101, up_indices=0, down_values=100, down_indices=0)
     """
     n = num_coordinates
     return Ledger(n + 1, 0, n, 0) if wire == "one_bit" else Ledger(2 * n, 0, 2 * n, 0)
 
 
 def dense(num_coordinates: int, **options: object) -> Ledger:
-    """A float of 32 bits for each coordinate, up and down.
-
-    Args:
-        num_coordinates: number N of the model's parameters.
-        **options: they change nothing.
-
-    Returns:
-        A `Ledger`.
-
-    Examples:
-        >>> dense(100)
-        Ledger(up_values=3200, up_indices=0, down_values=3200, down_indices=0)
-    """
+    """A float of 32 bits for each coordinate, up and down."""
     return Ledger(_FLOAT * num_coordinates, 0, _FLOAT * num_coordinates, 0)
 
 
 def scaled_signs(num_coordinates: int, **options: object) -> Ledger:
-    """EF-signSGD: N signs and one float up, N floats down.
-
-    Args:
-        num_coordinates: number N of the model's parameters.
-        **options: they change nothing.
-
-    Returns:
-        A `Ledger`.
-
-    Examples:
-        >>> scaled_signs(100)
-        Ledger(up_values=132, up_indices=0, down_values=3200, down_indices=0)
-    """
+    """EF-signSGD: N signs and one float up, N floats down."""
     return Ledger(num_coordinates + _FLOAT, 0, _FLOAT * num_coordinates, 0)
 
 
@@ -128,18 +77,6 @@ def sparse_signs(
     r"""S3GD-MV: k signs with their indices up, ternary signs of all coordinates down.
 
     An index takes $\lceil\log_2 N\rceil$ bits.
-
-    Args:
-        num_coordinates: number N of the model's parameters.
-        fraction: k over N.
-        **options: the others change nothing.
-
-    Returns:
-        A `Ledger`.
-
-    Examples:
-        >>> sparse_signs(1000)
-        Ledger(up_values=100, up_indices=1000, down_values=2000, down_indices=0)
     """
     kept, index = _sparse(num_coordinates, fraction)
     return Ledger(kept, index * kept, 2 * num_coordinates, 0)
@@ -158,21 +95,6 @@ def top_k(
 
     These have at most (M - f) k coordinates that are not 0; or all N go down, without
     indices, where that is less.
-
-    Args:
-        num_coordinates: number N of the model's parameters.
-        num_workers: number M of workers.
-        num_byzantine: number f that the rule assumes.
-        fraction: k over N.
-        num_selected: rows that are averaged; None: M - f.
-        **options: the others change nothing.
-
-    Returns:
-        A `Ledger`.
-
-    Examples:
-        >>> top_k(1000, num_workers=15, num_byzantine=0, fraction=0.01)
-        Ledger(up_values=320, up_indices=100, down_values=4800, down_indices=1500)
     """
     kept, index = _sparse(num_coordinates, fraction)
     selected = num_selected or num_workers - num_byzantine

@@ -24,11 +24,9 @@ from signfd_jax.decoders import (
 )
 from signfd_jax.experiments import Experiment
 from signfd_jax.experiments._engine import prepare as training
-from signfd_jax.paper.measure.setting import make_setting, tests, wrong_share
+from signfd_jax.paper._measure.setting import make_setting, tests, wrong_share
 from signfd_jax.simulate import run, simulation
 from signfd_jax.transforms import scale_by_sign_decoder
-
-__all__ = ["lockstep", "mixed_batch_sizes"]
 
 
 def mixed_batch_sizes(
@@ -42,26 +40,6 @@ def mixed_batch_sizes(
 
     Every `every` rounds the decoded signs are held against the sign of the gradient
     over the whole training set.
-
-    Args:
-        base: the experiment; its batch size does not matter.
-        kinds: `(workers, examples)` of two kinds of workers.
-        every: rounds from one comparison to the next.
-        data_dir: folder of the data sets (a path, of no shape), or None.
-
-    Returns:
-        `round [T]`, and for federated voting, federated defense and majority vote, by
-        name: `accuracy [S]` after the last round, `error [S, T]`, and `weights [M]`,
-        those of the last round, the mean over seeds.
-
-    Raises:
-        ValueError: there are not as many workers as the experiment has.
-
-    Examples:
-        >>> base = Experiment(rounds=2, num_workers=3, seeds=1)
-        >>> found = mixed_batch_sizes(base, ((2, 2), (1, 8)), every=2)
-        >>> len(found["majority_vote"]["error"][0])
-        1
     """
     sizes = np.repeat([size for _, size in kinds], [count for count, _ in kinds])
     if len(sizes) != base.num_workers:
@@ -119,23 +97,6 @@ def lockstep(
     The weights are those of known crossover probabilities, which differ from worker to
     worker; an inverter's is one minus an honest worker's, so that its weight is
     negative and its product with the inverted vote is what it was.
-
-    Args:
-        base: the experiment; its first seed alone is used.
-        num_byzantine: the numbers L, one run each; the first is what the others are
-            held against.
-        data_dir: folder of the data sets (a path, of no shape), or None.
-
-    Returns:
-        `difference [T, K]`, the largest difference of any parameter from the first
-        run's after each round; `moved [T]`, the largest change of any parameter of the
-        first run since the start; `accuracy [K]`, the last test accuracies.
-
-    Examples:
-        >>> base = Experiment(rounds=3, batch_size=4, num_workers=5)
-        >>> found = lockstep(base, (0, 2))
-        >>> found["difference"]
-        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
     setting = make_setting(base, data_dir)
     sample = setting.batches(base.batch_size)

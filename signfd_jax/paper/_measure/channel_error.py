@@ -17,9 +17,7 @@ from signfd_jax import signs, theory
 from signfd_jax.decoders import federated_defense, llr_weights, majority_vote, oracle
 from signfd_jax.experiments import Experiment
 from signfd_jax.experiments._engine import prepare as training
-from signfd_jax.paper.measure.setting import make_setting, tests, wrong_share
-
-__all__ = ["decoding_in_training", "flipping_in_training", "weights_from_samples"]
+from signfd_jax.paper._measure.setting import make_setting, tests, wrong_share
 
 
 def weights_from_samples(
@@ -29,22 +27,6 @@ def weights_from_samples(
 
     $\hat p_m = (e_m + 1) / (T + 2)$ of $e_m \sim \mathrm{Binomial}(T, p_m)$ errors. The
     error of the decoder with those weights is exact for each draw of them.
-
-    Args:
-        crossover: probabilities $p_m$, one a worker, at most 24 of them.
-        num_samples: the numbers T.
-        draws: draws of the estimates for each T.
-
-    Returns:
-        `error`, the mean exact $P_E$ for each T; `bound`, the mean of
-        `theory.additive_error_bound`; `deviation`, the root mean square of
-        $\hat p - p$; and the scalars `oracle` ($P_E$ of exact weights),
-        `oracle_bound` (½BC) and `majority`.
-
-    Examples:
-        >>> found = weights_from_samples((0.3,) * 5, (1, 1000), draws=20)
-        >>> found["error"][0] > found["error"][1] > found["oracle"] - 1e-6
-        True
     """
     p = jnp.asarray(crossover, jnp.float32)
     llr = llr_weights(p)
@@ -94,25 +76,6 @@ def decoding_in_training(
     who lies and how often an honest vote is wrong, and a majority vote. Every `every`
     rounds the votes and the decoded signs are held against the sign of the gradient
     over the whole training set, which is the U of the theory.
-
-    Args:
-        base: the experiment; its seed alone is used.
-        num_byzantine: number L of workers that invert.
-        every: rounds from one comparison to the next.
-        data_dir: folder of the data sets (a path, of no shape), or None.
-
-    Returns:
-        `round [T]`, and for each server, by its name, `error [T]` (share of the
-        coordinates decoded otherwise than U), `estimated [T, M]` ($\hat p$), `true
-        [T, M]` (share of the votes that differ from U), `exact [T]` and `bound [T]`
-        (the theory's $P_E$ and ½BC for workers with those true p).
-        `byzantine` is the list of the liars.
-
-    Examples:
-        >>> base = Experiment(rounds=4, batch_size=4, num_workers=5)
-        >>> found = decoding_in_training(base, num_byzantine=1, every=2)
-        >>> len(found["round"]), len(found["federated_defense"]["estimated"][0])
-        (2, 5)
     """
     setting = make_setting(base, data_dir)
     lies = _liars(base, num_byzantine)
@@ -153,25 +116,7 @@ def flipping_in_training(
     *,
     data_dir: Any = None,
 ) -> dict[str, Any]:
-    """Decoding errors against the true signs, under a stochastic sign flip.
-
-    Args:
-        base: the experiment; of its seeds, each trains.
-        num_byzantine: number L of workers that flip.
-        flip_probabilities: the probabilities r.
-        every: rounds from one comparison to the next.
-        data_dir: folder of the data sets (a path, of no shape), or None.
-
-    Returns:
-        `round [T]`, and for federated defense and majority vote, by name, the errors
-        `[R, S, T]`, by probability, seed and round.
-
-    Examples:
-        >>> base = Experiment(rounds=2, batch_size=4, num_workers=5)
-        >>> found = flipping_in_training(base, 1, (0.0, 1.0), every=2)
-        >>> len(found["majority_vote"]), len(found["majority_vote"][0][0])
-        (2, 1)
-    """
+    """Decoding errors against the true signs, under a stochastic sign flip."""
     setting = make_setting(base, data_dir)
     found: dict[str, Any] = {"round": tests(base, every)}
     seeds = [

@@ -4,7 +4,7 @@ They are not in the paper, but in what reproduces its numbers. `QUIRKS` maps the
 the figure to its `Finding`.
 """
 
-from signfd_jax.paper.base import (
+from signfd_jax.paper._base import (
     Claim,
     Finding,
     Lab,
@@ -14,8 +14,6 @@ from signfd_jax.paper.base import (
     format_mean,
 )
 from signfd_jax.paper.scales import Scale
-
-__all__ = ["QUIRKS"]
 
 _OURS, _RELEASED = "federated_defense", "federated_defense:reference=true"
 

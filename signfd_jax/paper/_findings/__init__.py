@@ -3,11 +3,11 @@
 `FINDINGS` maps the name of a figure to its `Finding`.
 """
 
-from signfd_jax.paper.base import Finding
-from signfd_jax.paper.findings.channels import CHANNELS
-from signfd_jax.paper.findings.quirks import QUIRKS
-from signfd_jax.paper.findings.robustness import ROBUSTNESS
-from signfd_jax.paper.findings.traffic import TRAFFIC
+from signfd_jax.paper._base import Finding
+from signfd_jax.paper._findings.channels import CHANNELS
+from signfd_jax.paper._findings.quirks import QUIRKS
+from signfd_jax.paper._findings.robustness import ROBUSTNESS
+from signfd_jax.paper._findings.traffic import TRAFFIC
 
 __all__ = ["FINDINGS"]
 

@@ -16,8 +16,6 @@ from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.signs._totals import exact_total
 
-__all__ = ["Setting", "make_setting", "num_coordinates", "tests", "wrong_share"]
-
 
 class Setting(NamedTuple):
     """An experiment's data and model, for a loop of one's own.
@@ -39,22 +37,7 @@ class Setting(NamedTuple):
 
 
 def make_setting(base: Experiment, data_dir: Any = None) -> Setting:
-    """Load an experiment's data and make its model.
-
-    Args:
-        base: the experiment.
-        data_dir: folder of the data sets (a path, of no shape), or None.
-
-    Returns:
-        A `Setting`.
-
-    Examples:
-        >>> setting = make_setting(Experiment())
-        >>> params = setting.init(jax.random.key(0))
-        >>> inputs, labels = setting.batches(4)(jax.random.key(1))
-        >>> setting.loss(params, (inputs[0], labels[0])).shape
-        ()
-    """
+    """Load an experiment's data and make its model."""
     dataset = jax.tree.map(jnp.asarray, data.load(base.dataset, data_dir=data_dir))
     choice = registry.choose(registry.MODELS, "model", base.model)
     facts = {"num_classes": dataset.num_classes}
@@ -99,37 +82,12 @@ def _whole_loss(loss, dataset):
 
 
 def tests(base: Experiment, every: int) -> list[int]:
-    """The rounds after which a loop of chunks is tested.
-
-    Args:
-        base: the experiment.
-        every: rounds of a chunk.
-
-    Returns:
-        The rounds, of whole chunks only.
-
-    Examples:
-        >>> tests(Experiment(rounds=35), every=10)
-        [10, 20, 30]
-    """
+    """The rounds after which a loop of chunks is tested."""
     return [every * (i + 1) for i in range(base.rounds // every)]
 
 
 def wrong_share(vote, truth) -> jax.Array:
-    """Share of the coordinates with a vote and a truth on which the two differ.
-
-    Args:
-        vote: tree of int8 `[...]`.
-        truth: tree of int8 `[...]`, likewise.
-
-    Returns:
-        float32 scalar; NaN where there are none.
-
-    Examples:
-        >>> truth = jnp.array([1, 1, -1, 0], jnp.int8)
-        >>> print(wrong_share(jnp.array([1, -1, 0, 1], jnp.int8), truth))
-        0.5
-    """
+    """Share of the coordinates with a vote and a truth on which the two differ."""
 
     def total(tree):
         return exact_total([jnp.sum(leaf) for leaf in jax.tree.leaves(tree)])
@@ -140,19 +98,7 @@ def wrong_share(vote, truth) -> jax.Array:
 
 
 def num_coordinates(base: Experiment, *, data_dir: Any = None) -> int:
-    """Number N of parameters of an experiment's model.
-
-    Args:
-        base: the experiment.
-        data_dir: folder of the data sets (a path, of no shape), or None.
-
-    Returns:
-        N.
-
-    Examples:
-        >>> num_coordinates(Experiment())
-        4810
-    """
+    """Number N of parameters of an experiment's model."""
     init = make_setting(base, data_dir).init
     params = jax.eval_shape(init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(params))

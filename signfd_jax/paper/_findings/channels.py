@@ -7,11 +7,9 @@ import dataclasses
 import statistics
 
 from signfd_jax.experiments.report.tables import mean
-from signfd_jax.paper.base import CLOSE, Claim, Finding, Lab, Outcome, format_mean
-from signfd_jax.paper.measure import channel_error, side_by_side
+from signfd_jax.paper._base import CLOSE, Claim, Finding, Lab, Outcome, format_mean
+from signfd_jax.paper._measure import channel_error, side_by_side
 from signfd_jax.paper.scales import Scale
-
-__all__ = ["CHANNELS"]
 
 _FD, _MV = "federated_defense", "majority_vote"
 

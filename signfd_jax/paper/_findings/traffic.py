@@ -6,7 +6,7 @@
 import statistics
 
 from signfd_jax.experiments.report.communication import ledger
-from signfd_jax.paper.base import (
+from signfd_jax.paper._base import (
     CLOSE,
     Claim,
     Finding,
@@ -16,10 +16,8 @@ from signfd_jax.paper.base import (
     final,
     format_mean,
 )
-from signfd_jax.paper.measure.setting import num_coordinates
+from signfd_jax.paper._measure.setting import num_coordinates
 from signfd_jax.paper.scales import Scale
-
-__all__ = ["TRAFFIC"]
 
 _FD = "federated_defense"
 

@@ -18,18 +18,6 @@ from signfd_jax.experiments.grid import run_grid
 from signfd_jax.experiments.report.tables import mean_and_error
 from signfd_jax.paper.scales import Scale
 
-__all__ = [
-    "CLOSE",
-    "Claim",
-    "Finding",
-    "Lab",
-    "Outcome",
-    "curve",
-    "final",
-    "format_mean",
-    "verdict",
-]
-
 CLOSE = 0.01
 
 
@@ -151,53 +139,19 @@ class Lab:
 
 
 def final(record: Mapping[str, Any], tests: int = 1) -> float:
-    """Test accuracy at the end of training.
-
-    Args:
-        record: of one cell.
-        tests: how many of the last tests are averaged.
-
-    Returns:
-        The mean over those tests and the seeds.
-
-    Examples:
-        >>> final({"accuracies": [[0.1, 0.5], [0.2, 0.7]]})
-        0.6
-    """
+    """Test accuracy at the end of training."""
     return statistics.fmean(
         statistics.fmean(accuracies[-tests:]) for accuracies in record["accuracies"]
     )
 
 
 def format_mean(values: Sequence[float | None]) -> str:
-    """Write a mean over seeds with its standard error.
-
-    Args:
-        values: one number a seed.
-
-    Returns:
-        Text for a table's cell.
-
-    Examples:
-        >>> format_mean([0.5, 0.7])
-        '.600 ± .100'
-    """
+    """Write a mean over seeds with its standard error."""
     mean, error = mean_and_error(values)
     text = f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
     return text.replace("0.", ".")
 
 
 def curve(record):
-    """Accuracies of a record against the round.
-
-    Args:
-        record: of one cell; a mapping of plain values, whose state does not change.
-
-    Returns:
-        The rounds, and for each of them one accuracy a seed.
-
-    Examples:
-        >>> curve({"rounds": [1, 2], "accuracies": [[0.1, 0.5], [0.2, 0.7]]})
-        ([1, 2], [[0.1, 0.2], [0.5, 0.7]])
-    """
+    """Accuracies of a record against the round."""
     return record["rounds"], list(map(list, zip(*record["accuracies"], strict=True)))

@@ -13,8 +13,6 @@ from typing import Any
 
 from signfd_jax.experiments._processes import console
 
-__all__ = ["BROKEN", "GROUPS", "load", "versions", "warn_of_broken"]
-
 GROUPS = ("signfd_jax.attacks", "signfd_jax.decoders", "signfd_jax.rules")
 
 BROKEN: dict[str, str] = {}
@@ -99,11 +97,7 @@ def _points(group) -> Iterator[metadata.EntryPoint]:
 
 
 def warn_of_broken() -> None:
-    """Say of each thing that was left out what is wrong with it, once.
-
-    Examples:
-        >>> warn_of_broken()
-    """
+    """Say of each thing that was left out what is wrong with it, once."""
     for name, wrong in BROKEN.items():
         if name not in _told:
             _told.add(name)
@@ -111,15 +105,7 @@ def warn_of_broken() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that add something.
-
-    Returns:
-        By the package's name, its version.
-
-    Examples:
-        >>> versions()
-        {}
-    """
+    """Versions of the packages that add something."""
     found = {}
     for point in (point for group in GROUPS for point in _points(group)):
         with contextlib.suppress(Exception):  # a package that does not say

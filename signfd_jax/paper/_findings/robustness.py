@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 
 from signfd_jax.experiments.report.tables import mean
-from signfd_jax.paper.base import (
+from signfd_jax.paper._base import (
     CLOSE,
     Claim,
     Finding,
@@ -17,10 +17,8 @@ from signfd_jax.paper.base import (
     final,
     format_mean,
 )
-from signfd_jax.paper.measure.channel_error import flipping_in_training
+from signfd_jax.paper._measure.channel_error import flipping_in_training
 from signfd_jax.paper.scales import Scale
-
-__all__ = ["ROBUSTNESS"]
 
 _FD, _MV = "federated_defense", "majority_vote"
 _SIGN_RIVALS = {
