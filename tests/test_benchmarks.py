@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import signfd_jax as sfd
+from signfd_jax.decoders import released_code
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +174,7 @@ def pytorch():
 def test_pytorch_decodes_as_the_reference(pytorch):
     """Both phases; the shares are sixteenths or nearly, so that nothing nearly ties."""
     torch = importlib.import_module("torch")
-    decoder = sfd.federated_defense(initial_rounds=3, reference=True)
+    decoder = released_code(initial_rounds=3)
     state = decoder.init(5, jnp.zeros(400))
     released = pytorch.ReleasedDefense((400,), 5, 3)
     for key in jax.random.split(jax.random.key(0), 6):

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
 from signfd_jax import attacks, signs
+from signfd_jax.decoders import released_code
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 
 M = 5
@@ -21,7 +22,7 @@ DECODERS = {
     "pooled": sfd.federated_defense(initial_rounds=None),
     "int8 counters": sfd.federated_defense(counter_dtype="int8"),
     "forgetting": sfd.federated_defense(forgetting=0.9),
-    "reference": sfd.federated_defense(reference=True),
+    "released": released_code(),
     "leave own out": sfd.federated_defense(leave_own_out=True, anchor=True),
     "federated voting": sfd.federated_voting(),
     "correlation defense": sfd.correlation_defense(),

@@ -30,19 +30,21 @@ from signfd_jax import (
     aggregators,
     attacks,
     data,
+    decoders,
     distributed,
     experiments,
     models,
     theory,
 )
 from signfd_jax.data import batches, partition
+from signfd_jax.decoders import released_code
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments import grid as compare
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._storage import checkpoints
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
-from signfd_jax.experiments._storage.params import load_params
+from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.run import run_experiment
 from signfd_jax.transforms import scale_by_aggregator
@@ -144,7 +146,6 @@ for name in ("scale_by_sign_fd", "sign_sgd_fd", "federated_defense"):
         ("forgetting", 0.0, "forgetting must lie in"),
         ("forgetting", 1.1, "forgetting must lie in"),
         ("forgetting", None, "forgetting must be a number"),
-        ("reference", "yes", "reference must be True or False"),
         ("counter_dtype", "int4", "counter_dtype"),
         ("counter_dtype", "float99", "counter_dtype"),
     ]:
@@ -164,10 +165,15 @@ for flag in ("leave_own_out", "anchor"):
         functools.partial(sfd.federated_defense, **{flag: 1}),
         f"{flag} must be True or False, but is 1",
     )
+for option, bad, says in [
+    ("initial_rounds", None, "initial_rounds must be a whole number"),
+    ("max_llr", INF, "max_llr must lie in"),
+    ("forgetting", 2, "forgetting must lie in"),
+]:
     row(
-        f"signfd_jax.federated_defense({flag})",
-        functools.partial(sfd.federated_defense, reference=True, **{flag: True}),
-        "reference=True reproduces the released code",
+        f"signfd_jax.decoders.released_code({option})",
+        functools.partial(released_code, **{option: bad}),
+        says,
     )
 for option, bad, says in [
     ("initial_rounds", -1, "initial_rounds must"),
@@ -996,6 +1002,49 @@ row(
     lambda: training.prepare(Experiment(worker_chunk=4), DIGITS),
     "does not divide the 15 workers; take 3",
 )
+ONE = Experiment(rounds=1)
+for argument, bad, says in [
+    ("config", "digits", "must be an Experiment"),
+    ("output_dir", 5, "must be a path"),
+    ("data_dir", "nowhere", "nowhere"),
+    ("force", "yes", "force must be True or False"),
+    ("checkpoint_every", 0, "checkpoint_every must be an int >= 1"),
+    ("keep_checkpoints", 2.5, "keep_checkpoints must be"),
+    ("distributed", 1, "distributed must be True or False"),
+    ("distributed", True, "add --wire one_bit"),
+]:
+    given = {"config": ONE, "progress": False, argument: bad}
+    if argument == "data_dir":
+        given["config"] = Experiment(dataset="mnist", model="mlp")
+    row(
+        f"signfd_jax.experiments.run_experiment({argument})",
+        lambda folder, given=given: run_experiment(**{"output_dir": folder, **given}),
+        says,
+    )
+for argument, bad, says in [
+    ("experiments", ONE, "experiments must be many of them"),
+    ("experiments", ["digits"], "must be an Experiment"),
+    ("folder", None, "must be a path"),
+    ("data_dir", "nowhere", "nowhere"),
+    ("force", 1, "force must be True or False"),
+]:
+    given = {"experiments": [ONE], "progress": False, argument: bad}
+    if argument == "data_dir":
+        given["experiments"] = [Experiment(dataset="mnist", model="mlp")]
+    row(
+        f"signfd_jax.experiments.run_grid({argument})",
+        lambda folder, given=given: compare.run_grid(**{"folder": folder, **given}),
+        says,
+    )
+
+
+def second_seed(folder):
+    save_params(folder, {"bias": np.zeros((1, 3))})
+    load_params(folder, seed=1)
+
+
+row("signfd_jax.experiments.load_params(folder)", lambda: load_params(3), "be a path")
+row("signfd_jax.experiments.load_params(seed)", second_seed, "seed must lie in")
 for argument, call, says in [
     (
         "fingerprint(config)",
@@ -1224,7 +1273,7 @@ def test_wrong_use(position, tmp_path):
 
 def public_arguments():
     """Every argument of the functions that the packages' `__all__` name."""
-    packages = (sfd, attacks, aggregators, theory, distributed, experiments)
+    packages = (sfd, decoders, attacks, aggregators, theory, distributed, experiments)
     seen = set()
     for module in (*packages, data, partition, models, plots):
         for name in module.__all__:
@@ -1239,6 +1288,8 @@ def public_arguments():
 # Any value of these does: flags of a display, and what is only passed on.
 ANY_VALUE = {
     "signfd_jax.data.load(progress)",
+    "signfd_jax.experiments.run_experiment(progress)",
+    "signfd_jax.experiments.run_grid(progress)",
 }
 
 

@@ -10,6 +10,7 @@ A `Decoder` is three functions, `init`, `decode` and `weights`. Start with
 | `federated_defense` | how often a vote differed from the decoded sign: the paper's |
 | `federated_voting` | the same, after a phase of majority votes |
 | `dawid_skene` | one round's votes, by expectation maximisation |
+| `released_code` | as `federated_defense`, in the way of the authors' code |
 | `oracle` | the true crossover probabilities, which it is told |
 """
 
@@ -37,6 +38,7 @@ from signfd_jax.decoders.likelihood import (
     dawid_skene,
     oracle,
 )
+from signfd_jax.decoders.released import ReleasedCodeState, released_code
 
 __all__ = [
     "CorrelationDefenseState",
@@ -46,6 +48,7 @@ __all__ = [
     "FederatedDefenseState",
     "MajorityVoteState",
     "OracleState",
+    "ReleasedCodeState",
     "Thresholds",
     "correlation_defense",
     "dawid_skene",
@@ -55,4 +58,5 @@ __all__ = [
     "llr_weights",
     "majority_vote",
     "oracle",
+    "released_code",
 ]

@@ -20,7 +20,6 @@ from signfd_jax.decoders._counters import (
     tabulated,
 )
 from signfd_jax.decoders.base import DecodeInfo, Decoder, llr_weights
-from signfd_jax.decoders.released import reference_defense
 from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._tally import (
@@ -57,7 +56,6 @@ def federated_defense(
     initial_rounds: int | jax.Array | None = 100,
     max_llr: float | jax.Array = 10.0,
     forgetting: float | jax.Array = 1.0,
-    reference: bool = False,
     *,
     leave_own_out: bool = False,
     anchor: bool = False,
@@ -74,7 +72,8 @@ def federated_defense(
     This project's semantics: an abstention (vote 0) and a decoded tie count
     neither as agreement nor as error. A pooled share of `a` in `n` votes is
     `(a + 1) / (n + 2)`; a coordinate's share is smoothed likewise towards its worker's
-    pooled one. While every worker has a pooled weight of 0, or less than one vote
+    pooled one. `released_code` does what the authors' code does instead. While every
+    worker has a pooled weight of 0, or less than one vote
     behind it (none yet, or all forgotten), all weigh one.
 
     Args:
@@ -83,8 +82,6 @@ def federated_defense(
         max_llr: largest |weight| (nats, positive scalar).
         forgetting: factor in (0, 1] by which the past is multiplied each round
             (scalar); 1 never forgets.
-        reference: reproduce the authors' released code exactly instead, with zeros
-            as votes and its own smoothing (see `signfd_jax.decoders.released`).
         leave_own_out: not the paper's: compare a vote with what the others decide
             without it, a tie counting one half (`outcomes_against_others`).
         anchor: not the paper's: where more workers come out mostly wrong (pooled) than
@@ -117,20 +114,10 @@ def federated_defense(
     """
     check_flag("anchor", anchor)
     check_flag("leave_own_out", leave_own_out)
-    check_flag("reference", reference)
     if initial_rounds is not None:
         check_count("initial_rounds", initial_rounds, 0, unit="rounds")
     check_number("max_llr", max_llr, 1e-6, 1e6)
     check_number("forgetting", forgetting, 1e-6, 1.0)
-    if reference:
-        changed = counter_dtype is not None or leave_own_out or anchor
-        if initial_rounds is None or changed:
-            raise ValueError(
-                "reference=True reproduces the released code, which has float32 "
-                "counters and an initial phase of finite length; leave counter_dtype, "
-                "leave_own_out and anchor out and give initial_rounds a number"
-            )
-        return reference_defense(initial_rounds, max_llr, forgetting)
     return _learned(
         initial_rounds,
         max_llr,

@@ -12,37 +12,38 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from signfd_jax._checks import check_count, check_number
 from signfd_jax.decoders.base import DecodeInfo, Decoder
 from signfd_jax.signs._tally import sum_over_axis
 from signfd_jax.signs._totals import check_coordinates, exact_total
 
-__all__ = ["ReferenceState", "reference_defense"]
+__all__ = ["ReleasedCodeState", "released_code"]
 
 _EPSILON = 1e-5
 
 
-class ReferenceState(NamedTuple):
-    """State of `reference_defense`.
+class ReleasedCodeState(NamedTuple):
+    """State of `released_code`.
 
     Attributes:
-        ref_round: int32 scalar, rounds decoded so far.
-        ref_agreed: tree of float32 `[M, ...]`, agreements, decayed.
-        ref_total: float32 scalar, rounds behind them, decayed.
-        ref_agreed_share: float32 `[M]`, sum of the agreements over N.
+        rc_round: int32 scalar, rounds decoded so far.
+        rc_agreed: tree of float32 `[M, ...]`, agreements, decayed.
+        rc_total: float32 scalar, rounds behind them, decayed.
+        rc_agreed_share: float32 `[M]`, sum of the agreements over N.
     """
 
-    ref_round: jax.Array
-    ref_agreed: Any
-    ref_total: jax.Array
-    ref_agreed_share: jax.Array
+    rc_round: jax.Array
+    rc_agreed: Any
+    rc_total: jax.Array
+    rc_agreed_share: jax.Array
 
 
-def reference_defense(
-    initial_rounds: int | jax.Array,
+def released_code(
+    initial_rounds: int | jax.Array = 100,
     max_llr: float | jax.Array = 10.0,
     forgetting: float | jax.Array = 1.0,
 ) -> Decoder:
-    r"""`federated_defense(reference=True)`: the released code, quirks included.
+    r"""The decoder that the authors released with the paper, quirks included.
 
     Round 0 is a majority vote. In rounds $0 < t < T_{in}$ (`initial_rounds`) the
     probability of agreement is pooled, $q_m = \sum_n a_{m,n} / (N t)$, and after them
@@ -58,10 +59,14 @@ def reference_defense(
         forgetting: factor in (0, 1] that decays the counts each round (scalar).
 
     Returns:
-        A `Decoder`; its tallies are float32 sums in worker order.
+        A `Decoder`; its tallies are float32 sums in worker order. It takes no packed
+        votes.
+
+    Raises:
+        ValueError: an argument is out of range.
 
     Examples:
-        >>> decoder = reference_defense(100)
+        >>> decoder = released_code(100)
         >>> votes = jnp.array([[1, 0], [1, 0], [-1, 1]], jnp.int8)
         >>> state = decoder.init(3, jnp.zeros(2))
         >>> decoded, state, _ = decoder.decode(state, votes)
@@ -72,32 +77,35 @@ def reference_defense(
         Park and Lee, the code released with [SignSGD with Federated Defense](
         https://github.com/chanho26/SignSGD_Codec), described from reading.
     """
+    check_count("initial_rounds", initial_rounds, 0, unit="rounds")
+    check_number("max_llr", max_llr, 1e-6, 1e6)
+    check_number("forgetting", forgetting, 1e-6, 1.0)
 
     def init(num_workers, params):
         check_coordinates(params)
-        return ReferenceState(
-            ref_round=jnp.zeros((), jnp.int32),
-            ref_agreed=jax.tree.map(
+        return ReleasedCodeState(
+            rc_round=jnp.zeros((), jnp.int32),
+            rc_agreed=jax.tree.map(
                 lambda leaf: jnp.zeros((num_workers, *jnp.shape(leaf)), jnp.float32),
                 params,
             ),
-            ref_total=jnp.zeros((), jnp.float32),
-            ref_agreed_share=jnp.zeros((num_workers,), jnp.float32),
+            rc_total=jnp.zeros((), jnp.float32),
+            rc_agreed_share=jnp.zeros((num_workers,), jnp.float32),
         )
 
     def weights(state):
         bound = jnp.asarray(max_llr, jnp.float32)
-        rounds = state.ref_round.astype(jnp.float32)
-        pooled = state.ref_agreed_share / jnp.maximum(rounds, 1)
+        rounds = state.rc_round.astype(jnp.float32)
+        pooled = state.rc_agreed_share / jnp.maximum(rounds, 1)
 
         def of_leaf(agreed):
             shared = pooled.reshape((-1,) + (1,) * (agreed.ndim - 1))
-            own = agreed / (state.ref_total + _EPSILON)
-            right = jnp.where(state.ref_round < initial_rounds, shared, own)
+            own = agreed / (state.rc_total + _EPSILON)
+            right = jnp.where(state.rc_round < initial_rounds, shared, own)
             llr = jnp.log((right + _EPSILON) / (1 - right + _EPSILON))
-            return jnp.where(state.ref_round == 0, 1.0, jnp.clip(llr, -bound, bound))
+            return jnp.where(state.rc_round == 0, 1.0, jnp.clip(llr, -bound, bound))
 
-        return jax.tree.map(of_leaf, state.ref_agreed)
+        return jax.tree.map(of_leaf, state.rc_agreed)
 
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
@@ -109,7 +117,7 @@ def reference_defense(
             lambda old, vote, sign: (
                 decay * old + (vote == sign[None]).astype(jnp.float32)
             ),
-            state.ref_agreed,
+            state.rc_agreed,
             votes,
             decoded,
         )
@@ -129,13 +137,13 @@ def reference_defense(
         # XLA turns a division by `size` into this or not, depending on whether the
         # coordinates are split: it rounds otherwise, and ties would be lost.
         share = 1 / size
-        state = ReferenceState(
-            ref_round=state.ref_round + 1,
-            ref_agreed=agreed,
-            ref_total=decay * state.ref_total + 1,
-            ref_agreed_share=sums * share,
+        state = ReleasedCodeState(
+            rc_round=state.rc_round + 1,
+            rc_agreed=agreed,
+            rc_total=decay * state.rc_total + 1,
+            rc_agreed_share=sums * share,
         )
-        crossover = 1 - state.ref_agreed_share / state.ref_total
+        crossover = 1 - state.rc_agreed_share / state.rc_total
         margin = margin / jnp.maximum(decided, 1)
         return decoded, state, DecodeInfo(weight_sums * share, crossover, margin)
 

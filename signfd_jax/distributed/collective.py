@@ -20,7 +20,7 @@ from signfd_jax._checks import (
     check_unmasked,
 )
 from signfd_jax.decoders import DecodeInfo, Decoder
-from signfd_jax.decoders.released import ReferenceState
+from signfd_jax.decoders.released import ReleasedCodeState
 from signfd_jax.distributed._layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed._shard_map import devices_on, gather, varies
 from signfd_jax.distributed._states import layout_here, state_of_slice
@@ -84,8 +84,8 @@ def sign_all_reduce(
     Raises:
         ValueError: not inside `shard_map`, or one that is not manual over all axes; a
             gradient that was summed over the workers, or has no axis of K workers; a
-            state of other slices; or `federated_defense(reference=True)`, which
-            counts zeros, with padding.
+            state of other slices; or `released_code`, which counts zeros, with
+            padding.
 
     Examples:
         >>> from jax.sharding import PartitionSpec as P
@@ -213,9 +213,9 @@ def _check_state(state, decoder, layout, workers_per_device):
             f"{shapes[1]} are wanted: make it by slice_state (or the transformation's "
             "init), and split it over the mesh by its state_specs"
         )
-    if isinstance(state, ReferenceState) and layout.padding:
+    if isinstance(state, ReleasedCodeState) and layout.padding:
         raise ValueError(
-            f"federated_defense(reference=True) counts a zero as a vote, and so would "
+            f"released_code counts a zero as a vote, and so would "
             f"count the {layout.padding} coordinates of padding; it needs parameters "
             f"of a multiple of {8 * layout.num_devices * workers_per_device} "
             "coordinates"

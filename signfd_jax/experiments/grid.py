@@ -19,6 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data
+from signfd_jax._checks import check_flag
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine.program import program_key
@@ -138,11 +139,14 @@ def run_grid(
         >>> run_grid([config], folder, progress=False) == [record]  # nothing to do
         True
     """
+    if not isinstance(experiments, Iterable):
+        raise ValueError(f"experiments must be many of them, but is {experiments!r}")
+    check_flag("force", force)
     in_order = list(experiments)
+    for cell in in_order:
+        training.check(cell)
     keys = [fingerprint(cell) for cell in in_order]
     cells = dict(zip(keys, in_order, strict=True))
-    for cell in cells.values():
-        training.check(cell)
     plugins.warn_of_broken()
     path = records.make_folder(files.expanded(folder)) / "cells.jsonl"
     if force:

@@ -32,6 +32,7 @@ from signfd_jax.decoders import (
     federated_defense,
     federated_voting,
     majority_vote,
+    released_code,
 )
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._choices import (
@@ -94,6 +95,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "federated_defense": federated_defense,
     "federated_voting": federated_voting,
     "majority_vote": majority_vote,
+    "released_code": released_code,
 }
 DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 

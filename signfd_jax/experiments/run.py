@@ -20,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data, theory
+from signfd_jax._checks import check_flag, check_size
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine import program_sharded as sharded
@@ -98,10 +99,11 @@ def run_experiment(
         (2, ['', '.json', '.json', '.json', '.jsonl', '.npz'])
     """
     training.check(config)
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be >= 1, but is {checkpoint_every}")
-    if keep_checkpoints < 1:
-        raise ValueError(f"keep_checkpoints must be >= 1, but is {keep_checkpoints}")
+    check_flag("force", force)
+    check_flag("distributed", distributed)
+    if checkpoint_every is not None:
+        check_size("checkpoint_every", checkpoint_every)
+    check_size("keep_checkpoints", keep_checkpoints)
     folder = records.run_folder(output_dir, config)
     summary_path = folder / "summary.json"
     if summary_path.exists() and not force:

@@ -96,7 +96,7 @@ def scale_by_sign_decoder(
     On a mesh with explicit axes over which the workers are sharded, the state takes
     that sharding in its first update (and `info`, computed from it, in the second) and
     then keeps it: its type changes, so run two rounds before a `lax.scan`.
-    `reference=True`, which adds worker by worker, needs the workers unsharded.
+    `released_code`, which adds worker by worker, needs the workers unsharded.
 
     Args:
         num_workers: number M of workers (Python int, at least 1). Under
@@ -224,7 +224,6 @@ def scale_by_sign_fd(
     initial_rounds: int | jax.Array | None = 100,
     max_llr: float | jax.Array = 10.0,
     forgetting: float | jax.Array = 1.0,
-    reference: bool = False,
     counter_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace the workers' gradients by the signs of the paper's decoder.
@@ -234,7 +233,6 @@ def scale_by_sign_fd(
         initial_rounds: as in `federated_defense` (rounds, int scalar, or None).
         max_llr: as in `federated_defense` (nats, scalar).
         forgetting: as in `federated_defense` (scalar in (0, 1]).
-        reference: as in `federated_defense`.
         counter_dtype: as in `federated_defense`.
 
     Returns:
@@ -248,7 +246,7 @@ def scale_by_sign_fd(
         [ 1. -1.] [0.25 0.25 0.75]
     """
     decoder = federated_defense(
-        initial_rounds, max_llr, forgetting, reference, counter_dtype=counter_dtype
+        initial_rounds, max_llr, forgetting, counter_dtype=counter_dtype
     )
     return scale_by_sign_decoder(num_workers, decoder)
 
@@ -325,7 +323,6 @@ def sign_sgd_fd(
     initial_rounds: int | jax.Array | None = 100,
     max_llr: float | jax.Array = 10.0,
     forgetting: float | jax.Array = 1.0,
-    reference: bool = False,
     counter_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SignSGD with federated defense: $x \leftarrow x - \delta \hat U$.
@@ -336,7 +333,6 @@ def sign_sgd_fd(
         initial_rounds: as in `federated_defense` (rounds, int scalar, or None).
         max_llr: as in `federated_defense` (nats, scalar).
         forgetting: as in `federated_defense` (scalar in (0, 1]).
-        reference: as in `federated_defense`.
         counter_dtype: as in `federated_defense`.
 
     Returns:
@@ -362,7 +358,6 @@ def sign_sgd_fd(
         initial_rounds=initial_rounds,
         max_llr=max_llr,
         forgetting=forgetting,
-        reference=reference,
         counter_dtype=counter_dtype,
     )
     return optax.chain(aggregate, optax.scale_by_learning_rate(learning_rate))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import signfd_jax as sfd
+from signfd_jax.decoders import released_code
 from signfd_jax.experiments.registry import DECODERS
 
 M, SHAPES = 5, {"a": (3, 4), "b": (9,)}
@@ -24,7 +25,7 @@ CASES = {name: make() for name, make in DECODERS.items()} | {
     "counters that fill up": sfd.federated_defense(1, counter_dtype="int8"),
     "pooled for ever": sfd.federated_defense(None, forgetting=0.9),
     "anchored": sfd.federated_defense(2, leave_own_out=True, anchor=True),
-    "released code": sfd.federated_defense(2, reference=True),
+    "released code": released_code(2),
     "votes at first": sfd.federated_voting(2),
     "samples coordinates": sfd.correlation_defense(sample=8),
     "a committee of three": sfd.correlation_defense(committee=3, sample=8),

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import signfd_jax as sfd
+from signfd_jax.decoders import released_code
 
 SIZE = 28
 
@@ -395,7 +396,7 @@ def test_three_hundred_agreeing_workers_and_ties(name):
 AXES = {
     "defense": sfd.federated_defense(4),
     "majority": sfd.majority_vote(),
-    "reference": sfd.federated_defense(4, reference=True),
+    "released": released_code(4),
 }
 
 
@@ -437,8 +438,6 @@ def test_coordinates_split_over_devices_equal_the_whole(
             dict(counter_dtype="int8", forgetting=jnp.float32(1)),
             "a Python number, not an array",
         ),
-        (dict(reference=True, initial_rounds=None), "give initial_rounds a number"),
-        (dict(reference=True, counter_dtype="int8"), "leave counter_dtype"),
     ],
 )
 def test_arguments_out_of_range(options, message):

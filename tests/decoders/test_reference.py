@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import signfd_jax as sfd
+from signfd_jax.decoders import released_code
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -61,11 +62,10 @@ def test_golden_traces(name, split):
     trace = load(name)
     recorded = [ast.literal_eval(shape) for shape in trace["shapes"].tolist()]
     shapes = SPLITS[split] or recorded
-    decoder = sfd.federated_defense(
+    decoder = released_code(
         initial_rounds=int(trace["initial_rounds"]),
         max_llr=float(trace["max_llr"]),
         forgetting=float(trace["forgetting"]),
-        reference=True,
     )
     gradients = trace["gradients"]
     votes = sfd.votes(split_tree(gradients, shapes))
@@ -95,9 +95,7 @@ def test_pseudocode_with_forgetting(forgetting):
     wrong = rng.random((rounds, 6, 31)) < crossover
     votes = np.where(wrong, -truth, truth) * (rng.random((rounds, 6, 31)) < 0.8)
     votes = votes.astype(np.int8)
-    decoder = sfd.federated_defense(
-        initial_rounds, max_llr, forgetting=forgetting, reference=True
-    )
+    decoder = released_code(initial_rounds, max_llr, forgetting)
     split = split_tree(votes, [(5, 6), ()])
     decoded, weights, infos, _ = run_tree(decoder, split, 6)
     agree, total, unclear = np.zeros((6, 31)), np.zeros((6, 31)), 0
@@ -130,14 +128,14 @@ def test_a_tie_of_every_weight_is_no_nan():
 
     Then nobody is heard, and nothing is ever decided again; but nothing is NaN.
     """
-    decoder = sfd.federated_defense(100, reference=True)
+    decoder = released_code(100)
     votes = np.array([[[1], [1], [-1], [-1]], [[1], [1], [1], [1]]], np.int8)
     _, weights, infos, state = run_tree(decoder, [jnp.asarray(votes)], 4)
     assert np.all(np.isfinite(weights)) and np.all(np.isfinite(infos.margin))
     np.testing.assert_array_equal(infos.margin[0], 0)  # No coordinate was decided.
     for leaf in jax.tree.leaves(state):
         assert np.all(np.isfinite(leaf))
-    half = state._replace(ref_agreed=[jnp.ones((4, 1))], ref_agreed_share=jnp.ones(4))
+    half = state._replace(rc_agreed=[jnp.ones((4, 1))], rc_agreed_share=jnp.ones(4))
     decoded, _, info = decoder.decode(half, [jnp.asarray(votes[1])])
     np.testing.assert_array_equal(decoder.weights(half)[0], np.zeros((4, 1)))
     np.testing.assert_array_equal(decoded[0], [0])
@@ -145,7 +143,7 @@ def test_a_tie_of_every_weight_is_no_nan():
 
 
 def test_margin_is_over_the_coordinates_that_did_not_tie():
-    decoder = sfd.federated_defense(100, reference=True)
+    decoder = released_code(100)
     votes = np.array([[[1, 1, 0], [1, -1, 0], [1, 0, 0], [-1, 0, 0]]], np.int8)
     _, _, infos, _ = run_tree(decoder, [jnp.asarray(votes)], 4)
     assert float(infos.margin[0]) == pytest.approx(0.5)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import signfd_jax as sfd
 from signfd_jax import attacks, signs
+from signfd_jax.decoders import released_code
 from signfd_jax.distributed import (
     scale_by_sign_decoder_sharded,
     sign_all_reduce,
@@ -624,14 +625,14 @@ def test_what_cannot_be_decoded_is_refused():
 
 
 def test_the_reference_decoder_would_count_padding():
-    decoder = sfd.federated_defense(3, reference=True)
+    decoder = released_code(3)
     with pytest.raises(ValueError, match="coordinates of padding"):
         trace(lambda g: reduce_signs(g, decoder), jnp.ones(65), check_vma=False)
 
 
 @slow
 def test_the_reference_decoder_without_padding():
-    decoder = sfd.federated_defense(3, reference=True)
+    decoder = released_code(3)
     tx = scale_by_sign_decoder_sharded(M, decoder=decoder)
     params = jnp.zeros(64)
     step, state = update_on(mesh_of(8), tx, params)

@@ -616,8 +616,14 @@ def test_from_repeats_a_run(tmp_path, capsys):
     [
         ("--from", "give the folder of the run"),
         ("--from nowhere", "nowhere holds no run"),
-        ("--checkpoint-every 0", "checkpoint_every must be >= 1"),
-        ("--keep-checkpoints 0", "keep_checkpoints must be >= 1"),
+        (
+            "--checkpoint-every 0",
+            "checkpoint_every must be an int >= 1",
+        ),
+        (
+            "--keep-checkpoints 0",
+            "keep_checkpoints must be an int >= 1",
+        ),
     ],
 )
 def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):

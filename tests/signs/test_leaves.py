@@ -12,6 +12,7 @@ import pytest
 
 import signfd_jax as sfd
 from signfd_jax import signs
+from signfd_jax.decoders import released_code
 from signfd_jax.signs import _leaves as leaves
 from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
@@ -28,7 +29,7 @@ DECODERS = {
     "pooled": lambda: sfd.federated_defense(None, forgetting=0.9),
     "forgetful": lambda: sfd.federated_defense(1, forgetting=0.9),
     "leave own out": lambda: sfd.federated_defense(1, leave_own_out=True, anchor=True),
-    "released code": lambda: sfd.federated_defense(1, reference=True),
+    "released code": lambda: released_code(1),
     "federated voting": lambda: sfd.federated_voting(1),
     "Dawid-Skene": sfd.dawid_skene,
     "oracle": lambda: sfd.oracle(jnp.linspace(0.1, 0.8, M)),

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as st_numpy
 
 import signfd_jax as sfd
 from signfd_jax import signs
+from signfd_jax.decoders import released_code
 from signfd_jax.signs import _tally as tally
 from signfd_jax.signs import packed
 
@@ -124,7 +125,7 @@ def test_decoders_decode_packed_votes_alike(name, make, pack):
 @pytest.mark.parametrize(
     ("decoder", "reason"),
     [
-        (sfd.federated_defense(reference=True), "counters for each worker"),
+        (released_code(), "counters for each worker"),
         (sfd.federated_defense(None, leave_own_out=True), "takes each vote out"),
         (sfd.dawid_skene(), "posterior mean"),
         (sfd.oracle(jnp.full((M, 3), 0.2)), "weights differ"),

@@ -10,6 +10,7 @@ import pytest
 
 import signfd_jax as sfd
 from signfd_jax import aggregators, distributed, signs
+from signfd_jax.decoders import released_code
 from signfd_jax.transforms import scale_by_aggregator, variants, worker_side
 
 M = 9
@@ -20,7 +21,7 @@ DECODERS = {
     "federated_defense": sfd.federated_defense,
     "pooled": lambda: sfd.federated_defense(initial_rounds=None),
     "leave_own_out": lambda: sfd.federated_defense(leave_own_out=True),
-    "reference": lambda: sfd.federated_defense(reference=True),
+    "released": released_code,
     "federated_voting": sfd.federated_voting,
     "majority_vote": sfd.majority_vote,
     "oracle": lambda: sfd.oracle(jnp.full(M, 0.2)),

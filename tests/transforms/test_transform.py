@@ -13,6 +13,7 @@ from optax.experimental import aggregating
 import signfd_jax as sfd
 from signfd_jax import signs
 from signfd_jax._checks import check_size
+from signfd_jax.decoders import released_code
 
 M = 5
 PARAMS = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(())}
@@ -22,7 +23,9 @@ TRANSFORMATIONS = {
         num_workers, initial_rounds=None
     ),
     "forgetful": lambda num_workers: sfd.scale_by_sign_fd(num_workers, forgetting=0.9),
-    "reference": lambda num_workers: sfd.scale_by_sign_fd(num_workers, reference=True),
+    "released": lambda num_workers: sfd.scale_by_sign_decoder(
+        num_workers, released_code()
+    ),
     "mv": sfd.scale_by_sign_mv,
 }
 each = pytest.mark.parametrize("make", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
@@ -205,8 +208,8 @@ STATIC = ("num_workers",)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"initial_rounds": None, "forgetting": 0.5}, {"reference": True}],
-    ids=["default", "pooled", "reference"],
+    [{}, {"initial_rounds": None, "forgetting": 0.5}],
+    ids=["default", "pooled"],
 )
 def test_inject_hyperparams(options, dtype):
     params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
@@ -258,7 +261,7 @@ def test_map_params_finds_what_is_shaped_like_the_parameters(make):
     state = tx.init(PARAMS)
     marked = optax.tree.map_params(tx, lambda leaf: "p", state)
     leaves = jax.tree.leaves(marked)
-    counters = {"fd", "forgetful", "reference"}
+    counters = {"fd", "forgetful", "released"}
     per_coordinate = make in [TRANSFORMATIONS[name] for name in counters]
     # Two leaves of momentum; two of counters, where there are any.
     assert sum(isinstance(leaf, str) for leaf in leaves) == 2 + 2 * per_coordinate

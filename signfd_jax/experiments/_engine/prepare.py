@@ -58,6 +58,8 @@ class Training(NamedTuple):
 @jax.transfer_guard("allow")  # What is moved here to the device is meant to be.
 def check(config: Experiment) -> None:
     """Refuse names and options that do not exist, before anything is loaded."""
+    if not isinstance(config, Experiment):
+        raise ValueError(f"an experiment must be an Experiment(), but is {config!r}")
     if config.dataset not in data.DATASETS:
         raise ValueError(
             f"unknown data set {config.dataset!r}; known are {', '.join(data.DATASETS)}"

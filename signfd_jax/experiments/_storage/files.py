@@ -8,6 +8,8 @@ from typing import Any
 
 def expanded(path: str | Path) -> Path:
     """A path whose `~` or `~user` stands for a home, as far as there is one."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"a folder must be a path, but is {path!r}")
     return Path(os.path.expanduser(path))
 
 

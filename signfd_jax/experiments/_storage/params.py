@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
 
 _DTYPES = "dtypes.json"
@@ -58,7 +59,7 @@ def load_params(folder: str | Path, seed: int = 0) -> dict[str, Any]:
         >>> print(load_params(folder, seed=1)["bias"])
         [3. 4. 5.]
     """
-    path = Path(folder) / "params.npz"
+    path = files.expanded(folder) / "params.npz"
     if not path.is_file():
         raise ValueError(f"there is no {path}: the run has not finished")
     tree: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from signfd_jax.paper._base import (
 )
 from signfd_jax.paper.scales import Scale
 
-_OURS, _RELEASED = "federated_defense", "federated_defense:reference=true"
+_OURS, _RELEASED = "federated_defense", "released_code"
 
 
 def _quirks(scale: Scale, lab: Lab) -> Outcome:

@@ -42,7 +42,7 @@ def _inversion(scale: Scale, lab: Lab) -> Outcome:
     scaled = f"scale={scale.gradient_scale:g}"
     servers = {
         "federated defense": _FD,
-        "released code": f"{_FD}:reference=true",
+        "released code": "released_code",
         "correlation (ours)": "correlation_defense",
         **_SIGN_RIVALS,
         "EF-signSGD": f"ef_sign_sgd:{scaled}",
@@ -188,14 +188,14 @@ def _flip_probability(scale: Scale, lab: Lab) -> Outcome:
 def _initial_phase(scale: Scale, lab: Lab) -> Outcome:
     lengths = (10, 100, 300)
     names = {
-        "weighted": f"{_FD}:",
-        "weighted, released code": f"{_FD}:reference=true,",
-        "plain majority": "federated_voting:",
+        "weighted": _FD,
+        "weighted, released code": "released_code",
+        "plain majority": "federated_voting",
     }
     cells = {
         (label, length): lab.vary(
             scale,
-            decoder=f"{name}initial_rounds={length}",
+            decoder=f"{name}:initial_rounds={length}",
             num_byzantine=6,
             attack="sign_inversion",
         )
