@@ -105,11 +105,19 @@ def report(options: Options) -> str:
             mean, error = paired(ours, frozen)
             differences.append(mean)
             if abs(mean) > 2 * error and abs(mean) > 0.005:
-                moved.append(f"{trial}: {mean:+.3f} ± {error:.3f}")
+                moved.append(f"{_short(trial)}: {mean:+.3f} ± {error:.3f}")
         if differences:
             text = "; ".join(moved) or "none"
             lines.append(f"| {name} | {statistics.fmean(differences):+.4f} | {text} |")
     return "\n".join(lines)
+
+
+def _short(trial: Trial) -> str:
+    """A setting without what most settings share."""
+    text = str(trial)
+    for common in ("split=iid ", "num_byzantine=7 ", "split=", "attack="):
+        text = text.replace(common, "")
+    return text
 
 
 def main() -> None:
