@@ -20,10 +20,10 @@ import tyro
 
 from signfd_jax import data, models, signs
 from signfd_jax.data import batches, partition
-from signfd_jax.experiments import registry
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.presets import PRESETS
+from signfd_jax.experiments.registry import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,10 @@ def lockstep(options: Options) -> jax.Array:
     draw = batches.worker_batches(
         dataset, jax.tree.map(jnp.asarray, split), config.batch_size
     )
-    model = registry.make(
-        registry.MODELS,
-        registry.choose(registry.MODELS, "model", config.model),
-        {"num_classes": dataset.num_classes},
-    )
-    choice = registry.choose(registry.DECODERS, "decoder", options.decoder)
-    decoder = registry.make(registry.DECODERS, choice, {})
+    config = dataclasses.replace(config, decoder=options.decoder)
+    names = resolve(config)
+    model = names.model.make({"num_classes": dataset.num_classes})
+    decoder = names.decoder.make({})
     gradients = jax.vmap(jax.grad(models.loss_fn(model)), in_axes=(None, 0))
     liars = jnp.asarray((0, *options.num_byzantine))[:, None]
     lies = jnp.where(jnp.arange(config.num_workers)[None] < liars, -1, 1)

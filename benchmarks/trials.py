@@ -23,6 +23,7 @@ from benchmarks.robustness import paired
 from signfd_jax import attacks, data, models
 from signfd_jax.data import batches
 from signfd_jax.experiments import registry
+from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._engine.prepare import byzantine_mask, split_examples
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment
@@ -180,7 +181,7 @@ def _program(trial: Trial, make_decoder):
 
 
 def _choose(names, text, facts):
-    return registry.make(names, registry.choose(names, "name", text), facts)
+    return choose(names, "name", text).make(facts)
 
 
 def _adversary(trial, decoder, rates):

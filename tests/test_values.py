@@ -14,11 +14,12 @@ import signfd_jax as sfd
 from signfd_jax import distributed, signs
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import _traffic as traffic
+from signfd_jax.experiments._choices import canonical
 from signfd_jax.experiments._storage import checkpoints
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
 from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.config import fingerprint, from_json, to_json
-from signfd_jax.experiments.report import _traffic as traffic
 from signfd_jax.experiments.report import plots, tables
 from signfd_jax.experiments.report.communication import Ledger, bits_per_round, ledger
 
@@ -186,7 +187,7 @@ def test_other_numbers_are_other_runs():
     """Also those of unknown names, which are told elsewhere."""
     texts = ("mlp:hidden=64", "mlp:hidden=65", "resnet", "nothing:1", "nothing:1.0")
     assert len({fingerprint(Experiment(model=text)) for text in texts}) == 5
-    assert registry.canonical(registry.MODELS, "mlp:hidden=64") == "mlp:hidden=64"
+    assert canonical(registry.MODELS, "mlp:hidden=64") == "mlp:hidden=64"
 
 
 # Pictures and tables ------------------------------------------------------------------

@@ -28,16 +28,51 @@ FACTS = (
 
 
 class Choice(NamedTuple):
-    """A name of a registry with its options.
+    """A name of a registry with its options: what makes one part of an experiment.
 
     Attributes:
         name: the name.
         options: the options that were given, `(argument, value)` pairs sorted by
             argument; a value is an int, float, bool, str or None.
+        factory: the registry's function of that name.
     """
 
     name: str
     options: tuple[tuple[str, Any], ...]
+    factory: Callable[..., Any]
+
+    def make(self, facts: Mapping[str, Any], **options: Any) -> Any:
+        """Call the factory with those facts that it asks for, and with the options."""
+        parameters = _parameters(self.factory)
+        asked = {
+            name: value
+            for name, value in facts.items()
+            if name in parameters
+            and not (
+                name == "seed"
+                and isinstance(value, jax.Array)
+                and not _admits_arrays(parameters[name])
+            )
+        }
+        return self.factory(**(asked | dict(self.options) | options))
+
+    @property
+    def traced_options(self) -> dict[str, Any]:
+        """The options that may be arrays, so that one program serves all."""
+        parameters = _options(self.factory)
+        return {
+            name: value
+            for name, value in self.options
+            if _admits_arrays(parameters[name])
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+        }
+
+    def asks_for(self, fact: str) -> bool:
+        """Whether a fact of the experiment changes what is made."""
+        told = dict(self.options).get("num_byzantine") is not None
+        asked = fact in _parameters(self.factory)
+        return asked and not (fact == "actual_byzantine" and told)
 
 
 def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> Choice:
@@ -70,7 +105,7 @@ def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> 
                 f"{kind} {name} needs {option}: write {name}:{option}=..., or "
                 f"{name}:... where it is the only one"
             )
-    return Choice(name, tuple(sorted(options.items())))
+    return Choice(name, tuple(sorted(options.items())), registry[name])
 
 
 def canonical(registry: Mapping[str, Callable[..., Any]], text: str) -> str:
@@ -88,50 +123,6 @@ def canonical(registry: Mapping[str, Callable[..., Any]], text: str) -> str:
             part = f"{option}={value!r}" if equals else repr(value)
         parts.append(part)
     return name + (colon and colon * bool(parts)) + ",".join(parts)
-
-
-def make(
-    registry: Mapping[str, Callable[..., Any]],
-    choice: Choice,
-    facts: Mapping[str, Any],
-) -> Any:
-    """Call the factory that a choice names."""
-    factory = registry[choice.name]
-    parameters = _parameters(factory)
-    asked = {
-        name: value
-        for name, value in facts.items()
-        if name in parameters
-        and not (
-            name == "seed"
-            and isinstance(value, jax.Array)
-            and not _admits_arrays(parameters[name])
-        )
-    }
-    return factory(**(asked | dict(choice.options)))
-
-
-def traced_options(
-    registry: Mapping[str, Callable[..., Any]], choice: Choice
-) -> dict[str, Any]:
-    """The options of a choice that may be arrays, so that one program serves all."""
-    parameters = _options(registry[choice.name])
-    return {
-        name: value
-        for name, value in choice.options
-        if _admits_arrays(parameters[name])
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-    }
-
-
-def asks_for(
-    registry: Mapping[str, Callable[..., Any]], choice: Choice, fact: str
-) -> bool:
-    """Whether a fact of the experiment changes what a choice makes."""
-    options, parameters = dict(choice.options), _parameters(registry[choice.name])
-    told = options.get("num_byzantine") is not None
-    return fact in parameters and not (fact == "actual_byzantine" and told)
 
 
 def _admits_arrays(parameter):

@@ -217,23 +217,16 @@ def fingerprint(config) -> str:
 
 def _canonical(values):
     """The fields, with the numbers in the names of their choices written alike."""
-    from signfd_jax.experiments import registry
-
-    registries = {
-        "attack": registry.ATTACKS,
-        "decoder": registry.SERVERS,
-        "membership": registry.MEMBERSHIPS,
-        "model": registry.MODELS,
-        "split": registry.SPLITS,
-    }
+    from signfd_jax.experiments._choices import canonical
+    from signfd_jax.experiments.registry import REGISTRIES
 
     def of_field(name, value):
         if isinstance(value, dict):
             return {n: of_field(n, v) for n, v in value.items()}
         if isinstance(value, tuple | list):
             return [of_field(name.removesuffix("s"), v) for v in value]
-        if isinstance(value, str) and name in registries:
-            return registry.canonical(registries[name], value)
+        if isinstance(value, str) and name in REGISTRIES:
+            return canonical(REGISTRIES[name], value)
         return value
 
     return of_field("", values)

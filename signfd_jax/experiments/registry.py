@@ -3,11 +3,13 @@
 Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`) is a
 plain dict from a name to a factory, so that adding one is one line. `SERVERS` has all
 that may stand for a decoder: the decoders themselves, the rest of the sign family, and
-the aggregation rules, whose factories give an optax transformation. A choice is written
-`name`, `name:value` or `name:option=value,option=value`: the options are the factory's
-own arguments, a lone value its first one. Arguments called like a fact of the
-experiment (`num_workers`, `decoder`, ...: see `FACTS`) are no options: they are filled
-in.
+the aggregation rules, whose factories give an optax transformation. `REGISTRIES` says
+which field of a configuration names what, and `resolve` parses them all.
+
+A choice is written `name`, `name:value` or `name:option=value,option=value`: the
+options are the factory's own arguments, a lone value its first one. Arguments called
+like a fact of the experiment (`num_workers`, `decoder`, ...) are no options: they are
+filled in.
 
 Other packages add attacks, decoders and aggregation rules by entry points
 (`signfd_jax.experiments._plugins`).
@@ -16,7 +18,7 @@ Other packages add attacks, decoders and aggregation rules by entry points
 import contextlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -35,22 +37,9 @@ from signfd_jax.decoders import (
     released_code,
 )
 from signfd_jax.experiments import _plugins as plugins
-from signfd_jax.experiments._choices import (
-    asks_for as asks_for,
-)
-from signfd_jax.experiments._choices import (
-    canonical as canonical,
-)
-from signfd_jax.experiments._choices import (
-    choose as choose,
-)
-from signfd_jax.experiments._choices import (
-    make as make,
-)
-from signfd_jax.experiments._choices import (
-    traced_options as traced_options,
-)
-from signfd_jax.experiments.report import _traffic as traffic
+from signfd_jax.experiments import _traffic as traffic
+from signfd_jax.experiments._choices import Choice, choose
+from signfd_jax.experiments.config import Experiment
 from signfd_jax.transforms import scale_by_aggregator
 
 __all__ = [
@@ -58,8 +47,11 @@ __all__ = [
     "DECODERS",
     "MEMBERSHIPS",
     "MODELS",
+    "REGISTRIES",
     "SERVERS",
     "SPLITS",
+    "Names",
+    "resolve",
 ]
 
 
@@ -198,7 +190,7 @@ def _adaptive(
 ) -> attacks.Attack:
     # `against` names the decoder to defeat, where it is not the server's own.
     if against:
-        decoder = make(DECODERS, choose(DECODERS, "decoder", against), {})
+        decoder = choose(DECODERS, "decoder", against).make({})
     return attacks.adaptive(decoder, trials=trials, horizon=horizon, seed=seed)
 
 
@@ -258,3 +250,53 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
 }
+
+REGISTRIES: dict[str, dict[str, Callable[..., Any]]] = {
+    "model": MODELS,
+    "split": SPLITS,
+    "decoder": SERVERS,
+    "attack": ATTACKS,
+    "membership": MEMBERSHIPS,
+}
+
+
+class Names(NamedTuple):
+    """What the names in a configuration stand for.
+
+    Attributes:
+        model: a choice of `MODELS`.
+        split: a choice of `SPLITS`.
+        decoder: a choice of `SERVERS`.
+        attack: a choice of `ATTACKS`.
+        membership: a choice of `MEMBERSHIPS`.
+    """
+
+    model: Choice
+    split: Choice
+    decoder: Choice
+    attack: Choice
+    membership: Choice
+
+
+def resolve(config: Experiment) -> Names:
+    """Parse the names in a configuration: the only place where they become functions.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        `Names`, a choice for each field of `REGISTRIES`.
+
+    Raises:
+        ValueError: a name or an option does not exist.
+
+    Examples:
+        >>> resolve(Experiment(attack="gaussian:2")).attack.options
+        (('standard_deviation', 2.0),)
+    """
+    return Names(
+        *(
+            choose(table, field, getattr(config, field))
+            for field, table in REGISTRIES.items()
+        )
+    )

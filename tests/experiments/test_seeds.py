@@ -10,6 +10,7 @@ import pytest
 
 from signfd_jax import aggregators, attacks, data
 from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine.program import parts
 
@@ -143,9 +144,7 @@ def test_facts_reach_those_who_ask():
         "traced": _traced,
     }
     made = {
-        name: registry.make(
-            table, registry.choose(table, "thing", name), {"key": key, "seed": seed}
-        )
+        name: choose(table, "thing", name).make({"key": key, "seed": seed})
         for name in table
     }
     assert (made["keyed"], made["untraced"], made["traced"]) == (key, 7, seed)

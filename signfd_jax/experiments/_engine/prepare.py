@@ -14,7 +14,6 @@ import numpy as np
 
 from signfd_jax import data
 from signfd_jax.data import partition
-from signfd_jax.experiments import registry
 from signfd_jax.experiments._engine.program import (
     Inputs,
     Metrics,
@@ -24,6 +23,7 @@ from signfd_jax.experiments._engine.program import (
     program_key,
 )
 from signfd_jax.experiments.config import Experiment
+from signfd_jax.experiments.registry import resolve
 from signfd_jax.signs import check_wire
 
 
@@ -65,8 +65,6 @@ def check(config: Experiment) -> None:
             f"unknown data set {config.dataset!r}; known are {', '.join(data.DATASETS)}"
         )
     check_wire(config.wire)
-    registry.choose(registry.MODELS, "model", config.model)
-    registry.choose(registry.SPLITS, "split", config.split)
     # The factories refuse Python numbers out of range; in a program they are traced.
     parts(
         config,
@@ -96,13 +94,12 @@ def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
 
 def split_examples(config: Experiment, dataset: data.Dataset) -> partition.Partition:
     """Split the training examples over the workers, as the configuration says."""
-    choice = registry.choose(registry.SPLITS, "split", config.split)
     facts = {
         "labels": np.asarray(dataset.train_labels),
         "num_workers": config.num_workers,
         "seed": config.partition_seed,
     }
-    return registry.make(registry.SPLITS, choice, facts)
+    return resolve(config).split.make(facts)
 
 
 def prepare(
@@ -141,8 +138,6 @@ def prepare(
 
 
 def _inputs(config, dataset, split):
-    choice = registry.choose(registry.ATTACKS, "attack", config.attack)
-    strengths = registry.traced_options(registry.ATTACKS, choice)
     return Inputs(
         dataset=jax.tree.map(jnp.asarray, dataset),
         partition=jax.tree.map(jnp.asarray, split),
@@ -152,6 +147,6 @@ def _inputs(config, dataset, split):
             name: jnp.asarray(
                 value, jnp.int32 if isinstance(value, int) else jnp.float32
             )
-            for name, value in strengths.items()
+            for name, value in resolve(config).attack.traced_options.items()
         },
     )

@@ -22,8 +22,8 @@ from signfd_jax import data, models
 from signfd_jax._observed import SimulationInfo
 from signfd_jax.data import batches, partition
 from signfd_jax.decoders import Decoder, majority_vote
-from signfd_jax.experiments import registry
 from signfd_jax.experiments.config import Experiment
+from signfd_jax.experiments.registry import resolve
 from signfd_jax.simulate import run, simulation
 from signfd_jax.transforms import scale_by_sign_decoder
 
@@ -137,17 +137,18 @@ def means(totals: Metrics) -> Metrics:
 
 def program_key(config: Experiment) -> Experiment:
     """What of a configuration is compiled in; the rest are inputs of the program."""
-    choice = registry.choose(registry.ATTACKS, "attack", config.attack)
-    traced = registry.traced_options(registry.ATTACKS, choice)
-    options = ",".join(f"{k}={0 if k in traced else v}" for k, v in choice.options)
+    names = resolve(config)
+    traced = names.attack.traced_options
+    options = ",".join(
+        f"{k}={0 if k in traced else v}" for k, v in names.attack.options
+    )
     default = {f.name: f.default for f in dataclasses.fields(Experiment)}
     key = dataclasses.replace(
         config,
-        attack=f"{choice.name}:{options}".rstrip(":"),
+        attack=f"{names.attack.name}:{options}".rstrip(":"),
         **{name: default[name] for name in _INPUTS},
     )
-    server = registry.choose(registry.SERVERS, "decoder", config.decoder)
-    if registry.asks_for(registry.SERVERS, server, "actual_byzantine"):
+    if names.decoder.asks_for("actual_byzantine"):
         return dataclasses.replace(key, num_byzantine=config.num_byzantine)
     return key
 
@@ -162,26 +163,21 @@ def parts(
     seed: int | jax.Array = 0,
 ) -> tuple[optax.GradientTransformation, Any, Any]:
     """Make the server, the attack and the membership that a configuration names."""
-    choose, make = registry.choose, registry.make
+    names = resolve(config)
     facts: dict[str, Any] = {
         "num_workers": config.num_workers,
         "num_classes": num_classes,
         "flip_probability": flip_probability,
         "actual_byzantine": config.num_byzantine,
     }
-    choice = choose(registry.SERVERS, "decoder", config.decoder)
-    decoder = server = make(registry.SERVERS, choice, facts | _randomness(seed, 1))
+    decoder = server = names.decoder.make(facts | _randomness(seed, 1))
     if isinstance(decoder, Decoder):
         server = scale_by_sign_decoder(config.num_workers, decoder)
     else:  # Attackers who ask take such a server for a majority vote.
         decoder = majority_vote()
     facts["decoder"] = decoder
-    choice = choose(registry.ATTACKS, "attack", config.attack)
-    options = tuple((dict(choice.options) | dict(strengths)).items())
-    choice = choice._replace(options=options)
-    attack = make(registry.ATTACKS, choice, facts | _randomness(seed, 2))
-    choice = choose(registry.MEMBERSHIPS, "membership", config.membership)
-    membership = make(registry.MEMBERSHIPS, choice, facts)
+    attack = names.attack.make(facts | _randomness(seed, 2), **strengths)
+    membership = names.membership.make(facts)
     server = optax.chain(server, optax.scale_by_learning_rate(learning_rate))
     return server, attack, membership
 
@@ -220,8 +216,7 @@ def compile_program(
     def build(leaves, seed):
         inputs: Inputs = jax.tree.unflatten(structure, leaves)
         num_classes = inputs.dataset.num_classes
-        choice = registry.choose(registry.MODELS, "model", key.model)
-        model = registry.make(registry.MODELS, choice, {"num_classes": num_classes})
+        model = resolve(key).model.make({"num_classes": num_classes})
         server, attack, membership = parts(
             key,
             num_classes=num_classes,

@@ -28,7 +28,6 @@ from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.data import batches, partition
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed._shard_map import vary
-from signfd_jax.experiments import registry
 from signfd_jax.experiments._engine.prepare import (
     Training,
     byzantine_mask,
@@ -37,6 +36,7 @@ from signfd_jax.experiments._engine.prepare import (
 )
 from signfd_jax.experiments._engine.program import compiled, means, parts, totals
 from signfd_jax.experiments.config import Experiment
+from signfd_jax.experiments.registry import DECODERS, resolve
 from signfd_jax.simulate import SimulationState
 
 _AXIS = "workers"
@@ -71,6 +71,11 @@ def check_sharded(config: Experiment, num_devices: int) -> None:
             f"take {workers - workers % num_devices or num_devices} or "
             f"{workers + num_devices - workers % num_devices} workers, or another "
             "number of devices"
+        )
+    if resolve(config).decoder.name not in DECODERS:
+        raise ValueError(
+            f"devices exchange votes, but {config.decoder} is no decoder of votes; "
+            f"take one of {', '.join(sorted(DECODERS))}"
         )
     attack = _parts(config, 10, config.learning_rate)[1]
     if not attack.row_wise:
@@ -182,13 +187,12 @@ def _put(array, mesh, spec):
 
 
 def _parts(config, num_classes, learning_rate, seed=0):
-    choice = registry.choose(registry.ATTACKS, "attack", config.attack)
     return parts(
         config,
         num_classes=num_classes,
         learning_rate=learning_rate,
         flip_probability=config.flip_probability,
-        strengths=dict(choice.options),
+        strengths={},
         seed=seed,
     )
 
@@ -196,8 +200,7 @@ def _parts(config, num_classes, learning_rate, seed=0):
 def _programs(config, num_devices, structure):
     """The start and a chunk of rounds, for one device, and the specs of the state."""
     workers, rows = config.num_workers, config.num_workers // num_devices
-    choice = registry.choose(registry.DECODERS, "decoder", config.decoder)
-    decoder = registry.make(registry.DECODERS, choice, {"num_workers": workers})
+    decoder = resolve(config).decoder.make({"num_workers": workers})
     aggregate = scale_by_sign_decoder_sharded(
         workers, decoder=decoder, workers_per_device=rows
     )
@@ -213,9 +216,7 @@ def _programs(config, num_devices, structure):
     )
 
     def model_of(facts):
-        choice = registry.choose(registry.MODELS, "model", config.model)
-        given = {"num_classes": facts.num_classes}
-        return registry.make(registry.MODELS, choice, given)
+        return resolve(config).model.make({"num_classes": facts.num_classes})
 
     def start(seeds, masks, leaves):
         facts: data.Dataset = jax.tree.unflatten(structure, leaves)

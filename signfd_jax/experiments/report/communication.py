@@ -3,10 +3,10 @@
 Shapes: `N` coordinates, `M` workers.
 """
 
-from signfd_jax.experiments import registry
+from signfd_jax.experiments import _traffic as traffic
+from signfd_jax.experiments._traffic import Ledger
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.experiments.report import _traffic as traffic
-from signfd_jax.experiments.report._traffic import Ledger
+from signfd_jax.experiments.registry import resolve
 
 __all__ = ["Ledger", "bits_per_round", "ledger"]
 
@@ -54,8 +54,8 @@ def ledger(config: Experiment, num_coordinates: int) -> Ledger:
         >>> ledger(Experiment(decoder="top_k_multi_krum:fraction=0.01"), 1000)
         Ledger(up_values=320, up_indices=100, down_values=4800, down_indices=1500)
     """
-    choice = registry.choose(registry.SERVERS, "decoder", config.decoder)
-    bits = getattr(registry.SERVERS[choice.name], "bits", traffic.votes)
+    choice = resolve(config).decoder
+    bits = getattr(choice.factory, "bits", traffic.votes)
     facts = {
         "wire": config.wire,
         "num_workers": config.num_workers,

@@ -12,8 +12,9 @@ from jax import lax
 
 from signfd_jax import data, models
 from signfd_jax.data import batches
-from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import Experiment
 from signfd_jax.experiments._engine import prepare as training
+from signfd_jax.experiments.registry import resolve
 from signfd_jax.signs._totals import exact_total
 
 
@@ -39,9 +40,7 @@ class Setting(NamedTuple):
 def make_setting(base: Experiment, data_dir: Any = None) -> Setting:
     """Load an experiment's data and make its model."""
     dataset = jax.tree.map(jnp.asarray, data.load(base.dataset, data_dir=data_dir))
-    choice = registry.choose(registry.MODELS, "model", base.model)
-    facts = {"num_classes": dataset.num_classes}
-    model = registry.make(registry.MODELS, choice, facts)
+    model = resolve(base).model.make({"num_classes": dataset.num_classes})
     split = training.split_examples(base, dataset)
     image = jnp.zeros((1, *dataset.test_inputs.shape[1:]))
 
