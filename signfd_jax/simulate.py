@@ -22,7 +22,7 @@ from signfd_jax._checks import (
     check_mask,
     check_size,
 )
-from signfd_jax._observed import SimulationInfo, honest_loss, round_info
+from signfd_jax._round import SimulationInfo, draw, finish
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.signs import packed
@@ -174,16 +174,8 @@ def simulation(
         if present is not None:
             check_mask("present", present, num_workers)
             present = jnp.asarray(present)
-        key, attack_key, member_key = jax.random.split(state.key, 3)
-        byzantine = state.byzantine
-        if membership is not None:
-            byzantine, here = membership(member_key, byzantine, state.round)
-            check_mask("the membership's byzantine", byzantine, num_workers)
-            byzantine = jnp.asarray(byzantine)
-            if here is not None:
-                check_mask("the membership's present", here, num_workers)
-                here = jnp.asarray(here)
-                present = here if present is None else here & present
+        drawn = draw(state, membership, present)
+        byzantine, present = drawn.byzantine, drawn.present
         decoder_state = optax.tree.get(state.opt_state, "decoder_state")
         context = AttackContext(state.round, decoder_state)
         everyone = _Workers(
@@ -196,7 +188,12 @@ def simulation(
         def send(workers):
             """Losses, the sum of the honest gradients or None, and what they send."""
             attacked = functools.partial(
-                _attacked, attack, attack_key, workers, context, state.attack_state
+                _attacked,
+                attack,
+                drawn.attack_key,
+                workers,
+                context,
+                state.attack_state,
             )
             batch = workers.batch if lookup is None else lookup(workers.batch)
             attack_state = state.attack_state
@@ -240,17 +237,11 @@ def simulation(
             wire=wire,
             honest_sign=signs.votes(total) if sign_error else None,
         )
-        honest = ~byzantine & everyone.present
-        loss, num_honest = honest_loss(losses, honest)
-        info = round_info(opt_state, loss, num_honest, sign_error=sign_error)
-        return SimulationState(
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
+        return finish(
+            *(state, drawn, updates, opt_state, losses),
+            sign_error=sign_error,
             attack_state=attack_state,
-            byzantine=state.byzantine,
-            round=state.round + 1,
-            key=key,
-        ), info
+        )
 
     return Simulation(init, step)
 

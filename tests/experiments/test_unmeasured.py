@@ -12,7 +12,7 @@ import pytest
 
 import signfd_jax as sfd
 from signfd_jax import attacks, data, signs
-from signfd_jax._observed import SimulationInfo
+from signfd_jax._round import SimulationInfo
 from signfd_jax.experiments import Experiment
 from signfd_jax.experiments import grid as compare
 from signfd_jax.experiments._engine import prepare as training

@@ -19,7 +19,7 @@ import optax
 from jax import lax
 
 from signfd_jax import data, models
-from signfd_jax._observed import SimulationInfo
+from signfd_jax._round import SimulationInfo
 from signfd_jax.data import batches, partition
 from signfd_jax.decoders import Decoder, majority_vote
 from signfd_jax.experiments.config import Experiment

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from signfd_jax import data, models
-from signfd_jax._observed import honest_loss, round_info
+from signfd_jax._round import draw, finish
 from signfd_jax.attacks import AttackContext
 from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.data import batches, partition
@@ -286,18 +286,14 @@ def _step(config, tx, model, num_classes, first, rows, seed):
         return lax.dynamic_update_slice_in_dim(vary(blank, (_AXIS,)), own, first, 0)
 
     def step(state, batch):
-        key, attack_key, member_key = jax.random.split(state.key, 3)
-        byzantine, present = state.byzantine, None
-        if membership is not None:
-            byzantine, present = membership(member_key, byzantine, state.round)
-        if present is None:
-            present = jnp.ones_like(byzantine)
+        drawn = draw(state, membership)
+        byzantine = drawn.byzantine
         context = AttackContext(state.round, None)
 
         def attacked(values):
             own = first + jnp.arange(rows, dtype=jnp.int32)
             liars = lax.dynamic_slice_in_dim(byzantine, first, rows)
-            return apply_by_row(attack, attack_key, own, values, liars, context)
+            return apply_by_row(attack, drawn.attack_key, own, values, liars, context)
 
         if attack.entry == "data":
             batch = attacked(batch)
@@ -308,17 +304,10 @@ def _step(config, tx, model, num_classes, first, rows, seed):
         if rows == 1:
             gradients = jax.tree.map(lambda leaf: leaf[0], gradients)
         updates, opt_state = tx.update(
-            gradients, state.opt_state, state.params, present=present
+            gradients, state.opt_state, state.params, present=drawn.present
         )
         losses = lax.psum(among_all(losses), _AXIS)
-        loss, num_honest = honest_loss(losses, ~byzantine & present)
         # Nobody has the mean gradient, and so a sign error.
-        info = round_info(opt_state, loss, num_honest, sign_error=False)
-        return state._replace(
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            round=state.round + 1,
-            key=key,
-        ), info
+        return finish(state, drawn, updates, opt_state, losses, sign_error=False)
 
     return step

@@ -1,4 +1,4 @@
-"""What one round shows: for eyes, records and plots, and never for the server.
+"""What one round begins and ends with, in the simulation and on a mesh.
 
 Shapes: `M` workers.
 """
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from signfd_jax._checks import check_mask
 from signfd_jax.decoders import DecodeInfo
 
 
@@ -37,7 +38,46 @@ class SimulationInfo(NamedTuple):
     num_honest: jax.Array
 
 
-def honest_loss(losses, honest):
+class Draw(NamedTuple):
+    """What is drawn for a round: keys, who lies and who takes part, bool `[M]` each."""
+
+    key: jax.Array
+    attack_key: jax.Array
+    byzantine: jax.Array
+    present: Any
+
+
+def draw(state, membership, present=None) -> Draw:
+    """Draw a round's keys and members; a `present` of None is everybody."""
+    key, attack_key, member_key = jax.random.split(state.key, 3)
+    byzantine = state.byzantine
+    if membership is not None:
+        num_workers = len(byzantine)
+        byzantine, here = membership(member_key, byzantine, state.round)
+        check_mask("the membership's byzantine", byzantine, num_workers)
+        byzantine = jnp.asarray(byzantine)
+        if here is not None:
+            check_mask("the membership's present", here, num_workers)
+            here = jnp.asarray(here)
+            present = here if present is None else here & present
+    return Draw(key, attack_key, byzantine, present)
+
+
+def finish(state, drawn, updates, opt_state, losses, *, sign_error, attack_state=()):
+    """The state after the step, and what the round shows."""
+    honest = ~drawn.byzantine
+    if drawn.present is not None:
+        honest &= drawn.present
+    return state._replace(
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        attack_state=attack_state,
+        round=state.round + 1,
+        key=drawn.key,
+    ), _info(opt_state, *_honest_loss(losses, honest), sign_error)
+
+
+def _honest_loss(losses, honest):
     """Mean loss of the honest workers that took part, and their number."""
     number = jnp.sum(honest, dtype=jnp.int32)
     total = jnp.sum(jnp.where(honest, losses, 0))
@@ -45,9 +85,7 @@ def honest_loss(losses, honest):
     return jnp.where(number > 0, mean, jnp.nan), number
 
 
-def round_info(
-    opt_state, loss, num_honest, *, sign_error: bool = True
-) -> SimulationInfo:
+def _info(opt_state, loss, num_honest, sign_error) -> SimulationInfo:
     """What a round shows, from the state of the server's transformation."""
     info: Any = optax.tree.get(
         opt_state, "info", filtering=lambda _, value: isinstance(value, DecodeInfo)
