@@ -150,7 +150,8 @@ def sign_all_reduce(
         state, votes * heard.astype(jnp.int8), axis_name=layout.axes
     )
     decoded = signs.fill_ties(decoded, round, first_coordinate=layout.first_of_slice())
-    block = signs.unpack(gather(signs.pack(decoded), axis_name), layout.block)
+    bits = gather(signs.pack(decoded), axis_name).reshape(layout.num_devices, -1)
+    block = signs.unpack(bits, decoded.size).reshape(-1)
     return unflatten(layout, block, one_worker), state, info
 
 
@@ -171,7 +172,7 @@ def _exchange(sent, here, layout: Layout):
     votes in the same message.
     """
     rows, num_devices, size = sent.shape[0], layout.num_devices, layout.slice_size
-    bits = signs.pack(sent).reshape(rows, num_devices, size // 8)
+    bits = signs.pack(sent.reshape(rows, num_devices, size))
     bits = jnp.swapaxes(bits, 0, 1).reshape(num_devices, -1)
     mask = jnp.packbits(here)
     masks = jnp.broadcast_to(mask, (num_devices, mask.size))

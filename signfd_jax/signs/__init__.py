@@ -11,13 +11,12 @@ from signfd_jax.signs.cast import (
     cast_votes,
     check_wire,
     fill_ties,
-    pack,
     present_workers,
     sign_error,
     to_wire,
-    unpack,
     votes,
 )
+from signfd_jax.signs.packed import pack, unpack
 
 __all__ = [
     "WIRES",

@@ -10,7 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int8, Num, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int8, Num, UInt32
 
 from signfd_jax._checks import check_choice, check_mask
 from signfd_jax.signs._leaves import group_leaves
@@ -21,11 +21,9 @@ __all__ = [
     "cast_votes",
     "check_wire",
     "fill_ties",
-    "pack",
     "present_workers",
     "sign_error",
     "to_wire",
-    "unpack",
     "votes",
 ]
 
@@ -313,45 +311,3 @@ def sign_error(decoded, truth, unmeasured: float = math.nan) -> Float[Array, ""]
     wrong = exact_total([jnp.sum((t != 0) & (d != t)) for d, t in pairs])
     counted = exact_total([jnp.sum(t != 0) for _, t in pairs])
     return jnp.where(counted > 0, wrong / jnp.maximum(counted, 1.0), unmeasured)
-
-
-def pack(votes: Int8[Array, "*batch N"]) -> UInt8[Array, "*batch bytes"]:
-    """Pack one-bit votes, eight to a byte, the first in the highest bit.
-
-    Args:
-        votes: int8 `[..., N]` in {-1, +1}; a 0 packs as -1 (see `to_wire`).
-
-    Returns:
-        uint8 `[..., ceil(N / 8)]`; the unused low bits of the last byte are 0.
-
-    Examples:
-        >>> print(pack(jnp.array([1, -1, 1, 1, -1, -1, -1, 1, 1], jnp.int8)))
-        [177 128]
-    """
-    return jnp.packbits(votes > 0, axis=-1)
-
-
-def unpack(packed: UInt8[Array, "*batch bytes"], size: int) -> Int8[Array, "*batch N"]:
-    """Unpack what `pack` packed.
-
-    Args:
-        packed: uint8 `[..., ceil(size / 8)]`.
-        size: the number N of coordinates.
-
-    Returns:
-        int8 `[..., size]` in {-1, +1}.
-
-    Raises:
-        ValueError: `packed` does not have `ceil(size / 8)` bytes in its last axis.
-
-    Examples:
-        >>> print(unpack(jnp.array([177, 128], jnp.uint8), 9))
-        [ 1 -1  1  1 -1 -1 -1  1  1]
-    """
-    if packed.shape[-1] != -(-size // 8):
-        raise ValueError(
-            f"{size} coordinates need {-(-size // 8)} bytes, but packed has "
-            f"{packed.shape[-1]} in its last axis"
-        )
-    bits = jnp.unpackbits(packed, axis=-1, count=size).astype(jnp.int8)
-    return jnp.int8(2) * bits - jnp.int8(1)

@@ -21,11 +21,13 @@ __all__ = [
     "in_leaf_shape",
     "is_packed",
     "join_chunks",
+    "pack",
     "pack_one_bit",
     "pack_ternary",
     "row_agreements",
     "row_votes",
     "take_coordinates",
+    "unpack",
     "unpack_votes",
     "votes_structure",
 ]
@@ -45,10 +47,7 @@ class PackedVotes:
     """The votes of all workers on one leaf, eight to a byte.
 
     It stands where an int8 array `[M, ...]` could, as one leaf of a tree of votes. The
-    k-th bit of byte b, from the highest, is of coordinate `k * ceil(N / 8) + b`:
-    neighbours lie in neighbouring bytes, so that 32 and more are packed and unpacked
-    by one instruction, where those of `signs.pack`, which lie in one byte, go one by
-    one.
+    bits are in the order of `pack`.
 
     Attributes:
         signs: uint8 `[M, ceil(N / 8)]`, a bit is 1 where the vote is +1.
@@ -102,6 +101,61 @@ def votes_structure(votes):
     return jax.tree.structure(votes, is_leaf=is_packed)
 
 
+def pack(votes: Int8[Array, "*batch N"]) -> UInt8[Array, "*batch bytes"]:
+    """Pack one-bit votes, eight to a byte: one bit plane.
+
+    The k-th bit of byte b, from the highest, is of coordinate `k * ceil(N / 8) + b`:
+    neighbours lie in neighbouring bytes, so that 32 and more are packed and unpacked by
+    one instruction.
+
+    Args:
+        votes: int8 `[..., N]` in {-1, +1}; a 0 packs as -1 (see `to_wire`).
+
+    Returns:
+        uint8 `[..., ceil(N / 8)]`; the bits of no coordinate are 0.
+
+    Examples:
+        >>> print(pack(jnp.array([1, -1, 1, 1, -1, -1, -1, 1, 1], jnp.int8)))
+        [200  80]
+    """
+    return _pack(votes > 0)
+
+
+def unpack(packed: UInt8[Array, "*batch bytes"], size: int) -> Int8[Array, "*batch N"]:
+    """Unpack what `pack` packed.
+
+    Args:
+        packed: uint8 `[..., ceil(size / 8)]`.
+        size: the number N of coordinates.
+
+    Returns:
+        int8 `[..., size]` in {-1, +1}.
+
+    Raises:
+        ValueError: `packed` does not have `ceil(size / 8)` bytes in its last axis.
+
+    Examples:
+        >>> print(unpack(jnp.array([200, 80], jnp.uint8), 9))
+        [ 1 -1  1  1 -1 -1 -1  1  1]
+    """
+    width = packed.shape[-1]
+    if width != -(-size // 8):
+        raise ValueError(
+            f"{size} coordinates need {-(-size // 8)} bytes, but packed has "
+            f"{width} in its last axis"
+        )
+    bits = (packed[..., None, :] >> _along(packed.ndim + 1)) & jnp.uint8(1)
+    return jnp.int8(2) * _flat(bits.astype(jnp.int8), size) - jnp.int8(1)
+
+
+def _flat(planes, size):
+    """The coordinates `[..., size]` of planes `[..., 8, bytes]`."""
+    width = planes.shape[-1]
+    # Not one slice of all: XLA's CPU backend would divide to find every vote.
+    parts = [planes[..., k, : max(size - k * width, 0)] for k in range(8)]
+    return jnp.concatenate(parts, axis=-1)
+
+
 def pack_ternary(votes):
     """Pack votes into two bit planes: their signs, and where there are votes at all.
 
@@ -117,11 +171,11 @@ def pack_ternary(votes):
         [[144]] [[208]]
     """
 
-    def pack(leaf):
+    def packed(leaf):
         rows = leaf.reshape(leaf.shape[0], -1)
         return PackedVotes(_pack(rows > 0), _pack(rows != 0), tuple(leaf.shape[1:]))
 
-    return jax.tree.map(pack, votes)
+    return jax.tree.map(packed, votes)
 
 
 def pack_one_bit(votes):
@@ -141,19 +195,24 @@ def pack_one_bit(votes):
         [176   0] [255   0]
     """
 
-    def pack(leaf):
+    def packed(leaf):
         rows = leaf.reshape(leaf.shape[0], -1)
         voted = jnp.where(rows[:, :1] != 0, jnp.uint8(_FULL), jnp.uint8(0))
         return PackedVotes(_pack(rows > 0), voted, tuple(leaf.shape[1:]))
 
-    return jax.tree.map(pack, votes)
+    return jax.tree.map(packed, votes)
 
 
-def _pack(bits: Bool[Array, "M N"]) -> UInt8[Array, "M bytes"]:
-    num_workers, size = bits.shape
-    bits = jnp.pad(bits, ((0, 0), (0, -size % 8))).astype(jnp.uint8)
-    bits = bits.reshape(num_workers, 8, -(-size // 8)) << _SHIFTS[None]
-    return jnp.sum(bits, axis=1, dtype=jnp.uint8)
+def _along(num_axes):
+    """Shifts for an array whose last but one axis has the bits of a byte."""
+    return _SHIFTS.reshape((1,) * (num_axes - 2) + _SHIFTS.shape)
+
+
+def _pack(bits: Bool[Array, "*batch N"]) -> UInt8[Array, "*batch bytes"]:
+    *batch, size = bits.shape
+    bits = jnp.pad(bits, [(0, 0)] * len(batch) + [(0, -size % 8)]).astype(jnp.uint8)
+    bits = bits.reshape(*batch, 8, -(-size // 8)) << _along(bits.ndim + 1)
+    return jnp.sum(bits, axis=-2, dtype=jnp.uint8)
 
 
 def unpack_votes(votes):
@@ -170,16 +229,13 @@ def unpack_votes(votes):
         [[ 1 -1  0  1]]
     """
 
-    def unpack(leaf):
+    def unpacked(leaf):
         if not is_packed(leaf):
             return leaf
         rows = jax.vmap(row_votes)(leaf)
-        size, width = math.prod(leaf.leaf_shape), rows.shape[2]
-        # Not one slice of all: XLA's CPU backend would divide to find every vote.
-        parts = [rows[:, k, : max(size - k * width, 0)] for k in range(8)]
-        return jnp.concatenate(parts, axis=1).reshape(leaf.shape)
+        return _flat(rows, math.prod(leaf.leaf_shape)).reshape(leaf.shape)
 
-    return jax.tree.map(unpack, votes, is_leaf=is_packed)
+    return jax.tree.map(unpacked, votes, is_leaf=is_packed)
 
 
 def join_chunks(chunks):

@@ -566,7 +566,7 @@ def test_checkpoints_that_cannot_be_written_do_not_stop_a_run(
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "keep_checkpoints"])
 def test_impossible_intervals(name, tmp_path):
-    with pytest.raises(ValueError, match=f"{name} must be >= 1, but is 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an int >= 1, but is 0"):
         run_experiment(TINY, tmp_path, progress=False, **{name: 0})
 
 

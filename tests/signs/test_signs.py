@@ -221,8 +221,9 @@ def test_packing_round_trip_in_exactly_the_bytes_needed(size, data):
 
 
 def test_bit_order_on_the_wire():
+    """Coordinate n is bit n // B, from the highest, of byte n % B of B bytes."""
     votes = jnp.array([[1, -1, 1, 1, -1, -1, -1, 1, 1], [-1] * 9], jnp.int8)
-    np.testing.assert_array_equal(signs.pack(votes), [[0b10110001, 0b10000000], [0, 0]])
+    np.testing.assert_array_equal(signs.pack(votes), [[0b11001000, 0b01010000], [0, 0]])
     first = signs.pack(jnp.array([1] + [-1] * 7, jnp.int8))
     np.testing.assert_array_equal(first, [128])
 
