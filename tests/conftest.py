@@ -20,6 +20,7 @@ os.environ.setdefault(
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -49,6 +50,14 @@ hypothesis.settings.load_profile("signfd_jax")
 def key():
     """A JAX key, the same in every run."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def without_beartype():
+    """The functions as users have them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

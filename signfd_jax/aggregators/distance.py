@@ -102,14 +102,14 @@ def multi_krum(
     require_workers("krum", count, f, 2 * f + 3, "M > 2f + 2")
     if num_neighbours is None:
         num_neighbours = min(max(count - f - 2, 1), count - 1)
-    elif not 1 <= num_neighbours <= count - 1:
+    elif type(num_neighbours) is not int or not 1 <= num_neighbours <= count - 1:
         raise ValueError(
             f"num_neighbours is {num_neighbours}, but each of the {count} workers has "
             f"{count - 1} others; give 1 to {count - 1}, or None for M - f - 2"
         )
     if num_selected is None:
         num_selected = count - f
-    elif not 1 <= num_selected <= count:
+    elif type(num_selected) is not int or not 1 <= num_selected <= count:
         raise ValueError(
             f"num_selected is {num_selected}, but there are {count} workers; give 1 "
             f"to {count}, or None for M - f"

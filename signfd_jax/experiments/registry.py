@@ -24,6 +24,7 @@ import jax
 import optax
 
 from signfd_jax import attacks, models, transforms
+from signfd_jax._checks import check_number, check_size
 from signfd_jax.aggregators import RULES, Rule, keyed, line, stateless
 from signfd_jax.data import partition
 from signfd_jax.decoders import (
@@ -98,6 +99,7 @@ def _ef_sign_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     # What it sends has the unit of the gradient: `scale` times the learning rate is
     # the step.
+    check_number("scale", scale, -1e30, 1e30)
     return optax.chain(transforms.scale_by_ef_sign(num_workers), optax.scale(scale))
 
 
@@ -126,6 +128,9 @@ def _aggregation(
         **options,
     ) -> optax.GradientTransformationExtraArgs:
         key = jax.random.key(0) if key is None else key
+        check_number("scale", scale, -1e30, 1e30)
+        if num_byzantine is not None:
+            check_size("num_byzantine", num_byzantine, 0)
 
         def rule_for(f):
             rule = make_rule(f, key, **options)
