@@ -576,14 +576,9 @@ for name, option, bad, says in [
         says,
     )
 row(
-    "signfd_jax.aggregators.line(kind)",
-    lambda: aggregators.line("stateless", aggregators.mean),
-    "kind must be stateless, keyed or recurrent",
-)
-row(
-    "signfd_jax.aggregators.line(function)",
-    lambda: aggregators.line(aggregators.stateless, "mean"),
-    "function must be",
+    "signfd_jax.aggregators.factory(function)",
+    lambda: aggregators.factory("mean"),
+    "function must be a function of gradients",
 )
 row(
     "signfd_jax.aggregators.chain(rules)",
@@ -613,16 +608,6 @@ for kind in ("stateless", "keyed", "recurrent"):
         ),
         "mean: .*unexpected keyword argument 'trim'|mean: too many positional",
     )
-row(
-    "signfd_jax.aggregators.line(kind)",
-    lambda: aggregators.line(aggregators.chain, aggregators.mean),
-    "kind must be stateless, keyed or recurrent",
-)
-row(
-    "signfd_jax.aggregators.line(function)",
-    lambda: aggregators.line(aggregators.stateless, "mean"),
-    "function must be a function of gradients",
-)
 row(
     "signfd_jax.aggregators.keyed(key)",
     lambda: aggregators.keyed(aggregators.dnc, 0),

@@ -14,49 +14,25 @@ A `Decoder` is three functions, `init`, `decode` and `weights`. Start with
 | `oracle` | the true crossover probabilities, which it is told |
 """
 
-from signfd_jax.decoders.base import (
-    DecodeInfo,
-    Decoder,
-    MajorityVoteState,
-    llr_weights,
-    majority_vote,
+from signfd_jax.decoders import (
+    base,
+    correlation,
+    default,
+    federated,
+    likelihood,
+    released,
 )
-from signfd_jax.decoders.correlation import (
-    CorrelationDefenseState,
-    Thresholds,
-    correlation_defense,
-)
-from signfd_jax.decoders.default import default_decoder
-from signfd_jax.decoders.federated import (
-    FederatedDefenseState,
-    federated_defense,
-    federated_voting,
-)
-from signfd_jax.decoders.likelihood import (
-    DawidSkeneState,
-    OracleState,
-    dawid_skene,
-    oracle,
-)
-from signfd_jax.decoders.released import ReleasedCodeState, released_code
+from signfd_jax.decoders.base import *
+from signfd_jax.decoders.correlation import *
+from signfd_jax.decoders.default import *
+from signfd_jax.decoders.federated import *
+from signfd_jax.decoders.likelihood import *
+from signfd_jax.decoders.released import *
 
-__all__ = [
-    "CorrelationDefenseState",
-    "DawidSkeneState",
-    "DecodeInfo",
-    "Decoder",
-    "FederatedDefenseState",
-    "MajorityVoteState",
-    "OracleState",
-    "ReleasedCodeState",
-    "Thresholds",
-    "correlation_defense",
-    "dawid_skene",
-    "default_decoder",
-    "federated_defense",
-    "federated_voting",
-    "llr_weights",
-    "majority_vote",
-    "oracle",
-    "released_code",
-]
+__all__: list[str] = []
+__all__ += base.__all__
+__all__ += correlation.__all__
+__all__ += default.__all__
+__all__ += federated.__all__
+__all__ += likelihood.__all__
+__all__ += released.__all__

@@ -1,7 +1,8 @@
 """Names: the only place where a decoder, an attack or a model becomes a string.
 
 Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`) is a
-plain dict from a name to a factory, so that adding one is one line. `SERVERS` has all
+plain dict from a name to a factory. Decoders, attacks and memberships are those that
+their packages list in `__all__`. `SERVERS` has all
 that may stand for a decoder: the decoders themselves, the rest of the sign family, and
 the aggregation rules, whose factories give an optax transformation. `REGISTRIES` says
 which field of a configuration names what, and `resolve` parses them all.
@@ -23,23 +24,14 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from signfd_jax import attacks, models, transforms
+from signfd_jax import attacks, decoders, models, transforms
 from signfd_jax._checks import check_number, check_size
-from signfd_jax.aggregators import RULES, Rule, keyed, line, stateless
+from signfd_jax.aggregators import RULES, Rule, factory
 from signfd_jax.data import partition
-from signfd_jax.decoders import (
-    Decoder,
-    Thresholds,
-    correlation_defense,
-    dawid_skene,
-    federated_defense,
-    federated_voting,
-    majority_vote,
-    released_code,
-)
+from signfd_jax.decoders import Decoder, Thresholds, correlation_defense
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments import _traffic as traffic
-from signfd_jax.experiments._choices import Choice, choose
+from signfd_jax.experiments._choices import FACTS, Choice, choose
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.transforms import scale_by_aggregator
 
@@ -82,14 +74,26 @@ def _correlation_defense(
     )
 
 
-DECODERS: dict[str, Callable[..., Any]] = {
-    "correlation_defense": _correlation_defense,
-    "dawid_skene": dawid_skene,
-    "federated_defense": federated_defense,
-    "federated_voting": federated_voting,
-    "majority_vote": majority_vote,
-    "released_code": released_code,
-}
+def _factories(module: Any, kind: Any) -> dict[str, Callable[..., Any]]:
+    """Its public functions that return this kind, and need only facts."""
+    found = {}
+    for name in module.__all__:
+        function = getattr(module, name)
+        if inspect.isroutine(inspect.unwrap(function)):
+            signature = inspect.signature(function)
+            needed = {
+                name
+                for name, parameter in signature.parameters.items()
+                if parameter.default is parameter.empty
+            }
+            if signature.return_annotation == kind and needed <= set(FACTS):
+                found[name] = function
+    return found
+
+
+DECODERS = _factories(decoders, Decoder)
+del DECODERS["default_decoder"]  # it has another name
+DECODERS["correlation_defense"] = _correlation_defense
 DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 
 
@@ -156,9 +160,7 @@ def _aggregation(
 
 def _own_rule(function: Callable[..., Any]) -> Callable[..., Any]:
     """A server from a function of another package, `[M, D] -> [D]`."""
-    wants_key = next(iter(inspect.signature(function).parameters), "") == "key"
-    rule = line(keyed if wants_key else stateless, function)
-    return _aggregation(rule, getattr(function, "bits", traffic.dense))
+    return _aggregation(factory(function), getattr(function, "bits", traffic.dense))
 
 
 @traffic.sends(traffic.sparse_signs)
@@ -199,46 +201,14 @@ def _adaptive(
     return attacks.adaptive(decoder, trials=trials, horizon=horizon, seed=seed)
 
 
-ATTACKS: dict[str, Callable[..., attacks.Attack]] = {
-    "none": attacks.no_attack,
-    "sign_inversion": attacks.sign_inversion,
-    "stochastic_sign_flip": _stochastic_sign_flip,
-    "random_vote": attacks.random_vote,
-    "zero": attacks.zero,
-    "gaussian": attacks.gaussian,
-    "additive_noise": attacks.additive_noise,
-    "scaling": attacks.scaling,
-    "non_finite": attacks.non_finite,
-    "label_flip": attacks.label_flip,
-    "alie": attacks.alie,
-    "sign_alie": attacks.sign_alie,
-    "ipm": attacks.ipm,
-    "min_max": attacks.min_max,
-    "min_sum": attacks.min_sum,
-    "fang": attacks.fang,
-    "mimic": attacks.mimic,
-    "majority_opposition": attacks.majority_opposition,
-    "random_collusion": attacks.random_collusion,
-    "swing": attacks.swing,
-    "budgeted_swing": attacks.budgeted_swing,
-    "sleeper": attacks.sleeper,
-    "on_off": attacks.on_off,
-    "warm_up_capture": attacks.warm_up_capture,
-    "coordinate_specialist": attacks.coordinate_specialist,
-    "near_duplicate_collusion": attacks.near_duplicate_collusion,
-    "weight_aware": attacks.weight_aware,
-    "disguised_opposition": attacks.disguised_opposition,
-    "adaptive": _adaptive,
-}
+ATTACKS = {"none": attacks.no_attack} | _factories(attacks, attacks.Attack)
+del ATTACKS["no_attack"]
+ATTACKS |= {"stochastic_sign_flip": _stochastic_sign_flip, "adaptive": _adaptive}
 ATTACKS |= plugins.load("signfd_jax.attacks", taken=ATTACKS)
 
 MEMBERSHIPS: dict[str, Callable[..., Any]] = {
     "fixed": lambda: None,
-    "drawn_each_round": attacks.drawn_each_round,
-    "rotating": attacks.rotating,
-    "leaving": attacks.leaving,
-    "drop_out": attacks.drop_out,
-    "sampled": attacks.sampled,
+    **_factories(attacks, attacks.Membership),
 }
 
 MODELS: dict[str, Callable[..., Any]] = {

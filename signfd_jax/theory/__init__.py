@@ -11,62 +11,19 @@ derivations take U = 1, so that an error is S < 0, or half of S = 0.
 Every function jits, and those of arrays vmap.
 """
 
-from signfd_jax.theory.convergence import (
-    best_step_size,
-    convergence_bound,
-    expected_descent,
-    unimodal_convergence_bound,
+from signfd_jax.theory import (
+    convergence,
+    crossovers,
+    errors,
+    premise,
 )
-from signfd_jax.theory.crossovers import (
-    agreement_with_own_vote,
-    agreement_without_own_vote,
-    flipped_crossover,
-    gaussian_crossover,
-    llr_standard_deviation,
-    unimodal_crossover_bound,
-)
-from signfd_jax.theory.errors import (
-    additive_error_bound,
-    additive_error_exponential_bound,
-    advantage_bound,
-    berend_kontorovich_bound,
-    bhattacharyya_bounds,
-    bhattacharyya_coefficient,
-    committee_potential,
-    decoding_error,
-    majority_vote_bound,
-    multiplicative_error_bound,
-    prior_log_odds,
-)
-from signfd_jax.theory.premise import (
-    safely_decoded,
-    samples_to_tell_sides,
-    sides_error_bound,
-)
+from signfd_jax.theory.convergence import *
+from signfd_jax.theory.crossovers import *
+from signfd_jax.theory.errors import *
+from signfd_jax.theory.premise import *
 
-__all__ = [
-    "additive_error_bound",
-    "additive_error_exponential_bound",
-    "advantage_bound",
-    "agreement_with_own_vote",
-    "agreement_without_own_vote",
-    "berend_kontorovich_bound",
-    "best_step_size",
-    "bhattacharyya_bounds",
-    "bhattacharyya_coefficient",
-    "committee_potential",
-    "convergence_bound",
-    "decoding_error",
-    "expected_descent",
-    "flipped_crossover",
-    "gaussian_crossover",
-    "llr_standard_deviation",
-    "majority_vote_bound",
-    "multiplicative_error_bound",
-    "prior_log_odds",
-    "safely_decoded",
-    "samples_to_tell_sides",
-    "sides_error_bound",
-    "unimodal_convergence_bound",
-    "unimodal_crossover_bound",
-]
+__all__: list[str] = []
+__all__ += errors.__all__
+__all__ += crossovers.__all__
+__all__ += convergence.__all__
+__all__ += premise.__all__

@@ -14,51 +14,19 @@ before it votes (`per_worker`, `error_feedback_sign`, `sparse_sign`) stands befo
 server.
 """
 
-from signfd_jax.transforms.aggregation import AggregatorState, scale_by_aggregator
-from signfd_jax.transforms.sign_decoder import (
-    SignDecoderState,
-    scale_by_sign_decoder,
-    scale_by_sign_fd,
-    scale_by_sign_mv,
-    sign_sgd,
-    sign_sgd_fd,
-    sign_sgd_mv,
+from signfd_jax.transforms import (
+    aggregation,
+    sign_decoder,
+    variants,
+    worker_side,
 )
-from signfd_jax.transforms.variants import (
-    scale_by_distributed_lion,
-    scale_by_ef_sign,
-    scale_by_signum,
-    scale_by_sparse_sign,
-    scale_by_stochastic_sign,
-)
-from signfd_jax.transforms.worker_side import (
-    ErrorFeedbackState,
-    StochasticSignState,
-    error_feedback_sign,
-    per_worker,
-    sparse_sign,
-    stochastic_sign,
-)
+from signfd_jax.transforms.aggregation import *
+from signfd_jax.transforms.sign_decoder import *
+from signfd_jax.transforms.variants import *
+from signfd_jax.transforms.worker_side import *
 
-__all__ = [
-    "AggregatorState",
-    "ErrorFeedbackState",
-    "SignDecoderState",
-    "StochasticSignState",
-    "error_feedback_sign",
-    "per_worker",
-    "scale_by_aggregator",
-    "scale_by_distributed_lion",
-    "scale_by_ef_sign",
-    "scale_by_sign_decoder",
-    "scale_by_sign_fd",
-    "scale_by_sign_mv",
-    "scale_by_signum",
-    "scale_by_sparse_sign",
-    "scale_by_stochastic_sign",
-    "sign_sgd",
-    "sign_sgd_fd",
-    "sign_sgd_mv",
-    "sparse_sign",
-    "stochastic_sign",
-]
+__all__: list[str] = []
+__all__ += sign_decoder.__all__
+__all__ += variants.__all__
+__all__ += aggregation.__all__
+__all__ += worker_side.__all__
