@@ -141,16 +141,12 @@ def simulation(
     signs.check_wire(wire)
     attack = no_attack() if attack is None else attack
     check_kind("attack", attack, ("init", "apply"), "signfd_jax.attacks")
-    if membership is not None:
-        check_callable("membership", membership, "(key, byzantine, round)")
-    if lookup is not None:
-        check_callable("lookup", lookup, "of the batch that step is given")
-    check_flag("sign_error", sign_error)
+    _check_options(membership, lookup, sign_error)
     if worker_chunk is not None:
         _check_chunk(worker_chunk, num_workers, attack)
-    pack = packed.pack_one_bit if wire == "one_bit" else packed.pack_ternary
     tx = optax.with_extra_args_support(tx)
-    worker_gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))
+    gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))
+    plan = _Plan(gradients, attack, wire, lookup, sign_error)
 
     def init(key, params, byzantine):
         byzantine = jnp.asarray(byzantine, bool)
@@ -176,58 +172,17 @@ def simulation(
             present = jnp.asarray(present)
         drawn = draw(state, membership, present)
         byzantine, present = drawn.byzantine, drawn.present
-        decoder_state = optax.tree.get(state.opt_state, "decoder_state")
-        context = AttackContext(state.round, decoder_state)
         everyone = _Workers(
             index=jnp.arange(num_workers, dtype=jnp.int32),
             batch=batch,
             byzantine=byzantine,
             present=jnp.ones_like(byzantine) if present is None else present,
         )
-
-        def send(workers):
-            """Losses, the sum of the honest gradients or None, and what they send."""
-            attacked = functools.partial(
-                _attacked,
-                attack,
-                drawn.attack_key,
-                workers,
-                context,
-                state.attack_state,
-            )
-            batch = workers.batch if lookup is None else lookup(workers.batch)
-            attack_state = state.attack_state
-            if attack.entry == "data":
-                batch, attack_state = attacked(batch)
-            losses, gradients = worker_gradients(state.params, batch)
-            total = None
-            if sign_error:
-                honest = ~workers.byzantine & workers.present
-                total = jax.tree.map(lambda g: _sum_honest(g, honest), gradients)
-            if attack.entry != "data":
-                gradients, attack_state = attacked(gradients)
-            return losses, total, gradients, attack_state
-
-        def send_chunk(total, workers):
-            losses, more, gradients, _ = send(workers)
-            votes = signs.cast_votes(
-                gradients,
-                state.round,
-                wire=wire,
-                present=workers.present,
-                first_worker=workers.index[0],
-            )
-            return jax.tree.map(jnp.add, total, more), (losses, pack(votes))
-
+        send = functools.partial(_send, plan, state, drawn.attack_key)
         if worker_chunk is None:
             losses, total, sent, attack_state = send(everyone)
         else:
-            chunks = jax.tree.map(
-                lambda leaf: leaf.reshape(-1, worker_chunk, *leaf.shape[1:]), everyone
-            )
-            zeros = jax.tree.map(jnp.zeros_like, state.params) if sign_error else None
-            total, (losses, sent) = lax.scan(send_chunk, zeros, chunks)
-            losses, sent = losses.reshape(-1), packed.join_chunks(sent)
+            losses, total, sent = _in_chunks(plan, state, send, everyone, worker_chunk)
             attack_state = state.attack_state
         updates, opt_state = tx.update(
             sent,
@@ -246,6 +201,16 @@ def simulation(
     return Simulation(init, step)
 
 
+class _Plan(NamedTuple):
+    """What does not change from round to round."""
+
+    worker_gradients: Callable[..., Any]
+    attack: Attack
+    wire: str
+    lookup: Callable[[Any], Any] | None
+    sign_error: bool
+
+
 class _Workers(NamedTuple):
     """Some of the workers: their numbers, and their rows."""
 
@@ -255,13 +220,65 @@ class _Workers(NamedTuple):
     present: jax.Array
 
 
+def _send(plan, state, attack_key, workers):
+    """Losses, sum of the honest gradients or None, what they send, attack's state."""
+    context = AttackContext(
+        state.round, optax.tree.get(state.opt_state, "decoder_state")
+    )
+    attacked = functools.partial(
+        _attacked, plan.attack, attack_key, workers, context, state.attack_state
+    )
+    batch = workers.batch if plan.lookup is None else plan.lookup(workers.batch)
+    attack_state = state.attack_state
+    if plan.attack.entry == "data":
+        batch, attack_state = attacked(batch)
+    losses, gradients = plan.worker_gradients(state.params, batch)
+    total = None
+    if plan.sign_error:
+        honest = ~workers.byzantine & workers.present
+        total = jax.tree.map(lambda g: _sum_honest(g, honest), gradients)
+    if plan.attack.entry != "data":
+        gradients, attack_state = attacked(gradients)
+    return losses, total, gradients, attack_state
+
+
+def _in_chunks(plan, state, send, everyone, worker_chunk):
+    """What `_send` gives, a chunk of the workers at a time, with the votes packed."""
+    pack = packed.pack_one_bit if plan.wire == "one_bit" else packed.pack_ternary
+
+    def send_chunk(total, workers):
+        losses, more, gradients, _ = send(workers)
+        votes = signs.cast_votes(
+            gradients,
+            state.round,
+            wire=plan.wire,
+            present=workers.present,
+            first_worker=workers.index[0],
+        )
+        return jax.tree.map(jnp.add, total, more), (losses, pack(votes))
+
+    chunks = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, worker_chunk, *leaf.shape[1:]), everyone
+    )
+    zeros = jax.tree.map(jnp.zeros_like, state.params) if plan.sign_error else None
+    total, (losses, sent) = lax.scan(send_chunk, zeros, chunks)
+    return losses.reshape(-1), total, packed.join_chunks(sent)
+
+
 def _attacked(attack, key, workers, context, state, values):
     """The values after the attack, and the attack's state."""
     if not attack.row_wise or jax.tree.leaves(state):
         return attack.apply(key, values, workers.byzantine, context, state)
-
     mask = workers.byzantine
     return apply_by_row(attack, key, workers.index, values, mask, context), state
+
+
+def _check_options(membership, lookup, sign_error):
+    if membership is not None:
+        check_callable("membership", membership, "(key, byzantine, round)")
+    if lookup is not None:
+        check_callable("lookup", lookup, "of the batch that step is given")
+    check_flag("sign_error", sign_error)
 
 
 def _check_chunk(worker_chunk, num_workers, attack):

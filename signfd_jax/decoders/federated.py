@@ -118,14 +118,8 @@ def federated_defense(
         check_count("initial_rounds", initial_rounds, 0, unit="rounds")
     check_number("max_llr", max_llr, 1e-6, 1e6)
     check_number("forgetting", forgetting, 1e-6, 1.0)
-    return _learned(
-        initial_rounds,
-        max_llr,
-        forgetting,
-        counter_dtype,
-        leave_own_out=leave_own_out,
-        anchor=anchor,
-    )
+    options = _Options(initial_rounds, max_llr, forgetting, leave_own_out, anchor)
+    return _learned(options, counter_dtype)
 
 
 def federated_voting(
@@ -172,9 +166,23 @@ def federated_voting(
     check_count("initial_rounds", initial_rounds, 0, unit="rounds")
     check_number("max_llr", max_llr, 1e-6, 1e6)
     check_number("forgetting", forgetting, 1e-6, 1.0)
-    return _learned(
-        initial_rounds, max_llr, forgetting, counter_dtype, majority_at_first=True
-    )
+    options = _Options(initial_rounds, max_llr, forgetting, majority_at_first=True)
+    return _learned(options, counter_dtype)
+
+
+class _Options(NamedTuple):
+    """The arguments of both decoders."""
+
+    initial_rounds: int | jax.Array | None
+    max_llr: float | jax.Array
+    forgetting: float | jax.Array
+    leave_own_out: bool = False
+    anchor: bool = False
+    majority_at_first: bool = False
+
+    @property
+    def pooled_only(self):
+        return self.initial_rounds is None
 
 
 class _Evidence(NamedTuple):
@@ -193,22 +201,12 @@ def _is_evidence(node):
     return isinstance(node, _Evidence)
 
 
-def _learned(
-    initial_rounds,
-    max_llr,
-    forgetting,
-    counter_dtype,
-    *,
-    leave_own_out=False,
-    anchor=False,
-    majority_at_first=False,
-) -> Decoder:
+def _learned(of: _Options, counter_dtype) -> Decoder:
     """Both decoders: weights from how the votes fared in the rounds before."""
-    never_forgets = isinstance(forgetting, int | float) and forgetting == 1
+    never_forgets = isinstance(of.forgetting, int | float) and of.forgetting == 1
     if counter_dtype is None:
         counter_dtype = jnp.int16 if never_forgets else jnp.float32
     dtype = check_counter_dtype(counter_dtype, never_forgets)
-    pooled_only = initial_rounds is None
 
     def init(num_workers, params):
         check_coordinates(params)
@@ -217,141 +215,146 @@ def _learned(
             fd_agreement=jnp.full((num_workers,), 0.5, jnp.float32),
             fd_evidence=jnp.zeros((num_workers,), jnp.float32),
             fd_counters=()
-            if pooled_only
+            if of.pooled_only
             else jax.tree.map(
                 lambda leaf: jnp.zeros((num_workers, *jnp.shape(leaf)), dtype), params
             ),
             fd_rounds_counted=jnp.zeros((), jnp.float32),
         )
 
-    def pooled_balance(state):
-        """Agreements less errors of each worker, as a share of its votes: `[M]`."""
-        # Not the share of errors p: near p = 1/2 a rounding error could otherwise turn
-        # the weights of all workers at once.
-        evidence = state.fd_evidence
-        return evidence * (2 * state.fd_agreement - 1) / (evidence + 2)
-
-    def crossover_from(state):
-        """The function that makes a worker's crossovers `[...]` of its evidence."""
-        rounds = state.fd_rounds_counted
-        in_pooled_phase = state.fd_round < initial_rounds
-
-        def crossover(evidence):
-            own = evidence.counter.astype(jnp.float32) + 2 * evidence.pooled
-            own = own / (rounds + 2)
-            return _crossover(jnp.where(in_pooled_phase, evidence.pooled, own))
-
-        return crossover
-
-    def weights_from(state):
-        """The function that makes weights of crossovers."""
-        pooled = _crossover(pooled_balance(state))
-        useless = llr_weights(pooled, max_llr=max_llr) == 0
-        ignorant = jnp.all(useless | (state.fd_evidence < 1))
-        if majority_at_first:
-            ignorant |= state.fd_round < initial_rounds
-        return lambda p: jnp.where(ignorant, 1.0, llr_weights(p, max_llr=max_llr))
-
-    def evidence_of(state):
-        pooled = pooled_balance(state)
-        return jax.tree.map(
-            lambda counter: _Evidence(counter, pooled), state.fd_counters
-        )
-
-    def pooled_weights(state):
-        return weights_from(state)(_crossover(pooled_balance(state)))
-
-    def weigher(state):
-        """The function that makes a worker's weights `[...]` of its evidence."""
-        weigh, crossover = weights_from(state), crossover_from(state)
-
-        def weights_of(evidence):
-            return tabulated(
-                lambda counter: weigh(crossover(evidence._replace(counter=counter))),
-                evidence.counter,
-                state.fd_rounds_counted,
-            )
-
-        return weights_of
-
-    def weights(state):
-        if pooled_only:
-            return pooled_weights(state)
-        weigh = jax.vmap(weigher(state))
-        return jax.tree.map(weigh, evidence_of(state), is_leaf=_is_evidence)
-
-    def vote(state, votes, largest, axis_name):
-        if pooled_only:
-            used, weigh = pooled_weights(state), None
-        else:
-            used, weigh = evidence_of(state), weigher(state)
-        return vote_tree(votes, used, largest=largest, weigh=weigh, axis_name=axis_name)
-
-    def mean_crossover(state, axis_name):
-        if pooled_only:
-            return _crossover(pooled_balance(state))
-        crossover = crossover_from(state)
-        leaves = jax.tree.leaves(evidence_of(state), is_leaf=_is_evidence)
-        sums = [
-            over_workers(lambda row: ((), sum_coordinates(crossover(row))), leaf)[1]
-            for leaf in leaves
-        ]
-        size = sum(leaf.counter.size // leaf.pooled.size for leaf in leaves)
-        total, size = sum_over_axis((sum(sums), jnp.float32(size)), axis_name)
-        return total / size
-
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
-        largest = jnp.maximum(jnp.asarray(max_llr, jnp.float32), 1.0)
-        if pooled_only:
+        largest = jnp.maximum(jnp.asarray(of.max_llr, jnp.float32), 1.0)
+        if of.pooled_only:
             groups = group_leaves(votes)
+            used, weigh = _pooled_weights(of, state), None
         else:  # The counters are larger than the votes unpacked.
             votes = packed.unpack_votes(votes)
             groups = group_leaves(votes, state.fd_counters)
             state = state._replace(fd_counters=groups.join(state.fd_counters))
+            used, weigh = _evidence_of(state), _weigher(of, state)
         votes = groups.join(votes)
-        decoded, mean_weights, margin = vote(state, votes, largest, axis_name)
-        if leave_own_out:
+        decoded, mean_weights, margin = vote_tree(
+            votes, used, largest=largest, weigh=weigh, axis_name=axis_name
+        )
+        if of.leave_own_out:
             outcomes, agreed, counted = outcomes_against_others(
-                votes, weights(state), largest=largest, axis_name=axis_name
+                votes, _weights(of, state), largest=largest, axis_name=axis_name
             )
         else:
             outcomes = None
-            if not pooled_only:
+            if not of.pooled_only:
                 outcomes = jax.tree.map(lambda v, sign: v * sign[None], votes, decoded)
             agreed, counted = count_agreements(votes, decoded, axis_name)
-        state = learn(state, outcomes, agreed, counted)
-        info = DecodeInfo(mean_weights, mean_crossover(state, axis_name), margin)
-        if not pooled_only:
+        state = _learn(of, state, outcomes, agreed, counted)
+        info = DecodeInfo(mean_weights, _mean_crossover(of, state, axis_name), margin)
+        if not of.pooled_only:
             state = state._replace(fd_counters=groups.split(state.fd_counters))
         return groups.split(decoded), state, info
 
-    def learn(state, outcomes, agreed, counted):
-        new = counted
-        evidence = jnp.asarray(forgetting, jnp.float32) * state.fd_evidence + new
-        # The share moves by the new votes' part of the evidence; with none, it stays.
-        step = new / jnp.maximum(evidence, 1)
-        share = agreed / jnp.maximum(new, 1)
-        agreement = state.fd_agreement + step * (share - state.fd_agreement)
-        counters, rounds = state.fd_counters, state.fd_rounds_counted
-        if not pooled_only:
-            counters, rounds = add_outcomes(counters, rounds, outcomes, forgetting)
-        if anchor:
-            inverted = jnp.sum(jnp.sign(agreement - 0.5)) < 0
-            agreement = jnp.where(inverted, 1 - agreement, agreement)
-            counters = jax.tree.map(lambda c: jnp.where(inverted, -c, c), counters)
-        return FederatedDefenseState(
-            fd_round=state.fd_round + 1,
-            fd_agreement=agreement,
-            fd_evidence=evidence,
-            fd_counters=counters,
-            fd_rounds_counted=rounds,
+    needs = ""
+    if of.leave_own_out and of.pooled_only:
+        needs = "it takes each vote out of the tally that the vote is compared with"
+    return Decoder(init, decode, functools.partial(_weights, of), needs)
+
+
+def _learn(of, state, outcomes, agreed, counted):
+    """The state after a round in which so many votes agreed, of those counted."""
+    evidence = jnp.asarray(of.forgetting, jnp.float32) * state.fd_evidence + counted
+    # The share moves by the new votes' part of the evidence; with none, it stays.
+    step = counted / jnp.maximum(evidence, 1)
+    share = agreed / jnp.maximum(counted, 1)
+    agreement = state.fd_agreement + step * (share - state.fd_agreement)
+    counters, rounds = state.fd_counters, state.fd_rounds_counted
+    if not of.pooled_only:
+        counters, rounds = add_outcomes(counters, rounds, outcomes, of.forgetting)
+    if of.anchor:
+        inverted = jnp.sum(jnp.sign(agreement - 0.5)) < 0
+        agreement = jnp.where(inverted, 1 - agreement, agreement)
+        counters = jax.tree.map(lambda c: jnp.where(inverted, -c, c), counters)
+    return FederatedDefenseState(
+        fd_round=state.fd_round + 1,
+        fd_agreement=agreement,
+        fd_evidence=evidence,
+        fd_counters=counters,
+        fd_rounds_counted=rounds,
+    )
+
+
+def _pooled_balance(state):
+    """Agreements less errors of each worker, as a share of its votes: `[M]`."""
+    # Not the share of errors p: near p = 1/2 a rounding error could otherwise turn the
+    # weights of all workers at once.
+    evidence = state.fd_evidence
+    return evidence * (2 * state.fd_agreement - 1) / (evidence + 2)
+
+
+def _evidence_of(state):
+    pooled = _pooled_balance(state)
+    return jax.tree.map(lambda counter: _Evidence(counter, pooled), state.fd_counters)
+
+
+def _crossover_from(of, state):
+    """The function that makes a worker's crossovers `[...]` of its evidence."""
+    rounds = state.fd_rounds_counted
+    in_pooled_phase = state.fd_round < of.initial_rounds
+
+    def crossover(evidence):
+        own = evidence.counter.astype(jnp.float32) + 2 * evidence.pooled
+        own = own / (rounds + 2)
+        return _crossover(jnp.where(in_pooled_phase, evidence.pooled, own))
+
+    return crossover
+
+
+def _weights_from(of, state):
+    """The function that makes weights of crossovers."""
+    pooled = _crossover(_pooled_balance(state))
+    useless = llr_weights(pooled, max_llr=of.max_llr) == 0
+    ignorant = jnp.all(useless | (state.fd_evidence < 1))
+    if of.majority_at_first:
+        ignorant |= state.fd_round < of.initial_rounds
+    return lambda p: jnp.where(ignorant, 1.0, llr_weights(p, max_llr=of.max_llr))
+
+
+def _pooled_weights(of, state):
+    return _weights_from(of, state)(_crossover(_pooled_balance(state)))
+
+
+def _weigher(of, state):
+    """The function that makes a worker's weights `[...]` of its evidence."""
+    weigh, crossover = _weights_from(of, state), _crossover_from(of, state)
+
+    def weights_of(evidence):
+        return tabulated(
+            lambda counter: weigh(crossover(evidence._replace(counter=counter))),
+            evidence.counter,
+            state.fd_rounds_counted,
         )
 
-    needs = ""
-    if leave_own_out and pooled_only:
-        needs = "it takes each vote out of the tally that the vote is compared with"
-    return Decoder(init, decode, weights, needs)
+    return weights_of
+
+
+def _weights(of, state):
+    if of.pooled_only:
+        return _pooled_weights(of, state)
+    weigh = jax.vmap(_weigher(of, state))
+    return jax.tree.map(weigh, _evidence_of(state), is_leaf=_is_evidence)
+
+
+def _mean_crossover(of, state, axis_name):
+    """The mean over the coordinates, `[M]`."""
+    if of.pooled_only:
+        return _crossover(_pooled_balance(state))
+    crossover = _crossover_from(of, state)
+    leaves = jax.tree.leaves(_evidence_of(state), is_leaf=_is_evidence)
+    sums = [
+        over_workers(lambda row: ((), sum_coordinates(crossover(row))), leaf)[1]
+        for leaf in leaves
+    ]
+    size = sum(leaf.counter.size // leaf.pooled.size for leaf in leaves)
+    total, size = sum_over_axis((sum(sums), jnp.float32(size)), axis_name)
+    return total / size
 
 
 def _crossover(balance):

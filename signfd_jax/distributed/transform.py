@@ -5,6 +5,7 @@ worker's, `[...]`, or with K > 1 `[K, ...]`; what goes out is shaped like the
 parameters.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -139,15 +140,7 @@ def scale_by_sign_decoder_sharded(
         >>> print(updates["w"])
         [-0.1  0.1]
     """
-    check_size("num_workers", num_workers)
-    check_size("workers_per_device", workers_per_device)
-    if not isinstance(axis_name, str):
-        raise ValueError(f"axis_name must be a mesh axis's name, but is {axis_name!r}")
-    if num_workers % workers_per_device:
-        raise ValueError(
-            f"{num_workers} workers cannot be {workers_per_device} on each device; "
-            "workers_per_device must divide num_workers"
-        )
+    _check_numbers(num_workers, workers_per_device, axis_name)
     decoder = default_decoder() if decoder is None else decoder
     check_decoder(decoder)
     options = dict(workers_per_device=workers_per_device, param_specs=param_specs)
@@ -166,12 +159,9 @@ def scale_by_sign_decoder_sharded(
             info=first_info(num_workers),
         )
 
-    def check_devices(num_devices):
-        if num_devices * workers_per_device != num_workers:
-            raise ValueError(
-                f"the mesh axis {axis_name!r} has {num_devices} devices with "
-                f"{workers_per_device} workers each, but num_workers is {num_workers}"
-            )
+    check_devices = functools.partial(
+        _check_devices, axis_name, num_workers, workers_per_device
+    )
 
     def init_fn(params):
         context = jax.sharding.get_abstract_mesh()
@@ -214,16 +204,32 @@ def scale_by_sign_decoder_sharded(
             **options,
         )
         check_devices(jax.lax.axis_size(axis_name))
-        new_state = ShardedSignDecoderState(
-            sign_round=rounds,
-            decoder_state=decoder_state,
-            info=info,
-        )
+        new_state = ShardedSignDecoderState(rounds, decoder_state, info)
         return cast_like(decoded, like), new_state
 
     transformation = ShardedTransformation(init_fn, update_fn)
     transformation.state_specs = state_specs
     return transformation
+
+
+def _check_numbers(num_workers, workers_per_device, axis_name):
+    check_size("num_workers", num_workers)
+    check_size("workers_per_device", workers_per_device)
+    if not isinstance(axis_name, str):
+        raise ValueError(f"axis_name must be a mesh axis's name, but is {axis_name!r}")
+    if num_workers % workers_per_device:
+        raise ValueError(
+            f"{num_workers} workers cannot be {workers_per_device} on each device; "
+            "workers_per_device must divide num_workers"
+        )
+
+
+def _check_devices(axis_name, num_workers, workers_per_device, num_devices):
+    if num_devices * workers_per_device != num_workers:
+        raise ValueError(
+            f"the mesh axis {axis_name!r} has {num_devices} devices with "
+            f"{workers_per_device} workers each, but num_workers is {num_workers}"
+        )
 
 
 def _mesh_of(params):

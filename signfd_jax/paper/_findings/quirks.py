@@ -18,10 +18,10 @@ from signfd_jax.paper.scales import Scale
 _OURS, _RELEASED = "federated_defense", "released_code"
 
 
-def _quirks(scale: Scale, lab: Lab) -> Outcome:
-    few = scale.quirk_batch_size
+def _cases(few):
+    """What is changed in each case: in the remedied decoder, in the released one."""
     inverting = {"num_byzantine": 6, "attack": "sign_inversion"}
-    cases = {
+    return {
         f"zeros: batches of {few}, nobody lies": (
             {"decoder": _OURS, "batch_size": few},
             {"decoder": _RELEASED, "batch_size": few},
@@ -32,7 +32,7 @@ def _quirks(scale: Scale, lab: Lab) -> Outcome:
         ),
         "forgetting .9: nobody lies": (
             {"decoder": f"{_OURS}:forgetting=0.9"},
-            {"decoder": f"{_RELEASED},forgetting=0.9"},
+            {"decoder": f"{_RELEASED}:forgetting=0.9"},
         ),
         "no split: nobody lies": (
             {"decoder": _OURS},
@@ -47,6 +47,11 @@ def _quirks(scale: Scale, lab: Lab) -> Outcome:
             {"decoder": _OURS, "split": "everything", **inverting},
         ),
     }
+
+
+def _quirks(scale: Scale, lab: Lab) -> Outcome:
+    few = scale.quirk_batch_size
+    cases = _cases(few)
     cells = {
         name: tuple(lab.vary(scale, **changes) for changes in pair)
         for name, pair in cases.items()
