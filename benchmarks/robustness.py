@@ -32,7 +32,7 @@ from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment, fingerprint
 from signfd_jax.experiments.grid import run_grid
 from signfd_jax.experiments.report import plots
-from signfd_jax.experiments.report.tables import mean
+from signfd_jax.experiments.report._tables import mean
 
 DEFAULT = "correlation_defense"
 BASELINE = "majority_vote"

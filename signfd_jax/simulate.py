@@ -26,6 +26,7 @@ from signfd_jax._round import SimulationInfo, draw, finish
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.signs import packed
+from signfd_jax.signs._packed_rows import join_chunks
 from signfd_jax.signs._visits import over_workers
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
@@ -262,7 +263,7 @@ def _in_chunks(plan, state, send, everyone, worker_chunk):
     )
     zeros = jax.tree.map(jnp.zeros_like, state.params) if plan.sign_error else None
     total, (losses, sent) = lax.scan(send_chunk, zeros, chunks)
-    return losses.reshape(-1), total, packed.join_chunks(sent)
+    return losses.reshape(-1), total, join_chunks(sent)
 
 
 def _attacked(attack, key, workers, context, state, values):

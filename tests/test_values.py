@@ -20,7 +20,8 @@ from signfd_jax.experiments._storage import checkpoints
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
 from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.config import fingerprint, from_json, to_json
-from signfd_jax.experiments.report import plots, tables
+from signfd_jax.experiments.report import _tables as tables
+from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.report.communication import Ledger, bits_per_round, ledger
 
 # Masks --------------------------------------------------------------------------------

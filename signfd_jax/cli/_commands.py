@@ -140,7 +140,7 @@ def _compare(arguments) -> int:
     options = read_flags(fitting(Compare(), experiment), rest, "compare")
     from signfd_jax.experiments import grid as compare
     from signfd_jax.experiments._storage import run_folder as records
-    from signfd_jax.experiments.report.tables import accuracy_table
+    from signfd_jax.experiments.report._tables import accuracy_table
 
     keep_compiled()
     given = {

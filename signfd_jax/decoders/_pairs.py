@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
-from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
+from signfd_jax.signs._packed_rows import take_coordinates
 from signfd_jax.signs._products import row_products
 
 
@@ -45,7 +45,7 @@ def sampled_votes(
             places, inside = _places(
                 chosen, block, [s + begin for s in starts], length, axis_name
             )
-            taken = packed.take_coordinates(leaf, places)
+            taken = take_coordinates(leaf, places)
             parts.append(taken * inside.astype(jnp.int8)[None])
         begin += length
     if not parts:

@@ -33,8 +33,8 @@ from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
 from signfd_jax.experiments._storage.params import save_params
 from signfd_jax.experiments.config import Experiment, to_json
+from signfd_jax.experiments.report._tables import mean
 from signfd_jax.experiments.report.communication import bits_per_round
-from signfd_jax.experiments.report.tables import mean
 
 __all__ = ["run_experiment"]
 

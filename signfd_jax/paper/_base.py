@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from signfd_jax.experiments import Experiment, fingerprint
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.grid import run_grid
-from signfd_jax.experiments.report.tables import mean_and_error
+from signfd_jax.experiments.report._tables import mean_and_error
 from signfd_jax.paper.scales import Scale
 
 CLOSE = 0.01

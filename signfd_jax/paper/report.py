@@ -11,7 +11,7 @@ from signfd_jax.experiments import to_json
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
-from signfd_jax.experiments.report.tables import markdown
+from signfd_jax.experiments.report._tables import markdown
 from signfd_jax.paper._base import Finding, Lab, Outcome, verdict
 from signfd_jax.paper._findings import FINDINGS
 from signfd_jax.paper.scales import SCALES

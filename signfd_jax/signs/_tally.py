@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int8, Int32
 
 from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
+from signfd_jax.signs._packed_rows import in_leaf_shape, row_agreements, votes_structure
 from signfd_jax.signs._products import row_products
 from signfd_jax.signs._totals import exact_total
 from signfd_jax.signs._visits import over_workers, sum_coordinates
@@ -69,7 +70,7 @@ def vote_tree(
         Array([ 1, -1], dtype=int8)
     """
     shared = isinstance(weights, jax.Array) and weights.ndim == 1 and weigh is None
-    split = functools.partial(jax.tree.unflatten, packed.votes_structure(votes))
+    split = functools.partial(jax.tree.unflatten, votes_structure(votes))
     used: Any = weights
     if weigh is None:  # What `weigh` reads is joined by whoever knows what it is.
         groups = group_leaves(votes) if shared else group_leaves(votes, weights)
@@ -129,7 +130,7 @@ def _vote(votes, weights, largest, weigh):
     fixed = functools.partial(fixed_point, largest=largest, num_workers=votes.shape[0])
 
     def terms(vote, units):
-        return units * packed.row_votes(vote).astype(jnp.int32), jnp.abs(units)
+        return units * packed._row_votes(vote).astype(jnp.int32), jnp.abs(units)
 
     def visit(row):
         vote, weight = row
@@ -144,7 +145,7 @@ def _vote(votes, weights, largest, weigh):
         row_sums = weights
     else:
         (tally, total), row_sums = over_workers(visit, (votes, weights))
-    tally = packed.in_leaf_shape(tally, votes)
+    tally = in_leaf_shape(tally, votes)
     margins = jnp.abs(tally).astype(jnp.float32) / jnp.maximum(
         total.astype(jnp.float32), 1.0
     )
@@ -206,9 +207,7 @@ def agreements(
     """
     if isinstance(votes, packed.PackedVotes):
         bits = jax.tree.map(lambda row: row[0], packed.pack_ternary(decoded[None]))
-        return over_workers(lambda row: ((), packed.row_agreements(row, bits)), votes)[
-            1
-        ]
+        return over_workers(lambda row: ((), row_agreements(row, bits)), votes)[1]
     votes = votes.reshape(votes.shape[0], -1)
     decoded = decoded.reshape(-1)
     balance = _row_sums(lambda v, sign: v * sign[None], votes, decoded)

@@ -13,23 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Int8, Int32, UInt8
+from jaxtyping import Array, Bool, Int8, UInt8
 
 __all__ = [
     "PackedVotes",
-    "in_leaf_shape",
     "is_packed",
-    "join_chunks",
     "pack",
     "pack_one_bit",
     "pack_ternary",
-    "row_agreements",
-    "row_votes",
-    "take_coordinates",
     "unpack",
     "unpack_votes",
-    "votes_structure",
 ]
 
 _FULL = 0xFF
@@ -82,23 +75,6 @@ def is_packed(node) -> bool:
         {'w': True}
     """
     return isinstance(node, PackedVotes)
-
-
-def votes_structure(votes):
-    """The structure of the tree that votes are, packed or not.
-
-    Args:
-        votes: tree of int8 `[M, ...]` or of `PackedVotes`.
-
-    Returns:
-        A `PyTreeDef`, the same for both.
-
-    Examples:
-        >>> votes = {"w": jnp.ones((3, 2), jnp.int8)}
-        >>> votes_structure(pack_ternary(votes)) == jax.tree.structure(votes)
-        True
-    """
-    return jax.tree.structure(votes, is_leaf=is_packed)
 
 
 def pack(votes: Int8[Array, "*batch N"]) -> UInt8[Array, "*batch bytes"]:
@@ -232,133 +208,15 @@ def unpack_votes(votes):
     def unpacked(leaf):
         if not is_packed(leaf):
             return leaf
-        rows = jax.vmap(row_votes)(leaf)
+        rows = jax.vmap(_row_votes)(leaf)
         return _flat(rows, math.prod(leaf.leaf_shape)).reshape(leaf.shape)
 
     return jax.tree.map(unpacked, votes, is_leaf=is_packed)
 
 
-def join_chunks(chunks):
-    """Put the packed votes of chunks of workers one behind the other.
-
-    Args:
-        chunks: tree of `PackedVotes` with a leading axis of chunks, as `lax.scan`
-            stacks them: arrays `[chunks, m, bytes]`.
-
-    Returns:
-        Tree of `PackedVotes` of all `chunks * m` workers.
-
-    Examples:
-        >>> votes = jnp.array([[1, -1], [1, 1]], jnp.int8)
-        >>> chunks = jax.vmap(pack_ternary)(votes[:, None])
-        >>> print(unpack_votes(join_chunks(chunks)))
-        [[ 1 -1]
-         [ 1  1]]
-    """
-    return jax.tree.map(lambda rows: rows.reshape(-1, rows.shape[-1]), chunks)
-
-
-def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M S"]:
-    """The votes on a few coordinates of one leaf, unpacked.
-
-    Args:
-        leaf: int8 `[M, ...]` or `PackedVotes`.
-        chosen: int32 `[S]`, numbers of coordinates along the ravelled leaf; None: all.
-
-    Returns:
-        int8 `[M, S]` in {-1, 0, +1}.
-
-    Examples:
-        >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1]], jnp.int8))
-        >>> print(take_coordinates(packed, jnp.array([3, 2])))
-        [[1 0]]
-    """
-    if not is_packed(leaf):
-        rows = leaf.reshape(leaf.shape[0], -1)
-        return rows if chosen is None else _once(rows[:, chosen])
-    if chosen is None:
-        return _once(unpack_votes(leaf).reshape(leaf.shape[0], -1))
-    num_bytes = leaf.signs.shape[1]
-    shift = jnp.uint8(7) - (chosen // num_bytes).astype(jnp.uint8)
-
-    def bits(plane):
-        # A plane of one byte a worker serves all coordinates.
-        taken = plane if plane.shape[1] == 1 else plane[:, chosen % num_bytes]
-        return ((taken >> shift[None]) & jnp.uint8(1)).astype(jnp.int8)
-
-    return _once(jnp.int8(2) * bits(leaf.signs) - bits(leaf.voted))
-
-
-def _once(rows):
-    # Else XLA's CPU backend makes them again in a product's loops: thrice the time.
-    return lax.optimization_barrier(rows)
-
-
-def row_votes(row):
-    """One worker's votes on a leaf, as `visits.over_workers` visits them.
-
-    Args:
-        row: int8 `[...]`, which stays as it is, or `PackedVotes` of arrays `[bytes]`.
-
-    Returns:
-        int8 in {-1, 0, +1}: `[...]`, or of packed votes `[8, bytes]`, their coordinates
-        in order, with those that pad the last row; see `in_leaf_shape`.
-
-    Examples:
-        >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1]], jnp.int8))
-        >>> print(row_votes(jax.tree.map(lambda rows: rows[0], packed))[:, 0])
-        [ 1 -1  0  1  0  0  0  0]
-    """
+def _row_votes(row):
+    """One worker's votes on a leaf, as `visits.over_workers` visits them."""
     if not is_packed(row):
         return row
     bits = lambda plane: ((plane[None] >> _SHIFTS) & jnp.uint8(1)).astype(jnp.int8)  # noqa: E731
     return jnp.int8(2) * bits(row.signs) - bits(row.voted)
-
-
-def in_leaf_shape(values, votes):
-    """Give what was made from `row_votes` the shape of the leaf.
-
-    Args:
-        values: `[8, bytes]`, one number for each coordinate of packed votes; of other
-            votes `[...]`, which stay as they are.
-        votes: the leaf, or a row of it: int8 or `PackedVotes`.
-
-    Returns:
-        Values of the leaf's shape `[...]`.
-
-    Examples:
-        >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1]], jnp.int8))
-        >>> row = jax.tree.map(lambda rows: rows[0], packed)
-        >>> print(in_leaf_shape(row_votes(row), row))
-        [ 1 -1  0  1]
-    """
-    if not is_packed(votes):
-        return values
-    size = math.prod(votes.leaf_shape)
-    return values.reshape(-1)[:size].reshape(votes.leaf_shape)
-
-
-def row_agreements(
-    row: PackedVotes, decoded: PackedVotes
-) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
-    """Count one worker's agreements with decoded signs, by xor and popcount.
-
-    Args:
-        row: `PackedVotes` of arrays `[bytes]`.
-        decoded: the same, of the decoded signs; abstentions stand for ties.
-
-    Returns:
-        int32 scalars: the votes that agree, and those that were counted.
-
-    Examples:
-        >>> packed = pack_ternary(jnp.array([[1, -1, 0, 1], [1, 1, 1, 0]], jnp.int8))
-        >>> worker, decoded = (jax.tree.map(lambda x: x[m], packed) for m in (0, 1))
-        >>> print(*row_agreements(worker, decoded))
-        1 2
-    """
-    both = row.voted & decoded.voted
-    return _popcount(both & ~(row.signs ^ decoded.signs)), _popcount(both)
-
-
-def _popcount(bits):
-    return jnp.sum(jax.lax.population_count(bits).astype(jnp.int32), dtype=jnp.int32)

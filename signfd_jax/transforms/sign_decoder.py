@@ -26,6 +26,7 @@ from signfd_jax.decoders import (
 )
 from signfd_jax.decoders._first_info import first_info
 from signfd_jax.signs import packed
+from signfd_jax.signs._packed_rows import votes_structure
 from signfd_jax.signs._totals import check_coordinates
 from signfd_jax.signs._trees import cast_like, shapes_of, size_of
 
@@ -192,7 +193,7 @@ def _check_packed(votes, params, decoder):
             f"{decoder.needs_unpacked}. Leave worker_chunk out, or take a decoder that "
             "can, such as correlation_defense or majority_vote"
         )
-    if params is None or packed.votes_structure(votes) != jax.tree.structure(params):
+    if params is None or votes_structure(votes) != jax.tree.structure(params):
         raise ValueError(
             "packed votes need the parameters, a tree like theirs, to decode into; "
             "give update(votes, state, params)"

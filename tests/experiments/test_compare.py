@@ -10,7 +10,7 @@ from signfd_jax.experiments import PRESETS, Experiment
 from signfd_jax.experiments._engine.program import compile_program
 from signfd_jax.experiments._storage.run_folder import read_lines
 from signfd_jax.experiments.grid import Grid, cells, run_grid
-from signfd_jax.experiments.report.tables import accuracy_table, mean_and_error, pivot
+from signfd_jax.experiments.report._tables import accuracy_table, mean_and_error, pivot
 
 TINY = Experiment(
     name="tiny",

@@ -19,7 +19,8 @@ from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine import program
 from signfd_jax.experiments._engine.program_sharded import prepare_sharded
 from signfd_jax.experiments._storage import run_folder as records
-from signfd_jax.experiments.report import plots, tables
+from signfd_jax.experiments.report import _tables as tables
+from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.run import run_experiment
 from signfd_jax.models import Evaluation
 from signfd_jax.paper._base import Lab, format_mean

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as st_numpy
 import signfd_jax as sfd
 from signfd_jax import signs
 from signfd_jax.decoders import released_code
+from signfd_jax.signs import _packed_rows, packed
 from signfd_jax.signs import _tally as tally
-from signfd_jax.signs import packed
 
 M = 5
 SHAPES = {"matrix": (3, 7), "scalar": ()}
@@ -53,7 +53,7 @@ def test_round_trip(votes):
 def test_trees_round_trip(make, pack):
     votes = make()
     there = pack(votes)
-    assert packed.votes_structure(there) == jax.tree.structure(votes)
+    assert _packed_rows.votes_structure(there) == jax.tree.structure(votes)
     chex.assert_trees_all_equal(packed.unpack_votes(there), votes)
 
 
@@ -88,7 +88,7 @@ def test_a_few_coordinates(make, pack, key):
         rows = leaf.reshape(M, -1)
         for places in (None, jax.random.randint(key, (10,), 0, rows.shape[1])):
             np.testing.assert_array_equal(
-                packed.take_coordinates(packed_leaf, places),
+                _packed_rows.take_coordinates(packed_leaf, places),
                 rows if places is None else rows[:, places],
             )
 

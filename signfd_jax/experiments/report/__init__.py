@@ -1,9 +1,9 @@
-"""What is made of results: tables, figures, and the ledger of bits sent.
+"""What is made of results: figures, the ledger of bits sent, and tables.
 
-`tables` has means and their errors, `plots` the figures, `communication` the bits. None
-of them runs anything. `plots` needs matplotlib, and is imported by its own name.
+`plots` has the figures, `communication` the bits; the private module writes tables.
+None of them runs anything. `plots` needs matplotlib: it is imported by its own name.
 """
 
-from signfd_jax.experiments.report import communication, tables
+from signfd_jax.experiments.report import communication
 
-__all__ = ["communication", "tables"]
+__all__ = ["communication"]

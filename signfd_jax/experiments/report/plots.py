@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from signfd_jax._checks import check_flag, check_size
 from signfd_jax.experiments._processes.console import reason, warn
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run
-from signfd_jax.experiments.report.tables import mean, measured, pivot
+from signfd_jax.experiments.report._tables import mean, measured, pivot
 
 __all__ = [
     "accuracy_figure",

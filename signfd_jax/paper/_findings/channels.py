@@ -6,7 +6,7 @@
 import dataclasses
 import statistics
 
-from signfd_jax.experiments.report.tables import mean
+from signfd_jax.experiments.report._tables import mean
 from signfd_jax.paper._base import CLOSE, Claim, Finding, Lab, Outcome, format_mean
 from signfd_jax.paper._measure import channel_error, side_by_side
 from signfd_jax.paper.scales import Scale

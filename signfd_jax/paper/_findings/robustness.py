@@ -6,7 +6,7 @@
 import dataclasses
 import statistics
 
-from signfd_jax.experiments.report.tables import mean
+from signfd_jax.experiments.report._tables import mean
 from signfd_jax.paper._base import (
     CLOSE,
     Claim,

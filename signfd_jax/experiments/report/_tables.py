@@ -9,16 +9,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = [
-    "Pivot",
-    "accuracy_table",
-    "markdown",
-    "mean",
-    "mean_and_error",
-    "measured",
-    "pivot",
-]
-
 
 class Pivot(NamedTuple):
     """Accuracies by setting, attackers and decoder.
@@ -50,55 +40,18 @@ class Pivot(NamedTuple):
 
 
 def measured(values: Iterable[float | None]) -> list[float]:
-    """Those of some numbers that there are.
-
-    Args:
-        values: numbers; None or NaN stands where nothing was measured.
-
-    Returns:
-        The others.
-
-    Examples:
-        >>> measured([0.5, None, math.nan])
-        [0.5]
-    """
+    """Those of some numbers that there are."""
     return [v for v in values if v is not None and not math.isnan(v)]
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """Mean of what was measured.
-
-    Args:
-        values: numbers; None or NaN stands where nothing was measured.
-
-    Returns:
-        The mean of the others; NaN if there are none.
-
-    Examples:
-        >>> mean([0.5, None, 0.7])
-        0.6
-    """
+    """Mean of what was measured."""
     there = measured(values)
     return statistics.fmean(there) if there else math.nan
 
 
 def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
-    """Arrange the records of a grid.
-
-    Args:
-        records: what `compare.run_grid` returned.
-
-    Returns:
-        A `Pivot`, in the order of the records. A setting also names the fields in which
-        records differ beside those that every label has.
-
-    Examples:
-        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
-        >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
-        >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
-        >>> pivot([record]).worst("iid, batch 4", "d")
-        (0.6, '6 gaussian')
-    """
+    """Arrange the records of a grid."""
     records = list(records)
     others = _differing([record["config"] for record in records])
     accuracies = {}
@@ -145,19 +98,7 @@ def _attackers(config):
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean over seeds and its standard error.
-
-    Args:
-        values: one number a seed; None or NaN where nothing was measured.
-
-    Returns:
-        The mean, NaN where nothing was measured; and the standard error, NaN where
-        there is one seed.
-
-    Examples:
-        >>> mean_and_error([0.5, 0.7])
-        (0.6, 0.1)
-    """
+    """Mean over seeds and its standard error."""
     there = measured(values)
     if len(there) < 2:
         return mean(there), math.nan
@@ -168,22 +109,6 @@ def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
     """Write accuracies as a Markdown table, a column for each decoder.
 
     The last rows are each decoder's worst case over all that attacked it.
-
-    Args:
-        records: what `compare.run_grid` returned.
-
-    Returns:
-        The table: mean test accuracy over seeds, with its standard error.
-
-    Examples:
-        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
-        >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
-        >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
-        >>> print(accuracy_table([record]))
-        | data         | Byzantine workers | d             |
-        |--------------|-------------------|---------------|
-        | iid, batch 4 | 6 gaussian        | 0.600 ± 0.100 |
-        | iid, batch 4 | worst case        | 0.600         |
     """
     table = pivot(records)
     rows = [["data", "Byzantine workers", *table.decoders]]
@@ -208,20 +133,7 @@ def _cell(values):
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table.
-
-    Args:
-        rows: the rows of cells, the head first.
-
-    Returns:
-        The table, its columns padded to equal widths.
-
-    Examples:
-        >>> print(markdown([["a", "b"], ["1", "23"]]))
-        | a | b  |
-        |---|----|
-        | 1 | 23 |
-    """
+    """Write a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
