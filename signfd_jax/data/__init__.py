@@ -1,5 +1,8 @@
 """Load the data sets: from a folder, or downloaded once into the user's cache.
 
+Start with `load`. The file `partition` shares the examples out to workers, and
+`batches` draws what each of them sees in a round.
+
 Shapes: `n` examples; images `[n, height, width, channels]`, uint8 as stored; labels
 int32 `[n]` in `[0, num_classes)`.
 

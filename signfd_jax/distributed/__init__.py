@@ -2,6 +2,7 @@
 
 `scale_by_sign_decoder_sharded` takes the place of the gradients' all-reduce in a data-
 parallel step under `jax.shard_map`; `sign_all_reduce` is the collective alone.
+Start with the first; `slice_state` is for who uses the second.
 """
 
 from signfd_jax.distributed._states import slice_state

@@ -1,8 +1,8 @@
 """Experiments: configurations, presets, compiled runs, grids and their records.
 
-`Experiment` says what to run, `run_experiment` runs it into a folder, `run_grid` runs
-many. `PRESETS` are experiments with a name. What needs the extra `experiments` is
-imported when it is asked for.
+Start with `Experiment`, which says what to run. `run_experiment` runs it into a folder,
+`run_grid` runs many. `PRESETS` are experiments with a name. What needs the extra
+`experiments` is imported when it is asked for.
 """
 
 import importlib

@@ -1,4 +1,9 @@
-"""Small flax networks, their loss and their test."""
+"""Small flax networks, their loss and their test.
+
+`SoftmaxRegression`, `MLP`, `MnistCNN` and `ResNet` are flax modules like any other.
+Start with `loss_fn`, which makes of a module what `simulation` takes; `evaluate` tests
+it.
+"""
 
 from signfd_jax.models.networks import (
     MLP,

@@ -1,6 +1,7 @@
 """The paper's findings as presets: one command each, one report, one verdict each.
 
-`FINDINGS` are what can be run, `SCALES` at which size.
+`FINDINGS` are what can be run, `SCALES` at which size. Start with `reproduce`, which is
+the command `signfd paper`.
 """
 
 from signfd_jax.paper._base import Claim, Finding, Outcome, verdict

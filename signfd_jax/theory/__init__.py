@@ -8,7 +8,8 @@ log-likelihood ratios $\ell_m = \ln\frac{1 - p_m}{p_m}$ in nats, $q = \frac12 - 
 worker's advantage over a coin, and $P_E = \Pr[\hat U \ne U]$. By symmetry the
 derivations take U = 1, so that an error is S < 0, or half of S = 0.
 
-Every function jits, and those of arrays vmap.
+Start with `decoding_error`, which is exact. Every function jits, and those of arrays
+vmap.
 """
 
 from signfd_jax.theory import (
