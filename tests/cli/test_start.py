@@ -55,6 +55,24 @@ def test_help_and_version_need_no_jax(arguments):
     assert said in process.stdout
 
 
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_the_package_is_the_command(argument):
+    command = [sys.executable, "-X", "importtime", "-m", "signfd_jax", argument]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.startswith(("signfd ", "usage: signfd "))
+    loaded = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "signfd_jax.cli" in loaded
+    assert not loaded & {"jax", "numpy", "optax", "flax", "matplotlib", "rich", "tqdm"}
+
+
+def test_the_package_gives_the_exit_code_of_the_command():
+    command = [sys.executable, "-m", "signfd_jax", "walk"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.startswith("signfd: unknown command 'walk'; known are ")
+
+
 def test_every_public_name_is_imported_when_it_is_asked_for():
     code = (
         "import sys, signfd_jax\n"
