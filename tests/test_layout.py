@@ -42,7 +42,7 @@ EXTRA = {
     "data": {"pooch", "sklearn"},
     "models": {"flax"},
     "experiments": {"flax", "matplotlib", "orbax", "tqdm", "tyro"},
-    "cli": {"tqdm", "tyro"},
+    "cli": {"rich", "tqdm", "tyro"},
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -58,10 +58,12 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
             return keyed(function, key, **options)
         return (recurrent if is_recurrent else stateless)(function, **options)
 
+    make.__doc__ = function.__doc__
     return _show_options(make, parameters.values())
 
 
 def _top_k_multi_krum(num_byzantine, key, *, fraction=0.1, **options):
+    """Multi-Krum on rows of which only the largest coordinates are kept."""
     krum_rule = stateless(multi_krum, num_byzantine=num_byzantine, **options)
     return chain(stateless(top_k, fraction=fraction), krum_rule)
 

@@ -17,7 +17,7 @@ from signfd_jax.experiments._processes.signals import Terminated, heeded_interru
 
 __all__ = ["Compare", "Paper", "Run", "main"]
 
-_EXTRA = ("flax", "matplotlib", "pooch", "sklearn", "tqdm", "tyro")
+_EXTRA = ("flax", "matplotlib", "pooch", "rich", "sklearn", "tqdm", "tyro")
 
 USAGE = """\
 usage: signfd run [PRESET] [--field value ...]        train once, or go on
@@ -25,13 +25,30 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
        signfd paper FIGURE [--option value ...]       the paper's findings, and a report
        signfd plot FOLDER [FOLDER ...]                draw runs and grids again
-       signfd list                                    presets, and every name there is
+       signfd list [KIND ...]                         every name that there is
        signfd --version
 
 A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
-compare --help` and `signfd paper --help` list the options. FIGURE is one of inversion,
+compare --help` and `signfd paper --help` list the options. KIND is presets, datasets,
+models, splits, decoders, attacks or memberships. FIGURE is one of inversion,
 flip-probability, initial-phase, estimation, gaussian, batch-sizes, invariance, quirks,
 or all."""
+
+
+_HELP = {
+    "plot": """\
+usage: signfd plot FOLDER [FOLDER ...]
+
+Draw the figures of runs and grids again. Several runs also get one together.""",
+    "list": """\
+usage: signfd list [KIND ...]
+
+List what can be named, with the options of each name and the package that added
+it. KIND is presets, datasets, models, splits, decoders, attacks or memberships;
+without one, all are listed. Where the output is no terminal, each name is one
+line of five fields with tabs between them: kind, name, options, package and
+description.""",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +88,9 @@ def _main(arguments):
             raise ValueError(
                 f"unknown command {arguments[0]!r}; known are {', '.join(COMMANDS)}"
             )
+        if arguments[0] in _HELP and {"-h", "--help"} & set(arguments):
+            print(_HELP[arguments[0]])
+            return 0
         with heeded_interrupts():
             return COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:

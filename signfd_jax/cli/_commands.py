@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from signfd_jax.cli._compiled import keep_compiled
+from signfd_jax.cli._list import list_names
 from signfd_jax.cli._options import (
     Compare,
     Paper,
@@ -240,35 +241,11 @@ def _named(folders):
     return {"/".join(folder.parts[-parts:]): folder for folder in folders}
 
 
-def _list(arguments) -> int:
-    if arguments:
-        raise ValueError("signfd list takes no arguments")
-    from signfd_jax import data
-    from signfd_jax.experiments import _plugins as plugins
-    from signfd_jax.experiments import registry
-
-    plugins.warn_of_broken()
-    print("presets")
-    for name, preset in PRESETS.items():
-        print(f"  {name:20}{preset.description}")
-    kinds = {
-        "datasets": data.DATASETS,
-        "models": registry.MODELS,
-        "splits": registry.SPLITS,
-        "decoders": registry.SERVERS,
-        "attacks": registry.ATTACKS,
-        "memberships": registry.MEMBERSHIPS,
-    }
-    for kind, names in kinds.items():
-        print(f"{kind}\n  {' '.join(names)}")
-    return 0
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "compare": _compare,
     "paper": _paper,
     "plot": _plot,
-    "list": _list,
+    "list": list_names,
 }
 """The commands by their names."""

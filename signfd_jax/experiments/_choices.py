@@ -125,6 +125,34 @@ def canonical(registry: Mapping[str, Callable[..., Any]], text: str) -> str:
     return name + (colon and colon * bool(parts)) + ",".join(parts)
 
 
+def written_options(factory: Callable[..., Any]) -> dict[str, str]:
+    """The options of a factory that can be written, with their defaults as written.
+
+    The default is "..." where the option must be given. An option that takes neither
+    numbers nor words, such as another attack, cannot be written and is left out.
+    """
+    return {
+        name: _written(parameter.default)
+        for name, parameter in _options(factory).items()
+        if _can_be_written(parameter.annotation)
+    }
+
+
+def _written(default):
+    """A default as a choice spells it."""
+    if default is inspect.Parameter.empty:
+        return "..."
+    is_word = default is None or isinstance(default, bool)
+    return str(default).lower() if is_word else str(default)
+
+
+def _can_be_written(annotation):
+    """Whether it is a number or a word; one without a type may be."""
+    open_to_all = annotation is inspect.Parameter.empty or isinstance(annotation, str)
+    admitted = {annotation, *typing.get_args(annotation)}
+    return open_to_all or bool(admitted & {int, float, bool, str})
+
+
 def _admits_arrays(parameter):
     return jax.Array in typing.get_args(parameter.annotation)
 

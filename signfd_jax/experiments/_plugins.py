@@ -2,7 +2,7 @@
 
 A package that declares `[project.entry-points."signfd_jax.attacks"]` in its
 pyproject.toml has its attacks in every configuration once it is installed. `GROUPS` are
-the groups there are, and `BROKEN` is what was left out.
+the groups there are, `PACKAGES` says who added what, and `BROKEN` what was left out.
 """
 
 import contextlib
@@ -17,6 +17,9 @@ GROUPS = ("signfd_jax.attacks", "signfd_jax.decoders", "signfd_jax.rules")
 
 BROKEN: dict[str, str] = {}
 """Names that were left out, each with what is wrong, as one line."""
+
+PACKAGES: dict[str, dict[str, str]] = {group: {} for group in GROUPS}
+"""The packages of the names that were added, by group and name."""
 
 _told: set[str] = set()
 
@@ -49,6 +52,7 @@ def load(
     for point in _points(group):
         try:
             found[point.name] = make(_function(point, {*taken, *found}))
+            PACKAGES[group][point.name] = _package(point)
         except (Exception, SystemExit) as error:
             whose = f"{group} {point.name!r} of the package {_package(point)}"
             BROKEN[point.name] = f"{whose}: {console.reason(error)}"

@@ -51,11 +51,13 @@ __all__ = [
 def _stochastic_sign_flip(
     flip_probability: float | jax.Array = 0.5,
 ) -> attacks.Attack:
+    """Every Byzantine worker flips each coordinate's sign with some probability."""
     # The flag --flip-probability stands in for an option that is not given.
     return attacks.stochastic_sign_flip(flip_probability)
 
 
 def _mlp(num_classes: int, hidden: int = 128) -> models.MLP:
+    """One hidden layer on the flattened image."""
     return models.MLP(hidden=(hidden,), num_classes=num_classes)
 
 
@@ -66,6 +68,7 @@ def _correlation_defense(
     sample: int | None = None,
     seed: int | jax.Array = 0,
 ) -> Decoder:
+    """The default: use votes as sent or negated, as their correlations say."""
     return correlation_defense(
         Thresholds(forgetting=forgetting, majority=majority),
         committee=committee,
@@ -101,6 +104,7 @@ DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 def _ef_sign_sgd(
     num_workers: int, scale: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
+    """EF-signSGD: signs times their mean magnitude, with error feedback."""
     # What it sends has the unit of the gradient: `scale` times the learning rate is
     # the step.
     check_number("scale", scale, -1e30, 1e30)
@@ -110,6 +114,7 @@ def _ef_sign_sgd(
 def _stochastic_sign(
     num_workers: int, key: jax.Array | None = None, bound: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
+    """Stochastic-sign SGD: each worker's gradient sets the odds of its vote."""
     return transforms.scale_by_stochastic_sign(num_workers, bound, key=key)
 
 
@@ -155,6 +160,7 @@ def _aggregation(
     rule_options = list(inspect.signature(make_rule).parameters.values())[2:]
     signature = inspect.Signature([*own, *rule_options])
     make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    make.__doc__ = make_rule.__doc__
     return traffic.sends(bits)(make)
 
 
@@ -167,6 +173,7 @@ def _own_rule(function: Callable[..., Any]) -> Callable[..., Any]:
 def _s3gd_mv(
     num_workers: int, fraction: float = 0.1, decay: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
+    """S3GD-MV: votes at the largest coordinates only, with error accumulation."""
     return transforms.scale_by_sparse_sign(num_workers, fraction, decay=decay)
 
 
@@ -195,6 +202,7 @@ def _adaptive(
     horizon: int = 4,
     seed: int | jax.Array = 0,
 ) -> attacks.Attack:
+    """Search for the parameters that make the decoder err most, as it learns."""
     # `against` names the decoder to defeat, where it is not the server's own.
     if against:
         decoder = choose(DECODERS, "decoder", against).make({})
@@ -206,8 +214,13 @@ del ATTACKS["no_attack"]
 ATTACKS |= {"stochastic_sign_flip": _stochastic_sign_flip, "adaptive": _adaptive}
 ATTACKS |= plugins.load("signfd_jax.attacks", taken=ATTACKS)
 
+
+def _fixed() -> None:
+    """The same workers are Byzantine in every round."""
+
+
 MEMBERSHIPS: dict[str, Callable[..., Any]] = {
-    "fixed": lambda: None,
+    "fixed": _fixed,
     **_factories(attacks, attacks.Membership),
 }
 

@@ -160,7 +160,7 @@ def test_help_lists_the_options(command, capsys):
         ("compare --seeds 0", "seeds must be >= 1"),
         ("plot", "give the folders"),
         ("plot nowhere", "nowhere holds no run"),
-        ("list all", "takes no arguments"),
+        ("list all", "unknown kind 'all'; known are presets"),
     ],
 )
 def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def signfd(code, *arguments):
 
 
 def test_without_the_extra_one_line_says_what_to_install():
-    blocked = "flax matplotlib orbax pooch sklearn tqdm tyro".split()
+    blocked = "flax matplotlib orbax pooch rich sklearn tqdm tyro".split()
     code = f"sys.modules.update(dict.fromkeys({blocked}))"
     with signfd(code) as process:
         _, err = process.communicate(timeout=120)

@@ -1,0 +1,44 @@
+"""`signfd list`: what can be named, with the options of each name."""
+
+import difflib
+
+from signfd_jax.cli._printing import Table, print_tables
+
+KINDS = (
+    "presets",
+    "datasets",
+    "models",
+    "splits",
+    "decoders",
+    "attacks",
+    "memberships",
+)
+"""What there is to list."""
+
+_HEAD = ("name", "options", "package", "what it is")
+
+
+def list_names(kinds: list[str]) -> int:
+    """Print the names of some kinds; of all where none is given."""
+    for kind in kinds:
+        if kind not in KINDS:
+            close = difflib.get_close_matches(kind, KINDS, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(
+                f"unknown kind {kind!r}{hint}; known are {', '.join(KINDS)}"
+            )
+    from signfd_jax.experiments import _catalogue, _plugins
+
+    _plugins.warn_of_broken()
+    print_tables(
+        [
+            Table(kind, _HEAD, [_row(entry) for entry in _catalogue.entries(kind)])
+            for kind in kinds or KINDS
+        ]
+    )
+    return 0
+
+
+def _row(entry):
+    options = [f"{option}={default}" for option, default in entry.options.items()]
+    return entry.name, options, entry.package, entry.description
