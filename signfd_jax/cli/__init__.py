@@ -1,4 +1,4 @@
-"""The command `signfd`: run, compare, paper, plot, list.
+"""The command `signfd`: run, compare, paper, plot, show, list.
 
 Light to import: each command imports what it needs, so that the message about a missing
 extra, and the help, come at once.
@@ -25,6 +25,7 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
        signfd paper FIGURE [--option value ...]       the paper's findings, and a report
        signfd plot FOLDER [FOLDER ...]                draw runs and grids again
+       signfd show RUN                                what was run, and what came out
        signfd list [KIND ...]                         every name that there is
        signfd --version
 
@@ -39,7 +40,15 @@ _HELP = {
     "plot": """\
 usage: signfd plot FOLDER [FOLDER ...]
 
-Draw the figures of runs and grids again. Several runs also get one together.""",
+Draw the figures of runs and grids again. Several runs also share one figure.""",
+    "show": """\
+usage: signfd show RUN
+
+Show what the folder of a run holds: the fields of its configuration that differ
+from the defaults, its result, and for each worker its last weight (the mean over
+coordinates where they differ) and whether its votes are read as sent, negated or
+not counted. Where the output is no terminal, each row is one line with tabs
+between its fields, and begins with the name of its table.""",
     "list": """\
 usage: signfd list [KIND ...]
 

@@ -19,6 +19,7 @@ from signfd_jax.cli._options import (
     read_run_flags,
     take_preset,
 )
+from signfd_jax.cli._show import show
 from signfd_jax.experiments import PRESETS, fingerprint, to_json
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
@@ -246,6 +247,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "paper": _paper,
     "plot": _plot,
+    "show": show,
     "list": list_names,
 }
 """The commands by their names."""

@@ -16,6 +16,7 @@ __all__ = [
     "Paper",
     "Run",
     "fitting",
+    "read_configuration",
     "read_flags",
     "read_run_flags",
     "take_preset",
@@ -284,7 +285,7 @@ def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
         return PRESETS[name].experiment, rest
     path = files.expanded(name)
     if path.is_file():
-        return _read_configuration(path), rest
+        return read_configuration(path), rest
     if path.suffix.lower() == ".json":
         raise ValueError(f"there is no configuration {name}")
     if (path / "config.json").is_file():
@@ -295,8 +296,8 @@ def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
     raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
 
 
-def _read_configuration(path):
-    """An experiment from a file, whose name what is wrong begins with."""
+def read_configuration(path: Path) -> Experiment:
+    """Read an experiment from a file; what is wrong begins with the file's name."""
     text = files.read_text(path)
     try:
         return from_json(Experiment, text)

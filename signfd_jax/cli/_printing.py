@@ -56,6 +56,7 @@ def _draw(tables):
     for table in tables:
         title = Text(table.title, "bold")
         drawn = Drawn(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+        drawn.show_header = any(table.head)
         used = [i for i in range(len(table.head)) if any(row[i] for row in table.rows)]
         for i in used:
             style = "" if i else "cyan"

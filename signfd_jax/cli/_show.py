@@ -1,0 +1,174 @@
+"""`signfd show`: what was run, what came out, and how each worker was read."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from signfd_jax.cli._options import read_configuration
+from signfd_jax.cli._printing import Table, print_tables
+from signfd_jax.experiments import Experiment
+from signfd_jax.experiments._storage import files
+
+
+def show(arguments: list[str]) -> int:
+    """Print what the folder of a run holds, finished or not."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ValueError("give the folder of one run: signfd show RUN")
+    from signfd_jax.experiments._storage.run_folder import read_run
+
+    folder = files.expanded(arguments[0])
+    fields, metrics = read_run(folder)
+    if "base" in fields:
+        raise ValueError(
+            f"{folder} is a grid: its table is {folder / 'table.md'}, and signfd plot "
+            f"{folder} draws it"
+        )
+    config = read_configuration(folder / "config.json")
+    path = folder / "summary.json"
+    summary = files.read_json(path) if path.exists() else None
+    try:
+        found = tables(str(folder), config, metrics, summary)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{folder} has damaged records, or those of another version ({what})"
+        ) from None
+    print_tables(found)
+    return 0
+
+
+def tables(
+    folder: str,
+    config: Experiment,
+    metrics: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any] | None,
+) -> list[Table]:
+    """The tables on a run: what was run, its result, and its workers.
+
+    Args:
+        folder: the name of its folder.
+        config: its configuration.
+        metrics: one record for each test and seed.
+        summary: what a finished run wrote last; None: it is not finished.
+
+    Returns:
+        The tables that have rows.
+    """
+    last = [line for line in metrics if line["round"] == metrics[-1]["round"]]
+    found = [
+        Table("run", ("", ""), _run_rows(folder, config, last, summary)),
+        Table("configuration", ("field", "value", "default"), _changed_rows(config)),
+        Table("result", ("", ""), _result_rows(last, summary)),
+        Table("workers", _WORKERS, _worker_rows(config, last)),
+    ]
+    return [table for table in found if table.rows]
+
+
+_WORKERS = ("seed", "worker", "who", "last weight", "votes are read")
+
+
+def _run_rows(folder, config, last, summary):
+    """Where the run is, how far it came, and who met whom."""
+    state = "stopped before the first test"
+    if summary is not None:
+        state = "finished"
+    elif last:
+        state = f"stopped after round {last[0]['round']} of {config.rounds}"
+    return [
+        ("folder", folder),
+        ("state", state),
+        ("training", f"{config.model} on {config.dataset}, split {config.split}"),
+        ("decoder", config.decoder),
+        ("attack", f"{config.attack}, {config.num_byzantine} of {config.num_workers}"),
+    ]
+
+
+def _changed_rows(config):
+    """The fields that differ from their defaults."""
+    default = Experiment()
+    names = [field.name for field in dataclasses.fields(config)]
+    pairs = {name: (getattr(config, name), getattr(default, name)) for name in names}
+    return [
+        (name, _written(value), _written(usual))
+        for name, (value, usual) in pairs.items()
+        if value != usual
+    ]
+
+
+def _written(value):
+    """A field as the command line takes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _result_rows(last, summary):
+    """The last accuracies, and what they took."""
+    if not last:
+        return []
+    from signfd_jax.experiments.report.tables import mean_and_error
+
+    accuracies = {line["seed"]: line["test_accuracy"] for line in last}
+    rows = [
+        (f"test accuracy, seed {seed}", _number(accuracy, ".4f"))
+        for seed, accuracy in accuracies.items()
+    ]
+    if len(accuracies) > 1:
+        value, error = mean_and_error(list(accuracies.values()))
+        more = "" if math.isnan(error) else f" ± {error:.4f}"
+        rows.append(("test accuracy, mean", _number(value, ".4f") + more))
+    rounds = last[0]["round"]
+    rows.append(("rounds", str(rounds)))
+    if summary is not None:
+        each = summary["seconds_per_round"]
+        rows += [
+            ("seconds of training", _number(rounds * each, ".1f")),
+            ("seconds of compiling", _number(summary["compile_seconds"], ".1f")),
+            ("milliseconds a round", _number(1e3 * each, ".1f")),
+            ("device", summary["device"]),
+        ]
+    return [
+        *rows,
+        ("bits from each worker", _number(last[0]["bits_up"], ".0f")),
+        ("bits to each worker", _number(last[0]["bits_down"], ".0f")),
+    ]
+
+
+def _number(value, layout):
+    """A number that may not have been measured."""
+    if value is None or math.isnan(value):
+        return "not measured"
+    return format(value, layout)
+
+
+def _worker_rows(config, last):
+    """How each worker was read at the last test; of a large population, the medians."""
+    liar = "Byzantine" if config.membership == "fixed" else "Byzantine at first"
+    rows = []
+    for line in last:
+        if "weights" in line:
+            byzantine = set(line["byzantine"])
+            read = [
+                (str(worker), liar if worker in byzantine else "honest", weight)
+                for worker, weight in enumerate(line["weights"])
+            ]
+        else:
+            groups = {"honest": "honest", "byzantine": liar}
+            quantiles = {
+                who: line.get(f"weights_quantiles_{group}")
+                for group, who in groups.items()
+            }
+            read = [
+                ("the median", who, values[len(values) // 2])
+                for who, values in quantiles.items()
+                if values
+            ]
+        rows += [(str(line["seed"]), *names, *_reading(w)) for *names, w in read]
+    return rows
+
+
+def _reading(weight):
+    """A weight, and what it does to a vote."""
+    if weight is None:
+        return "", "not by a weight"
+    how = "as sent" if weight > 0 else "negated" if weight < 0 else "not counted"
+    return f"{weight:.3g}", how
