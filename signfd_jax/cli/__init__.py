@@ -44,11 +44,11 @@ Draw the figures of runs and grids again. Several runs also share one figure."""
     "show": """\
 usage: signfd show RUN
 
-Show what the folder of a run holds: the fields of its configuration that differ
-from the defaults, its result, and for each worker its last weight (the mean over
-coordinates where they differ) and whether its votes are read as sent, negated or
-not counted. Where the output is no terminal, each row is one line with tabs
-between its fields, and begins with the name of its table.""",
+Show what the folder of a run holds: the fields of its configuration that
+differ from the defaults, its result, and for each worker its last weight (the
+mean over coordinates where they differ) and whether its votes are read as sent,
+negated or not counted. Where the output is no terminal, each row is one line
+with tabs between its fields, and begins with the name of its table.""",
     "list": """\
 usage: signfd list [KIND ...]
 

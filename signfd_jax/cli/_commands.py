@@ -142,7 +142,7 @@ def _compare(arguments) -> int:
     options = read_flags(fitting(Compare(), experiment), rest, "compare")
     from signfd_jax.experiments import grid as compare
     from signfd_jax.experiments._storage import run_folder as records
-    from signfd_jax.experiments.report._tables import accuracy_table
+    from signfd_jax.experiments.report import _tables as tables
 
     keep_compiled()
     given = {
@@ -178,10 +178,17 @@ def _compare(arguments) -> int:
         force=options.force,
         progress=not options.quiet,
     )
-    table = accuracy_table(results)
+    table = tables.accuracy_table(results)
     records.write_atomically(folder / "table.md", table + "\n")
     drawn = [f"and picture: {picture}" for picture in _draw(folder)]
-    print(f"{table}\n\ntable", *(drawn or [f": {folder / 'table.md'}"]))
+    where = " ".join(["table", *(drawn or [f": {folder / 'table.md'}"])])
+    if options.format == "markdown":
+        print(f"{table}\n\n{where}")
+        return 0
+    # Nothing but the table goes to stdout, for the program that reads it.
+    write = {"csv": tables.accuracy_csv, "latex": tables.accuracy_latex}
+    print(write[options.format](results).rstrip("\n"))
+    console.warn(where)
     return 0
 
 

@@ -6,7 +6,7 @@ import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from signfd_jax.experiments import PRESETS, Experiment, from_json
 from signfd_jax.experiments._storage import files
@@ -83,6 +83,7 @@ class Compare:
         wire: ternary or one_bit.
         flip_probability: r of stochastic_sign_flip, in [0, 1].
         redraw_byzantine: others lie each round.
+        format: how the table is printed; the file is always table.md.
         data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
         output_dir: folder of all runs.
         force: run again what is finished.
@@ -105,6 +106,7 @@ class Compare:
     wire: str = "ternary"
     flip_probability: float = 0.5
     redraw_byzantine: bool = False
+    format: Literal["markdown", "csv", "latex"] = "markdown"
     data_dir: Path | None = None
     output_dir: Path = Path("runs")
     force: bool = False

@@ -1,8 +1,11 @@
 """The command line as a user types it: what it does, and what it says to bad input."""
 
+import csv
 import gzip
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +76,28 @@ def test_compare_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["num_byzantine"] == [0, 2]
     assert main([*command, str(tmp_path)]) == 0  # nothing is left to train
     assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize("chosen", ["markdown", "csv", "latex"])
+def test_compare_prints_the_format_that_is_asked_for(chosen, tmp_path, capsys):
+    command = """compare --decoders majority_vote --num-byzantine 0 2 --seeds 2
+        --rounds 2 --quiet --output-dir""".split()
+    assert main([*command, str(tmp_path), "--format", chosen]) == 0
+    out, err = capsys.readouterr()
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "table.md").read_text().startswith("| data ")
+    assert str(folder) in (out if chosen == "markdown" else err)
+    if chosen == "markdown":
+        assert (folder / "table.md").read_text() in out
+    elif chosen == "csv":
+        head, *rows = csv.reader(io.StringIO(out))
+        assert head[2:] == ["majority_vote", "majority_vote: standard error"]
+        assert [row[1] for row in rows] == ["none", "2 sign_inversion", "worst case"]
+        assert all(0 <= float(row[2]) <= 1 for row in rows)
+    else:
+        assert out.startswith(r"\begin{tabular}{llr}")
+        assert out.endswith("\\end{tabular}\n")
+        assert not re.search(r"(?<!\\)_", out)
 
 
 def test_compare_takes_the_default_the_paper_and_a_vote(tmp_path, capsys):
@@ -158,6 +183,7 @@ def test_help_lists_the_options(command, capsys):
         ("compare --decoders majority", "unknown decoder 'majority'"),
         ("compare --rounds 0", "rounds must be >= 1"),
         ("compare --seeds 0", "seeds must be >= 1"),
+        ("compare --format html", "--format"),
         ("plot", "give the folders"),
         ("plot nowhere", "nowhere holds no run"),
         ("list all", "unknown kind 'all'; known are presets"),

@@ -1,7 +1,10 @@
 """Grids: which cells there are, resuming, tables; and the main job on digits."""
 
+import csv
 import dataclasses
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +13,14 @@ from signfd_jax.experiments import PRESETS, Experiment
 from signfd_jax.experiments._engine.program import compile_program
 from signfd_jax.experiments._storage.run_folder import read_lines
 from signfd_jax.experiments.grid import Grid, cells, run_grid
-from signfd_jax.experiments.report._tables import accuracy_table, mean_and_error, pivot
+from signfd_jax.experiments.report._tables import (
+    accuracy_csv,
+    accuracy_latex,
+    accuracy_table,
+    markdown,
+    mean_and_error,
+    pivot,
+)
 
 TINY = Experiment(
     name="tiny",
@@ -116,6 +126,51 @@ def test_table_by_hand():
         "| iid, batch 16          | worst case        | 0.600         | 0.400 |",
         "| iid, batch 16, one bit | worst case        | 0.900         |       |",
     ]
+
+
+def test_csv_by_hand():
+    text = accuracy_csv(
+        [
+            record("d", "a", 2, [0.5, 0.7]),
+            record('say "x", y', "none", 0, [0.4]),
+        ]
+    )
+    head, *rows = csv.reader(io.StringIO(text))
+    assert head[:4] == ["data", "Byzantine workers", "d", "d: standard error"]
+    assert head[4:] == ['say "x", y', 'say "x", y: standard error']
+    assert rows[0] == ["iid, batch 16", "none", "", "", "0.4", ""]
+    assert rows[1][:2] == ["iid, batch 16", "2 a"]
+    assert [float(cell) for cell in rows[1][2:4]] == pytest.approx([0.6, 0.1])
+    assert rows[2] == ["iid, batch 16", "worst case", "0.6", "", "0.4", ""]
+    assert len(rows) == 3
+
+
+def test_latex_by_hand():
+    hard = "x:a=50%,b=#1_{2}$&~^\\|<>"
+    records = [
+        record("federated_defense", "sign_inversion", 2, [0.5, 0.7]),
+        record("federated_defense", "none", 0, [0.5], split=hard),
+    ]
+    text = accuracy_latex(records)
+    assert r"\texttt" not in text
+    lines = text.splitlines()
+    assert lines[0] == r"\begin{tabular}{llr}"
+    assert lines[-1] == r"\end{tabular}"
+    assert r"iid, batch 16 & 2 sign\_inversion & $0.600 \pm 0.100$ \\" in lines
+    assert not re.search(r"(?<!\\)[_#%]", text)
+    names = r"\\text(backslash|asciitilde|asciicircum|bar|less|greater)\{\}"
+    for line in (line for line in lines if line.endswith(r" \\")):
+        plain = re.sub(names, "", line.removesuffix(r" \\"))
+        plain = re.sub(r"\$[\d.]+( \\pm [\d.]+)?\$", "", plain)
+        plain = re.sub(r"\\[_#%&{}$]", "", plain)
+        assert plain.count("&") == 2
+        assert not set(plain) & set("_#%{}$~^\\|<>")
+
+
+def test_markdown_keeps_a_bar_in_its_cell():
+    head, _, row = markdown([["a", "b"], ["x|y", "1\n2"]]).splitlines()
+    assert head == "| a    | b   |"
+    assert row == r"| x\|y | 1 2 |"
 
 
 def test_worst_case_is_the_lowest_mean():

@@ -4,7 +4,10 @@ Shapes: `S` seeds. A mean is over seeds, and so is its standard error (the sampl
 standard deviation over the root of S).
 """
 
+import csv
+import io
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -110,30 +113,134 @@ def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
 
     The last rows are each decoder's worst case over all that attacked it.
     """
+    decoders, rows = _accuracy_rows(records)
+    head = [*_HEAD, *decoders]
+    return markdown([head, *([*label, *map(_cell, pairs)] for label, pairs in rows)])
+
+
+def accuracy_csv(records: Iterable[Mapping[str, Any]]) -> str:
+    r"""Write accuracies as comma-separated values, two columns for each decoder.
+
+    Args:
+        records: what `compare.run_grid` returned.
+
+    Returns:
+        The rows of `accuracy_table`, with means and standard errors as numbers of their
+        own. A cell is empty where there is none. The last line has a line break.
+
+    Examples:
+        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
+        >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
+        >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
+        >>> print(accuracy_csv([record]), end="")
+        data,Byzantine workers,d,d: standard error
+        "iid, batch 4",6 gaussian,0.6,0.1
+        "iid, batch 4",worst case,0.6,
+    """
+    decoders, rows = _accuracy_rows(records)
+    head = [column for d in decoders for column in (d, f"{d}: standard error")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_HEAD, *head])
+    for label, pairs in rows:
+        numbers = [number for pair in pairs for number in pair]
+        cells = ["" if math.isnan(n) else repr(round(n, 6)) for n in numbers]
+        writer.writerow([*label, *cells])
+    return text.getvalue()
+
+
+def accuracy_latex(records: Iterable[Mapping[str, Any]]) -> str:
+    r"""Write accuracies as a `tabular` of LaTeX, which needs no package.
+
+    Args:
+        records: what `compare.run_grid` returned.
+
+    Returns:
+        The rows of `accuracy_table`, with a rule above the worst cases.
+
+    Examples:
+        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
+        >>> config |= {"membership": "fixed", "attack": "label_flip"}
+        >>> config |= {"num_byzantine": 6, "decoder": "d"}
+        >>> print(accuracy_latex([{"config": config, "test_accuracy": [0.5, 0.7]}]))
+        \begin{tabular}{llr}
+        \hline
+        data & Byzantine workers & d \\
+        \hline
+        iid, batch 4 & 6 label\_flip & $0.600 \pm 0.100$ \\
+        \hline
+        iid, batch 4 & worst case & $0.600$ \\
+        \hline
+        \end{tabular}
+    """
+    decoders, rows = _accuracy_rows(records)
+    attacked, worst = (
+        [
+            [*map(_in_latex, label), *map(_latex_cell, pairs)]
+            for label, pairs in rows
+            if (label[1] == _WORST) == is_worst
+        ]
+        for is_worst in (False, True)
+    )
+    parts = [[[_in_latex(name) for name in (*_HEAD, *decoders)]], attacked, worst]
+    lines = [rf"\begin{{tabular}}{{ll{'r' * len(decoders)}}}", r"\hline"]
+    for part in parts:
+        lines += [*(" & ".join(cells) + r" \\" for cells in part), r"\hline"]
+    return "\n".join([*lines, r"\end{tabular}"])
+
+
+_HEAD = ("data", "Byzantine workers")
+_WORST = "worst case"
+
+
+def _accuracy_rows(records):
+    """The decoders; and of each row its label, and a mean and its error by decoder."""
     table = pivot(records)
-    rows = [["data", "Byzantine workers", *table.decoders]]
+    rows = []
     for setting in table.settings:
         for attackers in table.attackers:
             keys = [(setting, attackers, decoder) for decoder in table.decoders]
             if any(key in table.accuracies for key in keys):
-                cells = [_cell(table.accuracies.get(key)) for key in keys]
-                rows.append([setting, attackers, *cells])
+                pairs = [mean_and_error(table.accuracies.get(key, [])) for key in keys]
+                rows.append(((setting, attackers), pairs))
     for setting in table.settings:
         worst = [table.worst(setting, decoder)[0] for decoder in table.decoders]
-        cells = ["" if math.isnan(value) else f"{value:.3f}" for value in worst]
-        rows.append([setting, "worst case", *cells])
-    return markdown(rows)
+        rows.append(((setting, _WORST), [(value, math.nan) for value in worst]))
+    return table.decoders, rows
 
 
-def _cell(values):
-    if not measured(values or []):
+def _cell(pair):
+    """A mean with its error; nothing where nothing was measured."""
+    value, error = pair
+    if math.isnan(value):
         return ""
-    value, error = mean_and_error(values)
     return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
+def _latex_cell(pair):
+    """The same as a formula."""
+    text = _cell(pair).replace("±", r"\pm")
+    return text and f"${text}$"
+
+
+_LATEX = {character: "\\" + character for character in "_#%&{}$"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def _in_latex(text):
+    """A text whose every character stands for itself in LaTeX."""
+    return re.sub(r"[_#%&{}$\\~^|<>]", lambda m: _LATEX[m[0]], text)
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table."""
+    """Write a Markdown table, the head first; a bar in a cell is escaped."""
+    rows = [[c.replace("|", r"\|").replace("\n", " ") for c in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
