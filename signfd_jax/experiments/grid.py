@@ -8,7 +8,7 @@ nothing but inputs of a program share that program.
 import dataclasses
 import itertools
 import json
-import sys
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from signfd_jax import data
 from signfd_jax._checks import check_flag
@@ -163,21 +162,28 @@ def run_grid(
         for name in sorted(names)
     }
     splits = _splits(missing.values(), datasets)
-    screen = console.patient(sys.stderr)
-    with tqdm(total=len(cells), unit="cell", disable=not progress, file=screen) as bar:
-        bar.update(len(cells) - len(missing))
+    finished = len(cells) - len(missing)
+    with console.bar(len(cells), initial=finished, shown=progress) as bar:
         # Neighbours share their program, which is compiled once.
         for key in sorted(missing, key=lambda k: to_json(program_key(missing[k]))):
             cell = missing[key]
-            bar.set_description(f"{cell.decoder}, {cell.num_byzantine} {cell.attack}")
+            title = f"{cell.decoder}, {cell.num_byzantine} {cell.attack}"
             split = splits[_split_key(cell)]
-            bar.set_postfix_str("compiling ...")
+            console.show(bar, title, "compiling ...")
             prepared = training.prepare(cell, datasets[cell.dataset], split)
-            bar.set_postfix_str("")
-            done[key] = _record(key, cell, prepared.tests)
+            done[key] = _record(key, cell, _told(prepared.tests, bar, title))
             records.append_lines(path, [done[key]])
             bar.update()
     return [done[key] for key in keys]
+
+
+def _told(tests, bar, title):
+    """The tests of a cell, each shown on the bar as it comes."""
+    for test in tests:
+        _, metrics, _ = test
+        accuracy = statistics.fmean(metrics.test_accuracy.tolist())
+        console.show(bar, title, f"accuracy {accuracy:.3f}")
+        yield test
 
 
 def _split_key(cell):

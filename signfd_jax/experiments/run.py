@@ -4,7 +4,6 @@ Shapes: `S` seeds, `M` workers.
 """
 
 import contextlib
-import importlib.util
 import json
 import math
 import shutil
@@ -175,29 +174,18 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
     up, down = bits_per_round(config, prepared.num_coordinates)
     total, first = config.rounds, jax.process_index() == 0
     quiet = not (progress and first)
-    with tqdm(
-        total=total,
-        initial=rounds,
-        unit="round",
-        disable=quiet,
-        file=console.patient(sys.stderr),
-    ) as bar:
-        bar.set_description(folder.name)
+    with console.bar(total, initial=rounds, shown=not quiet) as bar:
+        console.show(bar, config.name)
         while rounds < total:
             begun = time.perf_counter()
             state, rounds, metrics = prepared.advance(state, rounds)
-            took = time.perf_counter() - begun
-            seconds += took
+            seconds += time.perf_counter() - begun
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
             if first:
                 records.append_lines(folder / "metrics.jsonl", lines)
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
-            done = (rounds - bar.n) * config.num_workers * config.seeds
-            bar.set_postfix_str(
-                f"test accuracy {accuracy:.3f}, {done / took:,.0f} workers/s, "
-                f"{_peak_memory() / 2**30:.1f} GiB"
-            )
             bar.update(rounds - bar.n)
+            console.show(bar, config.name, f"accuracy {accuracy:.3f}")
             stop = resuming.agreed(stopped[0] if stopped else 0)
             offer(Checkpoint(state, rounds, seconds), bool(stop))
             if stop and rounds < total:
@@ -241,16 +229,6 @@ def _quantiles(name, values, byzantine):
         for group, some in groups.items()
         if some.size
     }
-
-
-def _peak_memory():
-    """Most memory that this process has held so far (bytes)."""
-    if importlib.util.find_spec("resource") is None:  # on Windows
-        return math.nan
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _summary(folder, config, prepared, end):

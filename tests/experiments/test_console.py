@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -128,6 +129,56 @@ def test_complaint_is_one_line_on_any_terminal(
     assert says in err
     assert "---" not in err
     assert "──" not in err
+
+
+# ------------------------------------------------------------------- progress bars
+
+
+def frames(text):
+    """What a bar showed, one after the other."""
+    return [frame for frame in re.split(r"[\r\n]", text) if "|" in frame]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"), [(None, 80), ("60", 60), ("80", 80), ("200", 200)]
+)
+@pytest.mark.parametrize("total", [5, 3000, 1_000_000])
+def test_a_bar_fits_and_says_the_accuracy(columns, expected, total, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    title = "correlation_defense, 7 stochastic_sign_flip:flip_probability=0.25"
+    with console.bar(total) as bar:
+        bar.start_t -= 50 * 3600 / total  # so that many hours are left
+        for done in range(3):
+            console.show(bar, title, f"accuracy {done / 7:.3f}")
+            bar.update()
+            bar.refresh()
+    shown = frames(screen.getvalue())
+    assert max(map(len, shown)) < expected
+    assert "accuracy 0.286" in shown[-1]
+    assert f"/{total} [" in shown[-1]
+    assert (title in shown[-1]) == (expected == 200)
+    assert shown[-1].startswith("c")
+
+
+def test_a_bar_that_is_not_wanted_is_silent(capsys):
+    with console.bar(3, shown=False) as bar:
+        console.show(bar, "title", "accuracy 0.5")
+        bar.update(3)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_progress_of_a_command(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    arguments, *_ = COMMANDS[command]
+    assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    shown = frames(capsys.readouterr().err)
+    assert max(map(len, shown)) < 80
+    assert re.search(r"accuracy \d\.\d{3}\]$", shown[-1])
 
 
 # ------------------------------------------------------------------------- drawing

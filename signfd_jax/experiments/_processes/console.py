@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -117,6 +118,42 @@ def warn(text: object) -> None:
     """Say one line on stderr, whatever the text was."""
     line = f"signfd: {' '.join(str(text).split())}"
     print(line, file=patient(sys.stderr), flush=True)
+
+
+# A title, the bar, and what is said behind it: 80 columns hold a million rounds.
+_BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+_ACCURACY = "accuracy 0.000"
+_REMAINING = "00:00:00"
+
+
+def bar(total: int, *, initial: int = 0, shown: bool = True) -> Any:
+    """A progress bar on stderr: a context, in which `show` says what it is about."""
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=total,
+        initial=initial,
+        disable=not shown,
+        bar_format=_BAR,
+        file=patient(sys.stderr),
+    )
+
+
+def show(bar: Any, title: str, postfix: str = "") -> None:
+    """Set a bar's title, cut to what the terminal has room for, and what follows."""
+    empty = _BAR.format(
+        desc="",
+        bar=" " * 10,
+        n_fmt=bar.total,
+        total_fmt=bar.total,
+        remaining=_REMAINING,
+        postfix=f", {_ACCURACY}",
+    )
+    room = max(shutil.get_terminal_size().columns - 1 - len(empty), 4)
+    if len(title) > room:
+        title = title[: room - 3] + "..."
+    bar.set_description_str(title, refresh=False)
+    bar.set_postfix_str(postfix)
 
 
 def reason(error: BaseException) -> str:
