@@ -128,7 +128,7 @@ def test_forbidden_imports_are_found(module, source, tmp_path):
         ("attacks/basic", "from . import base\nfrom .base import Attack"),
         ("attacks/basic", "from signfd_jax.attacks.base import Attack"),
         ("decoders", "from . import signs\nfrom signfd_jax.signs._tally import Vote"),
-        ("paper/report", "from signfd_jax.experiments.report import tables"),
+        ("paper/report", "from signfd_jax.experiments.report import communication"),
         ("experiments", "import matplotlib.pyplot as plt\nimport json"),
     ],
 )

@@ -105,7 +105,7 @@ def _result_rows(last, summary):
     """The last accuracies, and what they took."""
     if not last:
         return []
-    from signfd_jax.experiments.report.tables import mean_and_error
+    from signfd_jax.experiments.report._tables import mean_and_error
 
     accuracies = {line["seed"]: line["test_accuracy"] for line in last}
     rows = [

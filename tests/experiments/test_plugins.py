@@ -183,7 +183,20 @@ a_thing = "nowhere:nothing"
     assert process.returncode == 0, process.stderr
     assert "Traceback" not in process.stderr
     assert process.stderr.count("\n") <= 1
-    assert {"shift", "shortest"} < set(process.stdout.split())
+    rows = [line.split("\t") for line in process.stdout.splitlines()]
+    added = {name: rest for _, name, *rest in rows if name in ("shift", "shortest")}
+    assert added == {
+        "shift": [
+            "by=1",
+            "stranger",
+            "Send the gradient of the neighbouring coordinate.",
+        ],
+        "shortest": [
+            "num_byzantine=none,scale=1.0,power=2.0",
+            "stranger",
+            "The mean of the M - f rows that are shortest, in the norm of that power.",
+        ],
+    }
 
 
 def test_nothing_is_added_here():

@@ -119,24 +119,7 @@ def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def accuracy_csv(records: Iterable[Mapping[str, Any]]) -> str:
-    r"""Write accuracies as comma-separated values, two columns for each decoder.
-
-    Args:
-        records: what `compare.run_grid` returned.
-
-    Returns:
-        The rows of `accuracy_table`, with means and standard errors as numbers of their
-        own. A cell is empty where there is none. The last line has a line break.
-
-    Examples:
-        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
-        >>> config |= {"membership": "fixed", "attack": "gaussian", "num_byzantine": 6}
-        >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
-        >>> print(accuracy_csv([record]), end="")
-        data,Byzantine workers,d,d: standard error
-        "iid, batch 4",6 gaussian,0.6,0.1
-        "iid, batch 4",worst case,0.6,
-    """
+    r"""Write accuracies as comma-separated values, two columns for each decoder."""
     decoders, rows = _accuracy_rows(records)
     head = [column for d in decoders for column in (d, f"{d}: standard error")]
     text = io.StringIO()
@@ -150,29 +133,7 @@ def accuracy_csv(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def accuracy_latex(records: Iterable[Mapping[str, Any]]) -> str:
-    r"""Write accuracies as a `tabular` of LaTeX, which needs no package.
-
-    Args:
-        records: what `compare.run_grid` returned.
-
-    Returns:
-        The rows of `accuracy_table`, with a rule above the worst cases.
-
-    Examples:
-        >>> config = {"split": "iid", "batch_size": 4, "wire": "ternary"}
-        >>> config |= {"membership": "fixed", "attack": "label_flip"}
-        >>> config |= {"num_byzantine": 6, "decoder": "d"}
-        >>> print(accuracy_latex([{"config": config, "test_accuracy": [0.5, 0.7]}]))
-        \begin{tabular}{llr}
-        \hline
-        data & Byzantine workers & d \\
-        \hline
-        iid, batch 4 & 6 label\_flip & $0.600 \pm 0.100$ \\
-        \hline
-        iid, batch 4 & worst case & $0.600$ \\
-        \hline
-        \end{tabular}
-    """
+    r"""Write accuracies as a `tabular` of LaTeX, which needs no package."""
     decoders, rows = _accuracy_rows(records)
     attacked, worst = (
         [
