@@ -12,6 +12,7 @@ MOVED = {
     "decoding": "decoders.base",
     "defense": "decoders.federated",
     "experiments.runs": "experiments.run",
+    "experiments.training": "experiments._engine.prepare",
     "likelihood": "decoders.likelihood",
     "packed": "signs.packed",
     "partition": "data.partition",
