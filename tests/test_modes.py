@@ -24,7 +24,7 @@ MODES = {
         "jax_check_tracer_leaks": True,
         "jax_transfer_guard": "disallow",
     },
-    "x64": {"jax_enable_x64": True},
+    "x64": {"jax_enable_x64": True, "jax_debug_nans": True},
     "without jit": {"jax_disable_jit": True, "jax_debug_nans": True},
 }
 
@@ -41,7 +41,9 @@ def settings(mode):
             jax.config.update(name, value)
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(
+    params=[pytest.param("watched", marks=pytest.mark.slow), "x64", "without jit"]
+)
 def mode(request):
     return request.param
 

@@ -241,10 +241,10 @@ def honest_gradients(setting):
     """
     _, crossover = SETTINGS[setting]
     rng = np.random.default_rng(sum(map(ord, setting)))
-    truth = rng.choice([-1.0, 1.0], (30, 1, 10_000))
+    truth = rng.choice([-1.0, 1.0], (18, 1, 10_000))
     signal = -np.asarray(jax.scipy.stats.norm.ppf(jnp.asarray(crossover)))
     order = rng.permutation(15)
-    noise = rng.normal(size=(30, 15, 10_000))
+    noise = rng.normal(size=(18, 15, 10_000))
     return np.float32(truth * signal[order][:, None] + noise)
 
 

@@ -106,7 +106,9 @@ def rounds_of(decoder, **options):
     return jax.device_get(seen)
 
 
-@pytest.mark.parametrize("wire", ["ternary", "one_bit"])
+@pytest.mark.parametrize(
+    "wire", ["ternary", pytest.param("one_bit", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoders_give_the_same_bits_as_leaf_by_leaf(name, wire, monkeypatch):
     present = jnp.arange(M) != 1
