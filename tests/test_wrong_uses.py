@@ -888,8 +888,12 @@ for name, argument, bad, says in [
     ("panels_figure", "log_x", "yes", "log_x must be True or False"),
     ("save", "figures", {}, "there are no figures"),
     ("save", "dpi", 0, "dpi must be"),
+    ("save", "title", 3, "title must be a text"),
+    ("save", "size", (5.0, 0.0), "size must be a width and a height"),
+    ("weights_figure", "unit", "volts", "unit must be one of votes, nats"),
 ]:
     needed = {
+        "weights_figure": {"metrics": [RECORD | {"weights": [1.0], "byzantine": []}]},
         "panels_figure": {"panels": {"left": {}}, "xlabel": "x", "ylabel": "y"},
         "save": {"figures": {Path("never.png"): None}},
     }
@@ -905,6 +909,25 @@ row(
     lambda folder: plots.draw(folder / "nowhere"),
     "holds no run",
 )
+
+
+def drawn(folder, **options):
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text(json.dumps(RECORD) + "\n")
+    plots.draw(folder, **options)
+
+
+for option, bad, says in [
+    ("format", "gif", "format must be one of png, pdf, svg"),
+    ("title", 3, "title must be a text"),
+    ("label", 3, "label must be a text"),
+    ("size", (5.0,), "size must be a width and a height"),
+]:
+    row(
+        f"signfd_jax.experiments.report.plots.draw({option})",
+        lambda folder, given={option: bad}: drawn(folder, **given),
+        says,
+    )
 row(
     "signfd_jax.data.load(name)",
     lambda: data.load("mnits"),

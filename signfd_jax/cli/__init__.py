@@ -24,7 +24,7 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd run --from RUN [--field value ...]      repeat the run of that folder
        signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
        signfd paper FIGURE [--option value ...]       the paper's findings, and a report
-       signfd plot FOLDER [FOLDER ...]                draw runs and grids again
+       signfd plot FOLDER ... [--format pdf ...]      draw runs and grids again
        signfd show RUN                                what was run, and what came out
        signfd list [KIND ...]                         every name that there is
        signfd --version
@@ -37,10 +37,6 @@ or all."""
 
 
 _HELP = {
-    "plot": """\
-usage: signfd plot FOLDER [FOLDER ...]
-
-Draw the figures of runs and grids again. Several runs also share one figure.""",
     "show": """\
 usage: signfd show RUN
 

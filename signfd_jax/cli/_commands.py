@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import functools
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from signfd_jax.cli._list import list_names
 from signfd_jax.cli._options import (
     Compare,
     Paper,
+    Plot,
     Run,
     fitting,
     read_flags,
@@ -217,23 +220,34 @@ def _paper(arguments) -> int:
 
 
 def _plot(arguments) -> int:
-    if not arguments or any(argument.startswith("-") for argument in arguments):
+    given = list(itertools.takewhile(lambda text: text[:1] != "-", arguments))
+    options = read_flags(Plot(), arguments[len(given) :], "plot")
+    if not given:
         raise ValueError("give the folders of one or several runs: signfd plot RUN ...")
     from signfd_jax.experiments._storage.run_folder import read_run
     from signfd_jax.experiments.report import plots
 
-    folders = [files.expanded(argument) for argument in arguments]
-    for folder in folders:
-        for path in plots.draw(folder):
-            print(path)
+    folders = [files.expanded(argument) for argument in given]
     # Two grids have no curve in common; their pictures are drawn one by one.
-    runs = [folder.resolve() for folder in folders if not _is_grid(folder)]
-    runs = list(dict.fromkeys(runs))
-    if len(runs) > 1:
-        metrics = {name: read_run(folder)[1] for name, folder in _named(runs).items()}
-        path = Path(os.path.commonpath(runs))
-        plots.save({path / "accuracies.png": lambda: plots.accuracy_figure(metrics)})
-        print(path / "accuracies.png")
+    runs = [folder for folder in folders if not _is_grid(folder)]
+    labels = options.labels
+    if labels and len(labels) != len(runs):
+        raise ValueError(f"there are {len(labels)} labels, but {len(runs)} runs")
+    look = {"format": options.format, "title": options.title, "size": options.size}
+    for folder in folders:
+        label = labels[runs.index(folder)] if labels and folder in runs else None
+        for path in plots.draw(folder, label=label, **look):
+            print(path)
+    named = _named(dict.fromkeys(run.resolve() for run in runs))
+    if len(named) > 1:
+        if labels:
+            named = dict(zip(labels, runs, strict=True))
+        metrics = {name: read_run(folder)[1] for name, folder in named.items()}
+        path = Path(os.path.commonpath([run.resolve() for run in runs]))
+        path /= f"accuracies.{options.format}"
+        make = functools.partial(plots.accuracy_figure, metrics)
+        plots.save({path: make}, title=options.title, size=options.size)
+        print(path)
     return 0
 
 
@@ -243,7 +257,7 @@ def _is_grid(folder):
 
 def _named(folders):
     """Folders by their names, with as many parents as it takes to tell them apart."""
-    parts = 1
+    folders, parts = list(folders), 1
     while len({folder.parts[-parts:] for folder in folders}) < len(folders):
         parts += 1
     return {"/".join(folder.parts[-parts:]): folder for folder in folders}

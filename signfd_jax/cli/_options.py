@@ -114,6 +114,23 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plot:
+    """Draw the figures of runs and grids again. Several runs also share one figure.
+
+    Attributes:
+        format: png, pdf or svg.
+        title: above each figure.
+        labels: what the runs are called, in the order of their folders.
+        size: width and height in inches.
+    """
+
+    format: Literal["png", "pdf", "svg"] = "png"
+    title: str | None = None
+    labels: tuple[str, ...] = ()
+    size: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Paper:
     """Run findings of the paper, and write a report with a verdict for each.
 
@@ -137,7 +154,8 @@ def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Op
     """Read flags into a dataclass; its nested fields have flags without a prefix.
 
     Args:
-        default: a `Run`, `Compare` or `Paper` with what holds where no flag is given.
+        default: a `Run`, `Compare`, `Paper` or `Plot`, with what holds where no flag
+            is given.
         arguments: the flags.
         command: the command's name, for the help.
 
@@ -154,7 +172,7 @@ def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Op
     """
     import tyro
 
-    what = "FIGURE" if isinstance(default, Paper) else "[PRESET]"
+    what = {Paper: "FIGURE", Plot: "FOLDER [FOLDER ...]"}.get(type(default), "[PRESET]")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -161,7 +161,7 @@ def test_an_unknown_kind_is_one_line(kind, says, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["list", "plot", "show"])
+@pytest.mark.parametrize("command", ["list", "show"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(command, flag, capsys):
     assert main([command, flag]) == 0

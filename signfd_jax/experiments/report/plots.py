@@ -1,4 +1,7 @@
-"""Records as figures. This is the only module that imports matplotlib.
+"""Records as figures, in one of `FORMATS`.
+
+This is the only module that imports matplotlib. `_style` says how things are called and
+drawn.
 
 Shapes: `S` seeds, `T` tests, `M` workers.
 """
@@ -15,12 +18,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from signfd_jax._checks import check_flag, check_size
+from signfd_jax._checks import check_choice, check_flag, check_size
 from signfd_jax.experiments._processes.console import reason, warn
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run
+from signfd_jax.experiments.report import _style
 from signfd_jax.experiments.report._tables import mean, measured, pivot
 
 __all__ = [
+    "FORMATS",
     "accuracy_figure",
     "draw",
     "grid_figure",
@@ -28,6 +33,12 @@ __all__ = [
     "save",
     "weights_figure",
 ]
+
+
+FORMATS = ("png", "pdf", "svg")
+
+# Decoders whose weights are log-likelihood ratios.
+_IN_NATS = ("dawid_skene", "federated_defense", "federated_voting", "released_code")
 
 
 def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -51,12 +62,15 @@ def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         _check_records(f"run {label}", metrics, ("round", "test_accuracy"))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
+    drawn = _style.styles(runs)
     for label, metrics in runs.items():
         by_round: dict[int, list[float]] = {}
         for record in metrics:
             by_round.setdefault(record["round"], []).append(record["test_accuracy"])
-        _curve(axes, label, list(by_round), list(by_round.values()))
+        _curve(axes, label, list(by_round), list(by_round.values()), drawn[label])
     _finish(axes, len(runs) > 1)
+    if any(len(set(r["round"] for r in m)) < len(m) for m in runs.values()):
+        _footer(figure, _BAND)
     return figure
 
 
@@ -71,9 +85,9 @@ def _check_records(whose, records, fields):
             )
 
 
-def _curve(axes: Axes, label, rounds, accuracies):
+def _curve(axes: Axes, label, rounds, accuracies, style):
     """One line; `accuracies` has a row of seeds for each round."""
-    line = _mean_line(axes, rounds, accuracies, label=_label(label))
+    line = _mean_line(axes, rounds, accuracies, label=_label(label), **style)
     _band(axes, rounds, accuracies, color=line.get_color(), alpha=0.2)
 
 
@@ -100,8 +114,17 @@ def _label(text):
 def _finish(axes, legend):
     axes.set(xlabel="round", ylabel="test accuracy")
     axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     if legend:
-        axes.legend(fontsize="small", loc="best")
+        axes.legend(fontsize="small", loc="best", handlelength=3)
+
+
+_BAND = "Lines are means over seeds, bands reach from the lowest to the highest."
+
+
+def _footer(figure, text):
+    """A line of small print below everything."""
+    figure.supxlabel(_label(text), x=0.01, ha="left", fontsize=7, color="0.35")
 
 
 def panels_figure(
@@ -146,16 +169,11 @@ def panels_figure(
     )
     figure = Figure(figsize=(1.2 + 3.2 * len(panels), 3.6), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    lines = {}
+    lines, drawn = {}, _style.styles(labels)
     for axes, (title, curves) in zip(row, panels.items(), strict=True):
         for label, (x, values) in curves.items():
             seeds = [v if isinstance(v, Sequence) else [v] for v in values]
-            position = labels.index(label)
-            style = {
-                "color": f"C{position % 10}",
-                "linestyle": "-" if position < 10 else "--",
-            }
-            line = _mean_line(axes, x, seeds, **style)
+            line = _mean_line(axes, x, seeds, **drawn[label])
             _band(axes, x, seeds, color=line.get_color(), alpha=0.15)
             lines[_label(label)] = line
         axes.set(title=title, xlabel=xlabel, xscale="log" if log_x else "linear")
@@ -167,11 +185,14 @@ def panels_figure(
     return figure
 
 
-def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+def weights_figure(
+    metrics: Sequence[Mapping[str, Any]], *, unit: str = "votes"
+) -> Figure:
     """Weight of each worker's vote against the round, for the first seed.
 
     Args:
         metrics: of one run, one record for each test and seed.
+        unit: of the weights: votes, or nats where they are log-likelihood ratios.
 
     Returns:
         A figure with a line for each worker, dashed where it is Byzantine.
@@ -189,6 +210,7 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """
     fields = ("round", "seed", "weights", "byzantine")
     _check_records("the run", metrics, fields)
+    check_choice("unit", unit, ("votes", "nats"))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     first = [record for record in metrics if record["seed"] == metrics[0]["seed"]]
@@ -203,12 +225,12 @@ def weights_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             [record["weights"][worker] for record in first],
             linestyle="--" if lies else "-",
             marker=marker,
-            color="tab:red" if lies else "tab:blue",
+            color="#D55E00" if lies else "#0072B2",
             label=None if label in labelled else label,
         )
         labelled.add(label)
     axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(xlabel="round", ylabel="weight of the vote")
+    axes.set(xlabel="round", ylabel=f"weight of the vote ({unit})")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
@@ -235,7 +257,7 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         >>> record = {"config": config | {"decoder": "d"}, "test_accuracy": [0.5, 0.7]}
         >>> record |= {"rounds": [1, 2], "accuracies": [[0.1, 0.5], [0.2, 0.7]]}
         >>> [axes.get_title() for axes in grid_figure([record]).axes[:2]]
-        ['iid, batch 4: 6 gaussian', 'test accuracy']
+        ['6 lie: gaussian', 'test accuracy']
     """
     fields = ("config", "test_accuracy", "rounds", "accuracies")
     _check_records("the grid", records, fields)
@@ -253,11 +275,31 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
         _worst_curves(axes.pop(0), records, table)
     for axis, name in zip(axes, table.settings, strict=True):
         image = _heat_map(axis, table, name)
-        axis.set_title("test accuracy" if with_curves else name)
+        axis.set_title("test accuracy" if with_curves else _setting(name))
         if axis is not axes[0]:
             axis.set_yticklabels([])
     figure.colorbar(image, ax=axes, shrink=0.8)
+    _footer(figure, _said_of(records, table, with_curves))
     return figure
+
+
+def _said_of(records, table, with_curves):
+    """What the grid is of: data, workers, seeds, and what the band is."""
+    config = records[0]["config"]
+    what = [
+        config.get("dataset"),
+        *(map(_setting, table.settings) if with_curves else ()),
+        f"{config['num_workers']} workers" if "num_workers" in config else None,
+        f"{len(records[0]['test_accuracy'])} seeds",
+    ]
+    text = ", ".join(filter(None, what)) + "."
+    return f"{text} {_BAND}" if with_curves else text
+
+
+def _setting(label):
+    """`iid, batch 16` in words."""
+    split, _, rest = label.partition(", ")
+    return ", ".join(filter(None, [_style.spoken(split), rest]))
 
 
 def _heat_map(axes, table, setting):
@@ -266,8 +308,9 @@ def _heat_map(axes, table, setting):
         for a in table.attackers
     ]
     image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(table.decoders)), table.decoders, rotation=20, ha="right")
-    axes.set_yticks(range(len(table.attackers)), table.attackers)
+    decoders = [_label(_style.spoken(decoder)) for decoder in table.decoders]
+    axes.set_xticks(range(len(decoders)), decoders, rotation=20, ha="right")
+    axes.set_yticks(range(len(table.attackers)), map(_style.attackers, table.attackers))
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if not math.isnan(value):
@@ -281,27 +324,41 @@ def _worst_curves(axes, records, table):
     """Curves of every decoder under the attackers of the lowest accuracy."""
     (name,) = table.settings
     _, attackers = min(table.worst(name, decoder) for decoder in table.decoders)
-    axes.set_title(f"{name}: {attackers}")
+    axes.set_title(_label(_style.attackers(attackers)))
+    drawn = _style.styles(table.decoders)
     for record in records:
         decoder = record["config"]["decoder"]
         if pivot([record]).attackers == [attackers]:
             by_round = list(zip(*record["accuracies"], strict=True))
-            _curve(axes, decoder, record["rounds"], by_round)
+            said = _style.spoken(decoder)
+            _curve(axes, said, record["rounds"], by_round, drawn[decoder])
     _finish(axes, legend=True)
 
 
-def draw(folder: str | Path) -> list[Path]:
+def draw(
+    folder: str | Path,
+    *,
+    format: str = "png",
+    title: str | None = None,
+    label: str | None = None,
+    size: tuple[float, float] | None = None,
+) -> list[Path]:
     r"""Draw what a run or a grid wrote, finished or not, into its own folder.
 
     Args:
         folder: the folder of a run (`accuracy.png` and, where each worker's weight was
             recorded, `weights.png` are drawn) or of a grid (`comparison.png`).
+        format: of the files: one of `FORMATS`. The last two are vector graphics.
+        title: above each figure; None: none.
+        label: what a run is called; None: as its decoder.
+        size: width and height in inches; None: as suits the figure.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: the folder holds neither, or nothing to draw yet.
+        ValueError: the folder holds neither, or nothing to draw yet; an argument is out
+            of range.
 
     Examples:
         >>> folder = getfixture("tmp_path")
@@ -313,21 +370,34 @@ def draw(folder: str | Path) -> list[Path]:
         >>> [path.name for path in draw(folder)]
         ['accuracy.png', 'weights.png']
     """
+    check_choice("format", format, FORMATS)
+    if label is not None and not isinstance(label, str):
+        raise ValueError(f"label must be a text, but is {label!r}")
     folder = Path(folder)
     figures: dict[str, Callable[[], Figure]]
     if (folder / "cells.jsonl").exists():
         records = read_lines(folder / "cells.jsonl")
-        figures = {"comparison.png": lambda: grid_figure(records)}
+        figures = {"comparison": lambda: grid_figure(records)}
     else:
-        _, metrics = read_run(folder)
-        figures = {"accuracy.png": lambda: accuracy_figure({folder.name: metrics})}
+        config, metrics = read_run(folder)
+        decoder = str(config.get("decoder", folder.name))
+        name = _style.spoken(decoder) if label is None else label
+        figures = {"accuracy": lambda: accuracy_figure({name: metrics})}
         if metrics and any(measured(metrics[0].get("weights", ()))):
-            figures["weights.png"] = lambda: weights_figure(metrics)
-    save({folder / name: make for name, make in figures.items()})
-    return [folder / name for name in figures]
+            unit = "nats" if decoder.partition(":")[0] in _IN_NATS else "votes"
+            figures["weights"] = lambda: weights_figure(metrics, unit=unit)
+    made = {folder / f"{name}.{format}": make for name, make in figures.items()}
+    save(made, title=title, size=size)
+    return list(made)
 
 
-def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> None:
+def save(
+    figures: Mapping[Path, Callable[[], Figure]],
+    *,
+    dpi: int = 120,
+    title: str | None = None,
+    size: tuple[float, float] | None = None,
+) -> None:
     """Draw figures into files.
 
     Where the user's settings of matplotlib ask for what is not there, such as LaTeX,
@@ -337,9 +407,12 @@ def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> Non
     Args:
         figures: by its file, what makes a figure.
         dpi: pixels an inch.
+        title: above each figure; None: none.
+        size: width and height in inches; None: as suits the figure.
 
     Raises:
-        ValueError: there is nothing to draw, or it cannot be drawn.
+        ValueError: there is nothing to draw, it cannot be drawn, or an argument is out
+            of range.
         OSError: a file cannot be written.
 
     Examples:
@@ -351,22 +424,34 @@ def save(figures: Mapping[Path, Callable[[], Figure]], *, dpi: int = 120) -> Non
     if not figures:
         raise ValueError("there are no figures: nothing to draw")
     check_size("dpi", dpi)
-    with _overheard() as said:
+    if title is not None and not isinstance(title, str):
+        raise ValueError(f"title must be a text, but is {title!r}")
+    if size is not None:
+        if len(size) != 2 or not all(0 < length <= 100 for length in size):
+            raise ValueError(
+                f"size must be a width and a height of at most 100 inches, not {size!r}"
+            )
+    with _overheard() as said, matplotlib.rc_context(_style.SETTINGS):
         try:
-            _save(figures, dpi)
+            _save(figures, dpi, title, size)
         except Exception as error:  # whatever a setting leads to
             said.append(f"{reason(error)}; drawn with matplotlib's own settings")
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
-                _save(figures, dpi)
+                _save(figures, dpi, title, size)
     if said:
         warn(f"figures: {said[0]}")
 
 
-def _save(figures, dpi):
+def _save(figures, dpi, title, size):
     for path, make in figures.items():
         try:
-            make().savefig(path, dpi=dpi)
+            figure = make()
+            if title is not None:
+                figure.suptitle(_label(title))
+            if size is not None:
+                figure.set_size_inches(size)
+            figure.savefig(path, dpi=dpi)
         except (ValueError, OSError):
             raise
         except Exception as error:

@@ -1,0 +1,72 @@
+"""How things are called and drawn in figures: the same in all of them."""
+
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+# What is not just its name with spaces for underscores.
+_CALLED = {
+    "alie": "ALIE",
+    "dawid_skene": "Dawid-Skene",
+    "dnc": "DnC",
+    "ef_sign_sgd": "EF-signSGD",
+    "iid": "i.i.d.",
+    "ipm": "IPM",
+    "krum": "Krum",
+    "distributed_lion": "distributed Lion",
+    "multi_krum": "Multi-Krum",
+    "s3gd_mv": "S3GD-MV",
+    "sign_alie": "sign ALIE",
+    "signguard": "SignGuard",
+    "signum": "Signum",
+    "top_k_multi_krum": "top-k Multi-Krum",
+}
+
+# Colours that colour-blind readers tell apart (Okabe and Ito 2008), with lines that are
+# told apart in grey.
+_OWN = {
+    "correlation defense": ("#0072B2", "-"),
+    "federated defense": ("#D55E00", "--"),
+    "majority vote": ("#000000", ":"),
+}
+_OTHERS = [
+    (colour, line)
+    for line in ("-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+    for colour in ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+]
+
+SETTINGS: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none"}
+"""Settings of matplotlib: text in vector files stays text."""
+
+
+def spoken(choice: str) -> str:
+    """A choice as people say it: `krum:scale=0.1` is "Krum, scale 0.1"."""
+    name, _, options = choice.partition(":")
+    said = [_CALLED.get(name, name.replace("_", " "))]
+    if options:
+        said += options.replace("_", " ").replace("=", " ").split(",")
+    return ", ".join(said)
+
+
+def attackers(label: str) -> str:
+    """A row's label in words: `7 sign_inversion` is "7 lie: sign inversion"."""
+    number, _, rest = label.partition(" ")
+    if not rest:
+        return "nobody lies"
+    return f"{number} lie: {', '.join(map(spoken, rest.split(', ')))}"
+
+
+def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of each label, by its name, whoever else is drawn."""
+    found, taken = {}, set()
+    for label in labels:
+        own = _OWN.get(spoken(label))
+        place = zlib.crc32(spoken(label).encode())
+        while own is None or own in taken:
+            own = _OTHERS[place % len(_OTHERS)]
+            place += 1
+            if len(taken) >= len(_OTHERS) + len(_OWN):
+                break
+        taken.add(own)
+        found[label] = {"color": own[0], "linestyle": own[1]}
+    return found
