@@ -4,6 +4,7 @@ Light to import: each command imports what it needs, so that the message about a
 extra, and the help, come at once.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -70,10 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["compute"])
         2
     """
-    # Only files are drawn: that needs no window, for which there may be no library.
-    os.environ["MPLBACKEND"] = "agg"
-    with console.steady():
+    with _without_windows(), console.steady():
         return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+@contextlib.contextmanager
+def _without_windows():
+    """Only files are drawn: that needs no window, for which there may be no library."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        yield
+    finally:
+        del os.environ["MPLBACKEND"]
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
 
 
 def _main(arguments):

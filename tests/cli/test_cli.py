@@ -31,6 +31,16 @@ def fails(capsys, *arguments):
     return err
 
 
+def test_the_environment_is_left_as_it_was(monkeypatch, capsys):
+    """In a notebook, figures are drawn as before a command was called."""
+    for backend in (None, "svg"):
+        monkeypatch.delenv("MPLBACKEND", raising=False)
+        if backend:
+            monkeypatch.setenv("MPLBACKEND", backend)
+        assert main(["list", "splits"]) == 0
+        assert os.environ.get("MPLBACKEND") == backend
+
+
 def test_run_then_again_then_plot(tmp_path, capsys):
     command = ["run", "digits", *TINY, "--output_dir", str(tmp_path)]
     assert main(command) == 0
