@@ -2,10 +2,11 @@
 
 Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`) is a
 plain dict from a name to a factory. Decoders, attacks and memberships are those that
-their packages list in `__all__`. `SERVERS` has all
-that may stand for a decoder: the decoders themselves, the rest of the sign family, and
-the aggregation rules, whose factories give an optax transformation. `REGISTRIES` says
-which field of a configuration names what, and `resolve` parses them all.
+their packages list in `__all__`. `SERVERS` has all that may stand for a decoder: the
+decoders themselves, the rest of the sign family, and the aggregation rules, whose
+factories give an optax transformation; `REAL_VALUED` is the step of those that send
+real numbers. `REGISTRIES` says which field of a configuration names what, and `resolve`
+parses them all.
 
 A choice is written `name`, `name:value` or `name:option=value,option=value`: the
 options are the factory's own arguments, a lone value its first one. Arguments called
@@ -40,6 +41,7 @@ __all__ = [
     "DECODERS",
     "MEMBERSHIPS",
     "MODELS",
+    "REAL_VALUED",
     "REGISTRIES",
     "SERVERS",
     "SPLITS",
@@ -100,9 +102,17 @@ DECODERS["correlation_defense"] = _correlation_defense
 DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 
 
+REAL_VALUED = 300.0
+"""How many times farther than a sign's a step along a gradient is, by default.
+
+With the learning rate of a sign, which has the size 1, a gradient would hardly move.
+`krum:scale=30` is another step; figures and tables name it.
+"""
+
+
 @traffic.sends(traffic.scaled_signs)
 def _ef_sign_sgd(
-    num_workers: int, scale: float = 1.0
+    num_workers: int, scale: float = REAL_VALUED
 ) -> optax.GradientTransformationExtraArgs:
     """EF-signSGD: signs times their mean magnitude, with error feedback."""
     # What it sends has the unit of the gradient: `scale` times the learning rate is
@@ -133,7 +143,7 @@ def _aggregation(
         actual_byzantine: int,
         key: jax.Array | None = None,
         num_byzantine: int | None = None,
-        scale: float = 1.0,
+        scale: float = REAL_VALUED,
         **options,
     ) -> optax.GradientTransformationExtraArgs:
         key = jax.random.key(0) if key is None else key

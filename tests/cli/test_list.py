@@ -81,7 +81,7 @@ def test_options_are_written_as_a_choice_takes_them(kind, capsys):
 def test_some_options(capsys):
     options = {name: options for _, name, options, *_ in listed(capsys)}
     assert options["dirichlet"] == "alpha=..."
-    assert options["krum"] == "num_byzantine=none,scale=1.0,num_neighbours=none"
+    assert options["krum"] == "num_byzantine=none,scale=300.0,num_neighbours=none"
     assert options["sleeper"] == "start_round=200"  # an attack cannot be written
     assert options["digits"] == ""
 
