@@ -27,8 +27,6 @@ from signfd_jax.experiments import PRESETS, fingerprint, to_json
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
 
-__all__ = ["COMMANDS"]
-
 
 def _run(arguments) -> int:
     earlier, given = None, arguments

@@ -9,8 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-__all__ = ["keep_compiled", "programs_folder"]
-
 _VARIABLE = "SIGNFD_COMPILED"
 _OFF = ("", "0", "no", "off")
 _DAYS = 60  # that a program stays which nobody has made again
@@ -22,14 +20,6 @@ def programs_folder() -> Path | None:
     The variable SIGNFD_COMPILED names a folder, or says "off". Else it is one in the
     user's cache. Machines with unlike processors have folders of their own: a program
     made for one may not run on the other.
-
-    Returns:
-        The folder, which need not exist.
-
-    Examples:
-        >>> getfixture("monkeypatch").setenv("SIGNFD_COMPILED", "off")
-        >>> programs_folder() is None
-        True
     """
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
@@ -52,10 +42,6 @@ def keep_compiled() -> None:
     """Turn JAX's cache of compiled programs on, unless the user has set it.
 
     A folder that cannot be written is no error: programs are then compiled each time.
-
-    Examples:
-        >>> getfixture("monkeypatch").setenv("SIGNFD_COMPILED", "off")
-        >>> keep_compiled()
     """
     import jax
 

@@ -11,17 +11,6 @@ from typing import Literal, TypeVar
 from signfd_jax.experiments import PRESETS, Experiment, from_json
 from signfd_jax.experiments._storage import files
 
-__all__ = [
-    "Compare",
-    "Paper",
-    "Run",
-    "fitting",
-    "read_configuration",
-    "read_flags",
-    "read_run_flags",
-    "take_preset",
-]
-
 _Options = TypeVar("_Options")
 
 
@@ -151,25 +140,7 @@ class Paper:
 
 
 def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Options:
-    """Read flags into a dataclass; its nested fields have flags without a prefix.
-
-    Args:
-        default: a `Run`, `Compare`, `Paper` or `Plot`, with what holds where no flag
-            is given.
-        arguments: the flags.
-        command: the command's name, for the help.
-
-    Returns:
-        The same with what the flags say.
-
-    Raises:
-        ValueError: a flag is unknown, or its value cannot be read.
-        SystemExit: the help was asked for, and has been printed.
-
-    Examples:
-        >>> read_flags(Paper(), ["--scale", "full"], "paper").scale
-        'full'
-    """
+    """Read flags into a dataclass; its nested fields have flags without a prefix."""
     import tyro
 
     what = {Paper: "FIGURE", Plot: "FOLDER [FOLDER ...]"}.get(type(default), "[PRESET]")
@@ -196,26 +167,7 @@ def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Op
 
 
 def read_run_flags(default: Run, arguments: Sequence[str]) -> tuple[Run, list[str]]:
-    """Read the flags of `signfd run`; with fewer workers, fit in what was for more.
-
-    Args:
-        default: what holds where no flag is given.
-        arguments: the flags.
-
-    Returns:
-        The same with what the flags say, and a line for each number that neither they
-        nor `default` say.
-
-    Raises:
-        ValueError: as for `read_flags`, or what `default` says does not fit.
-
-    Examples:
-        >>> options, lines = read_run_flags(
-        ...     Run(Experiment(num_byzantine=7)), ["--num-workers", "5"]
-        ... )
-        >>> options.experiment.num_byzantine, len(lines)
-        (2, 1)
-    """
+    """Read the flags of `signfd run`; with fewer workers, fit in what was for more."""
     ours = default.experiment
     names = {argument.split("=")[0].replace("_", "-") for argument in arguments}
     dependent = {"num_byzantine": _largest_minority, "worker_chunk": _largest_divisor}
@@ -262,42 +214,14 @@ def _largest_divisor(given, _, workers):
 
 
 def fitting(default: Compare, experiment: Experiment) -> Compare:
-    """Let the numbers of Byzantine workers be minorities.
-
-    Args:
-        default: with the numbers.
-        experiment: with the number of workers.
-
-    Returns:
-        The same with numbers up to the largest minority.
-
-    Examples:
-        >>> fitting(Compare(), Experiment(num_workers=9)).num_byzantine
-        (0, 3, 4)
-    """
+    """Let the numbers of Byzantine workers be minorities."""
     most = (experiment.num_workers - 1) // 2
     numbers = sorted({min(number, most) for number in default.num_byzantine})
     return dataclasses.replace(default, num_byzantine=tuple(numbers))
 
 
 def take_preset(arguments: Sequence[str]) -> tuple[Experiment, list[str]]:
-    """Take the preset's name, or a configuration's file, off the arguments.
-
-    Args:
-        arguments: of a command.
-
-    Returns:
-        The experiment, `digits` where none is named; and the other arguments.
-
-    Raises:
-        ValueError: there is no such preset or file, or it is no configuration.
-        OSError: the file cannot be read.
-
-    Examples:
-        >>> experiment, flags = take_preset(["mnist-cnn", "--rounds", "100"])
-        >>> experiment.model, flags
-        ('mnist_cnn', ['--rounds', '100'])
-    """
+    """Take the preset's name, or a configuration's file, off the arguments."""
     if not arguments or arguments[0].startswith("-"):
         return PRESETS["digits"].experiment, list(arguments)
     name, *rest = arguments

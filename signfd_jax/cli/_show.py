@@ -44,17 +44,7 @@ def tables(
     metrics: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any] | None,
 ) -> list[Table]:
-    """The tables on a run: what was run, its result, and its workers.
-
-    Args:
-        folder: the name of its folder.
-        config: its configuration.
-        metrics: one record for each test and seed.
-        summary: what a finished run wrote last; None: it is not finished.
-
-    Returns:
-        The tables that have rows.
-    """
+    """The tables on a run: what was run, its result, and its workers."""
     last = [line for line in metrics if line["round"] == metrics[-1]["round"]]
     found = [
         Table("run", ("", ""), _run_rows(folder, config, last, summary)),
