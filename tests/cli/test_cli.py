@@ -276,7 +276,7 @@ def test_wrong_type_in_a_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("number", "code", "word"),
     [
-        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
         (signal.SIGTERM, 143, "terminated"),  # as schedulers of clusters send it
     ],
 )

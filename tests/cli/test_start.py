@@ -111,9 +111,11 @@ def test_programs_are_compiled_once_for_all_calls(tmp_path):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SIGNFD_COMPILED": "off"},
+        pytest.param({"SIGNFD_COMPILED": "off"}, marks=pytest.mark.slow),
         {"XDG_CACHE_HOME": os.devnull},  # where no folder can be made
-        {"SIGNFD_COMPILED": os.devnull + "/programs"},
+        pytest.param(
+            {"SIGNFD_COMPILED": os.devnull + "/programs"}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda environment: " ".join(environment.values()),
 )

@@ -156,6 +156,7 @@ def test_compare_has_the_default_the_paper_and_a_vote():
     assert Compare().decoders == Grid(Experiment()).decoders == three
 
 
+@pytest.mark.slow
 def test_population_trains_under_it(tmp_path):
     from signfd_jax.experiments.run import run_experiment
 

@@ -388,7 +388,9 @@ def undisturbed(tmp_path_factory):
     return (folder / "metrics.jsonl").read_bytes(), summary["params_sha256"]
 
 
-@pytest.mark.parametrize("stop_at", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize(
+    "stop_at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 6, 8)), 10]
+)
 @pytest.mark.parametrize("written", [0, 1, 30, 10_000])
 def test_stopped_run_goes_on_to_the_same_bits(
     stop_at, written, tmp_path, monkeypatch, undisturbed
