@@ -4,7 +4,7 @@
 the command `signfd paper`.
 """
 
-from signfd_jax.paper._base import Claim, Finding, Outcome, verdict
+from signfd_jax.paper._base import Claim, Finding, Lab, Outcome, verdict
 from signfd_jax.paper._findings import FINDINGS
 from signfd_jax.paper.report import reproduce
 from signfd_jax.paper.scales import SCALES, Scale
@@ -14,6 +14,7 @@ __all__ = [
     "SCALES",
     "Claim",
     "Finding",
+    "Lab",
     "Outcome",
     "Scale",
     "reproduce",
