@@ -192,7 +192,7 @@ a_thing = "nowhere:nothing"
             "Send the gradient of the neighbouring coordinate.",
         ],
         "shortest": [
-            "num_byzantine=none,scale=1.0,power=2.0",
+            "num_byzantine=none,scale=300.0,power=2.0",
             "stranger",
             "The mean of the M - f rows that are shortest, in the norm of that power.",
         ],
