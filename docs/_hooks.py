@@ -30,11 +30,17 @@ FROM_NETWORK = re.compile(r"<script[^>]*>(?:(?!</script>).)*https://.*?</script>
 
 @event_priority(100)  # before mkdocs-jupyter, which makes pages of notebooks
 def on_files(files, config):
-    """Add the notebooks, which do not lie with the other pages."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        name = path.relative_to(ROOT).as_posix()
-        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    """Add the notebooks and the figures, which do not lie with the other pages."""
+    for kind in ("notebooks/*.ipynb", "benchmarks/results/*.png"):
+        for path in sorted(ROOT.glob(kind)):
+            name, to = path.relative_to(ROOT).as_posix(), config.site_dir
+            files.append(File(name, str(ROOT), to, config.use_directory_urls))
     return files
+
+
+def on_page_markdown(markdown, **_):
+    """Let pages name the figures as they lie beside them in the repository."""
+    return markdown.replace("(../benchmarks/", "(benchmarks/")
 
 
 def on_page_content(content, page, **_):
