@@ -64,8 +64,8 @@ def _mlp(num_classes: int, hidden: int = 128) -> models.MLP:
 
 
 def _correlation_defense(
-    forgetting: float = 0.98,
-    majority: float = 5.0,
+    forgetting: float | jax.Array = Thresholds().forgetting,
+    majority: float | jax.Array = Thresholds().majority,
     committee: int = 64,
     sample: int | None = None,
     seed: int | jax.Array = 0,
