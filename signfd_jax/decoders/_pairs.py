@@ -116,6 +116,17 @@ def noise_of_a_round(state, voted, known, strength, pairs):
     return jnp.maximum(noise, 1e-9)
 
 
+def batches_shared(exact, members, now, voted, here):
+    """Whether exact duplicates show that workers share batches, in [0, 1]."""
+    same = jnp.where(voted, near_one(now, exact), 0.0)
+    with_one = jnp.sum(jnp.max(same, axis=0)) - count(here) / 2
+    # Another group: a pair of which nobody belongs to the largest one.
+    largest = jnp.argmax(jnp.sum(same, axis=1))
+    inside = same[largest].at[members[largest]].set(1.0)
+    apart = same * (1 - inside[members])[:, None] * (1 - inside)[None]
+    return jnp.maximum(jnp.clip(2 * with_one, 0.0, 1.0), jnp.max(apart))
+
+
 def count(mask, axis=None):
     """How many, as float32."""
     return jnp.sum(mask.astype(jnp.float32), axis=axis)
@@ -124,6 +135,11 @@ def count(mask, axis=None):
 def ramp(value, start):
     """0 up to `start`, 1 from twice it on, and a line between."""
     return jnp.clip(value / start - 1, 0.0, 1.0)
+
+
+def near_one(correlation, distance):
+    """1 where |correlation| is up to `distance` from 1, 0 from twice it on."""
+    return 1 - ramp(1 - jnp.abs(correlation), distance)
 
 
 def median(values, seen):

@@ -9,7 +9,8 @@ The premise is that more than half of the workers are honest. Three laws follow.
 2. *Equivariance.* Permuted workers have permuted weights; who is absent changes nobody
    else's weight. Who sends the negative of its votes from the start has the negative
    weight, where the confidence is 1 before and after.
-3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1.
+3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1, but for
+   exact duplicates, a minority, which share one vote or less (two keep theirs).
 """
 
 import functools
@@ -18,10 +19,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax._checks import check_count, check_number, check_size
+from signfd_jax._checks import check_count, check_flag, check_number, check_size
 from signfd_jax.decoders._pairs import (
+    batches_shared,
     count,
     median,
+    near_one,
     noise_of_a_round,
     pair_counts,
     ramp,
@@ -49,6 +52,9 @@ class Thresholds(NamedTuple):
         duplicate: float scalar, start as a correlation of what two workers are more
             alike than their reliabilities explain.
         slack: float scalar, by which factor honest pairs may exceed that explanation.
+        exact: float scalar, up to which distance of |correlation| from 1 two workers
+            send the same; from twice it on they do not.
+        alike: float scalar, the same for a majority that holds an honest worker.
     """
 
     forgetting: float | jax.Array = 0.98
@@ -56,6 +62,8 @@ class Thresholds(NamedTuple):
     significant: float | jax.Array = 2.0
     duplicate: float | jax.Array = 0.12
     slack: float | jax.Array = 1.3
+    exact: float | jax.Array = 0.01
+    alike: float | jax.Array = 0.15
 
 
 class CorrelationDefenseState(NamedTuple):
@@ -68,6 +76,7 @@ class CorrelationDefenseState(NamedTuple):
         cd_strength: float32 `[K, M]`, the same of the absolute correlation.
         cd_rounds: float32 `[K, M]`, how many rounds these means are of, decayed.
         cd_noise: float32 scalar, variance of one round's correlation.
+        cd_shared: float32 scalar in [0, 1], whether workers seem to share batches.
         cd_weights: float32 `[M]`, weights of the last round; ones at first.
     """
 
@@ -77,6 +86,7 @@ class CorrelationDefenseState(NamedTuple):
     cd_strength: jax.Array
     cd_rounds: jax.Array
     cd_noise: jax.Array
+    cd_shared: jax.Array
     cd_weights: jax.Array
 
 
@@ -85,6 +95,7 @@ def correlation_defense(
     *,
     committee: int = 64,
     sample: int | None = None,
+    shared_batches: bool = False,
     seed: int | jax.Array = 0,
 ) -> Decoder:
     r"""Read votes as they are or negated, as their correlations say.
@@ -104,13 +115,14 @@ def correlation_defense(
        make it large. The side of more workers is the right one.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
-    5. $w_j = 1 + \alpha (h_j^2 u_j - 1)$, where $u_j$ is -1 if $\tau_j$ is
-       significantly negative, else 1.
+    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$. Here $u_j$ is -1 if
+       $\tau_j$ is significantly negative, else 1; $d'_j$ is the number of workers that
+       send exactly what j sends, where these are a minority, else 0.
 
-    Honest workers of one batch send the same, as colluders do. If most workers do,
-    their reliabilities explain it. A smaller group counts as one effective worker, but
-    where point 4 asks for more than half of the workers it counts in full. So where its
-    votes decide which side is larger, the confidence is 0.
+    Workers of one batch send the same, as colluders do. So $d'_j$ is 0 from the round
+    on in which more than half of the workers have an exact duplicate (so an honest one
+    has), or in which there are two groups of them; and always with
+    `shared_batches=True`.
 
     *Consistency.* Let worker j err with probability $p_j$, independently of the others,
     and all $|1 - 2 p_j| \geq v$. After T rounds (of which at most 99 count, by the
@@ -124,6 +136,7 @@ def correlation_defense(
             the seed, if there are more than so many; else all are.
         sample: number of coordinates (int) that correlations are counted on, drawn anew
             each round; None: 8192, or 512 with a committee.
+        shared_batches: whether some workers are known to have the same batches.
         seed: of the key that committee and sample are drawn by (int, or an int32 scalar
             that may be traced).
 
@@ -156,6 +169,7 @@ def correlation_defense(
     check_size("committee", committee, 3)
     if sample is not None:
         check_size("sample", sample)
+    check_flag("shared_batches", shared_batches)
     check_count("seed", seed, 0)
 
     def init(num_workers, params):
@@ -172,6 +186,7 @@ def correlation_defense(
             cd_strength=jnp.zeros(matrix, jnp.float32),
             cd_rounds=jnp.zeros(matrix, jnp.float32),
             cd_noise=jnp.zeros((), jnp.float32),
+            cd_shared=jnp.full((), float(shared_batches), jnp.float32),
             cd_weights=jnp.ones((num_workers,), jnp.float32),
         )
 
@@ -204,13 +219,16 @@ def _learn(of, state, balance, pairs):
     rounds = of.forgetting * state.cd_rounds + both_voted
     step = both_voted / jnp.maximum(rounds, 1.0)
     noise = noise_of_a_round(state, voted, known, jnp.abs(now), pairs)
-    seen = jnp.any(pairs > 0, axis=0) | jnp.any(rounds > 0, axis=0)
+    here = jnp.any(pairs > 0, axis=0)
+    seen = here | jnp.any(rounds > 0, axis=0)
+    shared = batches_shared(of.exact, members, now, voted, here)
     state = state._replace(
         cd_round=state.cd_round + 1,
         cd_mean=state.cd_mean + step * (now - state.cd_mean),
         cd_strength=state.cd_strength + step * (jnp.abs(now) - state.cd_strength),
         cd_rounds=rounds,
         cd_noise=noise,
+        cd_shared=jnp.maximum(state.cd_shared, shared),
     )
     return state, seen
 
@@ -232,9 +250,17 @@ def _judge(of, state, seen):
     usual = jnp.maximum(jnp.take_along_axis(ranked, rank[None], axis=0)[0], 1e-6)
     explained = usual[members][:, None] * usual[None] / median(usual, seen)
     beyond = strength - of.slack * jnp.minimum(explained, 1.0)
-    alike = jnp.where(pair, ramp(beyond, of.duplicate), 0.0)
     others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
-    effective = jnp.where(seen, 1 / (1 + others * jnp.sum(alike, axis=0)), 0.0)
+
+    def total(values):
+        return others * jnp.sum(jnp.where(pair, values, 0.0), axis=0)
+
+    effective = jnp.where(seen, 1 / (1 + total(ramp(beyond, of.duplicate))), 0.0)
+    like_me = 1 + total(near_one(correlation, of.alike))
+    majority = jnp.clip(2 * like_me - voters, 0.0, 1.0)  # holds an honest worker
+    few = (1 - majority) * (1 - state.cd_shared)
+    same = near_one(correlation, of.exact)
+    exact = few * total(same * jnp.minimum(few[members][:, None], few[None]))
 
     # Two sides.
     links = jnp.sign(correlation) * ramp(strength / error, of.significant)
@@ -275,8 +301,9 @@ def _judge(of, state, seen):
 
     # Weights.
     judged = 1 + 2 * jnp.minimum(polarity, 0.0)
-    # In this form what is 1 stays 1, to the bit.
-    weights = 1 + confidence * (judged * effective**2 - 1)
+    in_doubt = 1 / jnp.maximum(exact, 1.0) ** 2
+    # In this form what is equal stays equal, to the bit.
+    weights = in_doubt + confidence * (judged * effective**2 - in_doubt)
     typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
     reliability = aligned / jnp.sqrt(jnp.maximum(typical, 1e-9))
     return jnp.where(seen, weights, 1.0), jnp.clip(reliability, -1.0, 1.0)

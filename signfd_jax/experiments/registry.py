@@ -63,11 +63,15 @@ def _mlp(num_classes: int, hidden: int = 128) -> models.MLP:
     return models.MLP(hidden=(hidden,), num_classes=num_classes)
 
 
+_USUAL = Thresholds()
+
+
 def _correlation_defense(
-    forgetting: float | jax.Array = Thresholds().forgetting,
-    majority: float | jax.Array = Thresholds().majority,
+    forgetting: float | jax.Array = _USUAL.forgetting,
+    majority: float | jax.Array = _USUAL.majority,
     committee: int = 64,
     sample: int | None = None,
+    shared_batches: bool = False,
     seed: int | jax.Array = 0,
 ) -> Decoder:
     """The default: use votes as sent or negated, as their correlations say."""
@@ -75,6 +79,7 @@ def _correlation_defense(
         Thresholds(forgetting=forgetting, majority=majority),
         committee=committee,
         sample=sample,
+        shared_batches=shared_batches,
         seed=seed,
     )
 
