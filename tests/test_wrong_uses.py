@@ -189,6 +189,7 @@ for decoder, option, bad in [
     ("correlation_defense", "thresholds", 0.5),
     ("correlation_defense", "committee", 2),
     ("correlation_defense", "sample", 0),
+    ("correlation_defense", "shared_batches", 1),
     ("correlation_defense", "seed", "monday"),
     ("dawid_skene", "iterations", 0),
     ("dawid_skene", "iterations", 2.5),

@@ -119,16 +119,12 @@ def correlation_defense(
        $\tau_j$ is significantly negative, else 1; $d'_j$ is the number of workers that
        send exactly what j sends, where these are a minority, else 0.
 
-    Workers of one batch send the same, as colluders do. So $d'_j$ is 0 from the round
-    on in which more than half of the workers have an exact duplicate (so an honest one
-    has), or in which there are two groups of them; and always with
-    `shared_batches=True`.
+    Workers of one batch send the same, as colluders do. So $d'_j$ is 0 once more than
+    half of the workers have an exact duplicate (so an honest one has), or there are two
+    groups of them; and always with `shared_batches=True`.
 
-    *Consistency.* Let worker j err with probability $p_j$, independently of the others,
-    and all $|1 - 2 p_j| \geq v$. After T rounds (of which at most 99 count, by the
-    forgetting) on S independent coordinates, the two sides are right with probability
-    at least $1 - \delta$ if $T S \geq$ `theory.samples_to_tell_sides`, which has the
-    bound and its proof.
+    *Consistency.* Where the workers err independently, `theory.samples_to_tell_sides`
+    rounds times coordinates tell the two sides; its docstring has the proof.
 
     Args:
         thresholds: its constants; None: `Thresholds()`. They may be traced.
@@ -159,10 +155,9 @@ def correlation_defense(
         [ 1.  1.  1.  1. -1. -1. -1.] 1.0
 
     References:
-        Parisi, Strino, Nadler and Kluger, [Ranking and combining multiple predictors
-        without labeled data](https://arxiv.org/abs/1303.3257), PNAS 2014; Jaffe,
-        Fetaya, Nadler, Jiang and Kluger, [Unsupervised ensemble learning with
-        dependent classifiers](https://arxiv.org/abs/1510.05830), AISTATS 2016.
+        Parisi et al., [Ranking and combining multiple predictors without labeled
+        data](https://arxiv.org/abs/1303.3257), PNAS 2014; Jaffe et al., [Unsupervised
+        ensemble learning](https://arxiv.org/abs/1510.05830), AISTATS 2016.
     """
     thresholds = Thresholds() if thresholds is None else thresholds
     _check_thresholds(thresholds)
@@ -257,10 +252,10 @@ def _judge(of, state, seen):
 
     effective = jnp.where(seen, 1 / (1 + total(ramp(beyond, of.duplicate))), 0.0)
     like_me = 1 + total(near_one(correlation, of.alike))
-    majority = jnp.clip(2 * like_me - voters, 0.0, 1.0)  # holds an honest worker
-    few = (1 - majority) * (1 - state.cd_shared)
-    same = near_one(correlation, of.exact)
-    exact = few * total(same * jnp.minimum(few[members][:, None], few[None]))
+    # Of more than half of the workers one is honest.
+    few = (1 - jnp.clip(2 * like_me - voters, 0.0, 1.0)) * (1 - state.cd_shared)
+    pairs = jnp.minimum(few[members][:, None], few[None])
+    exact = few * total(near_one(correlation, of.exact) * pairs)
 
     # Two sides.
     links = jnp.sign(correlation) * ramp(strength / error, of.significant)

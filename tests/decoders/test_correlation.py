@@ -101,32 +101,50 @@ def test_all_on_one_batch_are_all_heard():
 
 @pytest.mark.parametrize("group", [2, 3, 5])
 def test_groups_of_one_batch_keep_every_vote(group):
+    """Two groups in one round show that batches are shared, as does to be told."""
     rng = np.random.default_rng(group)
     votes, _ = coin_votes(rng, np.full(15, 0.3), 10, 5, 1_000)
     votes = votes[:, :, np.arange(15) // group * group]
-    decoded, weights, _ = play(DECODER, votes)
-    np.testing.assert_array_equal(weights, np.ones((10, 5, 15)))
-    np.testing.assert_array_equal(decoded, np.sign(votes.sum(axis=2, dtype=np.int32)))
+    majority = np.sign(votes.sum(axis=2, dtype=np.int32))
+    for told in (True, False):
+        decoder = sfd.correlation_defense(shared_batches=told)
+        decoded, weights, state = play(decoder, votes)
+        np.testing.assert_array_equal(weights, np.ones((10, 5, 15)))
+        np.testing.assert_array_equal(decoded, majority)
+        np.testing.assert_array_equal(state.cd_shared, np.ones(10))
 
 
 @pytest.mark.parametrize("num_byzantine", [0, 2, 4, 6])
 def test_a_lone_group_of_one_batch(num_byzantine):
-    """Five of fifteen send the same: never farther than a majority vote.
+    """Five of fifteen send the same: told of it, never farther than a majority vote.
 
     With six inverters they decide which side has more workers, and six to five does not
-    hold without them: all weights are 1.
+    hold without them: all weights are 1. Not told, it takes them for colluders.
     """
     rng = np.random.default_rng(7)
     crossover = np.where(np.arange(15) < num_byzantine, 0.7, 0.3)
     votes, truth = coin_votes(rng, crossover, 10, 5, 1_000)
     votes[:, :, 10:] = votes[:, :, 10:11]
-    decoded, weights, _ = play(DECODER, votes)
     majority = np.sign(votes.sum(axis=2, dtype=np.int32))
+    told = sfd.correlation_defense(shared_batches=True)
+    decoded, weights, _ = play(told, votes)
     assert np.mean(decoded != truth) <= np.mean(majority != truth)
     if num_byzantine == 6:
         np.testing.assert_array_equal(weights, np.ones((10, 5, 15)))
-    if num_byzantine <= 2:
-        assert np.all(weights[:, -1, 10:].sum(axis=1) <= 1)
+    _, weights, _ = play(DECODER, votes)
+    assert np.all(weights[:, -1, 10:].sum(axis=1) <= 1)
+
+
+def test_exact_colluders_share_one_vote_from_the_first_round_on():
+    """Where nothing is sure yet: seven of fifteen send the same, on noisy votes."""
+    rng = np.random.default_rng(8)
+    votes, truth = coin_votes(rng, np.full(15, 0.35), 10, 1, 2_000)
+    votes[:, :, :7] = -truth[:, :, None]
+    decoded, weights, _ = play(DECODER, votes)
+    np.testing.assert_array_equal(weights[:, :, 7:], np.ones((10, 1, 8)))
+    assert np.all(np.abs(weights[:, :, :7].sum(axis=2)) <= 1)
+    majority = np.sign(votes.sum(axis=2, dtype=np.int32))
+    assert np.mean(decoded != truth) < 0.4 < 0.8 < np.mean(majority != truth)
 
 
 # Any number of workers ---------------------------------------------------------------
