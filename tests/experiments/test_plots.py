@@ -99,6 +99,13 @@ def test_a_name_has_its_line_whoever_else_is_drawn():
     assert len(set(lines)) == len(names)
 
 
+def test_more_labels_than_lines_share_some():
+    drawn = _style.styles([f"run {number}" for number in range(50)])
+    assert len(drawn) == 50
+    lines = {(style["color"], str(style["linestyle"])) for style in drawn.values()}
+    assert len(lines) == 20
+
+
 @pytest.mark.parametrize(
     ("choice", "said"),
     [

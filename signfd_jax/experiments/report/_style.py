@@ -58,15 +58,15 @@ def attackers(label: str) -> str:
 
 def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour and line of each label, by its name, whoever else is drawn."""
-    found, taken = {}, set()
+    found, free = {}, [*_OWN.values(), *_OTHERS]
     for label in labels:
-        own = _OWN.get(spoken(label))
-        place = zlib.crc32(spoken(label).encode())
-        while own is None or own in taken:
-            own = _OTHERS[place % len(_OTHERS)]
-            place += 1
-            if len(taken) >= len(_OTHERS) + len(_OWN):
-                break
-        taken.add(own)
+        place = zlib.crc32(spoken(label).encode()) % len(_OTHERS)
+        wished = [*_OTHERS[place:], *_OTHERS[:place]]
+        if spoken(label) in _OWN:
+            wished.insert(0, _OWN[spoken(label)])
+        # With more labels than lines, some share one.
+        own = next((line for line in wished if line in free), wished[0])
+        if own in free:
+            free.remove(own)
         found[label] = {"color": own[0], "linestyle": own[1]}
     return found
