@@ -1,8 +1,7 @@
 """`signfd list`: what can be named, with the options of each name."""
 
-import difflib
-
 from signfd_jax.cli._printing import Table, print_tables
+from signfd_jax.experiments._processes import console
 
 KINDS = (
     "presets",
@@ -22,11 +21,7 @@ def list_names(kinds: list[str]) -> int:
     """Print the names of some kinds; of all where none is given."""
     for kind in kinds:
         if kind not in KINDS:
-            close = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ValueError(
-                f"unknown kind {kind!r}{hint}; known are {', '.join(KINDS)}"
-            )
+            raise ValueError(console.unknown("kind", kind, KINDS))
     from signfd_jax.experiments import _catalogue, _plugins
 
     _plugins.warn_of_broken()

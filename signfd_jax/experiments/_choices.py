@@ -5,7 +5,6 @@ own arguments, a lone value its first one. Arguments called like a fact of the
 experiment (`FACTS`) are no options: they are filled in.
 """
 
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from signfd_jax.experiments import _plugins as plugins
+from signfd_jax.experiments._processes import console
 
 FACTS = (
     "actual_byzantine",
@@ -81,11 +81,7 @@ def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> 
     if name not in registry:
         if name in plugins.BROKEN:
             raise ValueError(plugins.BROKEN[name])
-        close = difflib.get_close_matches(name, registry, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(
-            f"unknown {kind} {name!r}{hint}; known are {', '.join(sorted(registry))}"
-        )
+        raise ValueError(console.unknown(kind, name, sorted(registry)))
     parameters = _options(registry[name])
     accepted = list(parameters)
     options = {}

@@ -5,11 +5,12 @@ Saying something never ends what is being done: results are kept in files.
 
 import codecs
 import contextlib
+import difflib
 import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 _PLAIN = {"±": "+/-", "─": "-", "│": "|", "…": "..."}
@@ -112,6 +113,13 @@ def _lead_nowhere(stream):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """What to say of a name that there is not, with the one that may be meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown {kind} {name!r}{hint}; known are {', '.join(known)}"
 
 
 def warn(text: object) -> None:
