@@ -61,18 +61,6 @@ def without_beartype():
 
 
 @pytest.fixture
-def optimised():
-    """The compiler's options as users have them.
-
-    Compiled quickly, two programs may round a product and a sum differently.
-    """
-    return {
-        "xla_backend_optimization_level": 3,
-        "xla_llvm_disable_expensive_passes": False,
-    }
-
-
-@pytest.fixture
 def split_over_devices():
     """A function that jits a decoder for coordinates split over four devices."""
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiling import OPTIMISED
 from jax import lax
 
 import signfd_jax as sfd
@@ -83,7 +84,7 @@ def _program(decoder):
         (distance, _), _ = lax.scan(step, (first, state), jnp.arange(ROUNDS))
         return jnp.mean(jnp.abs(distance))
 
-    return jax.jit(jax.vmap(run))
+    return jax.jit(jax.vmap(run), compiler_options=OPTIMISED)
 
 
 def against_majority_vote(cases, decoder, rows):

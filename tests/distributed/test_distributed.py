@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import OPTIMISED
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -309,7 +310,7 @@ def test_any_number_of_coordinates(size):
 
 
 @pytest.mark.parametrize("num_workers", [8, 64, 128])
-def test_the_default_at_any_number_of_workers(num_workers, optimised):
+def test_the_default_at_any_number_of_workers(num_workers):
     """Everybody or a committee is compared, on all coordinates or on a sample.
 
     Decoded signs, weights and the state are the simulation's, bit for bit, attacked
@@ -322,10 +323,10 @@ def test_the_default_at_any_number_of_workers(num_workers, optimised):
         num_workers, decoder=decoder, workers_per_device=per_device
     )
     step, first = update_on(
-        mesh_of(8), tx, params, per_device=per_device, compiler_options=optimised
+        mesh_of(8), tx, params, per_device=per_device, compiler_options=OPTIMISED
     )
     one, first_expected = reference(
-        decoder, num_workers, params, compiler_options=optimised
+        decoder, num_workers, params, compiler_options=OPTIMISED
     )
     for num_liars in (0, 3 * num_workers // 8):
         state, expected = first, first_expected

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import OPTIMISED
 from hypothesis import given
 from jax.sharding import PartitionSpec as P
 from test_leaves import DECODERS, M
@@ -75,23 +76,23 @@ def leaf():
 
 
 @pytest.mark.slow
-def test_agreements_of_one_buffer():
-    """Every vote agrees, then none does."""
-    votes = [leaf()] * LEAVES
-    agreed, counted = count_agreements(votes, [leaf()[0]] * LEAVES)
-    assert (int(agreed[0]), int(counted[0])) == (LEAVES * SIZE, LEAVES * SIZE)
-    agreed, counted = count_agreements(votes, [-leaf()[0]] * LEAVES)
-    assert (int(agreed[0]), int(counted[0])) == (0, LEAVES * SIZE)
+def test_counts_of_one_buffer():
+    """Every vote agrees, then none does; shares of so many coordinates are shares."""
 
+    @functools.partial(jax.jit, compiler_options=OPTIMISED)
+    def measures(leaf, decoded):
+        votes, decoded = [leaf] * LEAVES, [decoded] * LEAVES
+        margin = vote_tree(votes, jnp.ones(1), largest=1.0).margin
+        wrong = signs.sign_error(decoded, [leaf[0]] * LEAVES)
+        return *count_agreements(votes, decoded), margin, wrong
 
-@pytest.mark.slow
-def test_margin_and_sign_error_of_one_buffer():
-    """Shares of more than 2**31 coordinates are shares."""
-    vote = jax.jit(lambda leaf: vote_tree([leaf] * LEAVES, jnp.ones(1), largest=1.0)[2])
-    assert vote(leaf()) == 1
-    decoded = [leaf()[0]] * LEAVES
-    assert signs.sign_error(decoded, decoded) == 0
-    assert signs.sign_error(decoded, [-leaf()[0]] * LEAVES) == 1
+    for sign, agree in ((1, 1), (-1, 0)):
+        agreed, counted, margin, wrong = measures(leaf(), sign * leaf()[0])
+        assert (int(agreed[0]), int(counted[0])) == (
+            agree * LEAVES * SIZE,
+            LEAVES * SIZE,
+        )
+        assert (margin, wrong) == (1, 1 - agree)
 
 
 # Positions ----------------------------------------------------------------------------

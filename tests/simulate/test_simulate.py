@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import OPTIMISED
 
 import signfd_jax as sfd
 from signfd_jax import attacks, signs, simulate
@@ -462,9 +463,9 @@ def trained_by_indices(decoder, key, compiler_options=None, **options):
         pytest.param("correlation", "one_bit", marks=pytest.mark.slow),
     ],
 )
-def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key, optimised):
+def test_chunks_are_the_whole_bit_for_bit(decoder, wire, key):
     """Also where the attackers draw at random, and workers are absent."""
-    options = {"attack": ATTACKS["flips"], "wire": wire, "compiler_options": optimised}
+    options = {"attack": ATTACKS["flips"], "wire": wire, "compiler_options": OPTIMISED}
     whole, infos = trained_by_indices(CHUNKABLE[decoder](), key, **options)
     state, chunked = trained_by_indices(
         CHUNKABLE[decoder](), key, worker_chunk=2, **options
