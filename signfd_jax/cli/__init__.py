@@ -1,4 +1,4 @@
-"""The command `signfd`: run, compare, paper, plot, show, list.
+"""The command `signfd`: run, compare, paper, plot, show, list, completion.
 
 Light to import: each command imports what it needs, so that the message about a missing
 extra, and the help, come at once.
@@ -28,6 +28,7 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd plot FOLDER ... [--format pdf ...]      draw runs and grids again
        signfd show RUN                                what was run, and what came out
        signfd list [KIND ...]                         every name that there is
+       signfd completion bash|zsh                     the tab key's script, to source
        signfd --version
 
 A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
@@ -46,6 +47,13 @@ differ from the defaults, its result, and for each worker its last weight (the
 mean over coordinates where they differ) and whether its votes are read as sent,
 negated or not counted. Where the output is no terminal, each row is one line
 with tabs between its fields, and begins with the name of its table.""",
+    "completion": """\
+usage: signfd completion bash|zsh
+
+Print what completes commands, options and names in a shell. For bash and zsh:
+    source <(signfd completion bash)
+    source <(signfd completion zsh)
+in the shell's start file. Names that plugins add are there when it is printed.""",
     "list": """\
 usage: signfd list [KIND ...]
 

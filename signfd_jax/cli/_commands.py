@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from signfd_jax.cli._compiled import keep_compiled
+from signfd_jax.cli._completion import completion
 from signfd_jax.cli._list import list_names
 from signfd_jax.cli._options import (
     Compare,
@@ -249,6 +250,13 @@ def _plot(arguments) -> int:
     return 0
 
 
+def _completion(arguments) -> int:
+    if len(arguments) != 1:
+        raise ValueError("give a shell: signfd completion bash, or zsh")
+    print(completion(arguments[0], list(COMMANDS)), end="")
+    return 0
+
+
 def _is_grid(folder):
     return (Path(folder) / "cells.jsonl").exists()
 
@@ -268,5 +276,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": _plot,
     "show": show,
     "list": list_names,
+    "completion": _completion,
 }
 """The commands by their names."""
