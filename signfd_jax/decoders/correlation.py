@@ -155,12 +155,14 @@ def correlation_defense(
         [ 1.  1.  1.  1. -1. -1. -1.] 1.0
 
     References:
-        Parisi et al., [Ranking and combining multiple predictors without labeled
-        data](https://arxiv.org/abs/1303.3257), PNAS 2014; Jaffe et al., [Unsupervised
-        ensemble learning](https://arxiv.org/abs/1510.05830), AISTATS 2016.
+        Parisi et al., [PNAS 2014](https://arxiv.org/abs/1303.3257); Jaffe et al.,
+        [AISTATS 2016](https://arxiv.org/abs/1510.05830).
     """
     thresholds = Thresholds() if thresholds is None else thresholds
-    _check_thresholds(thresholds)
+    if not isinstance(thresholds, Thresholds):
+        raise ValueError(f"thresholds must be a Thresholds(...), but is {thresholds!r}")
+    for name, value in thresholds._asdict().items():
+        check_number(name, value, 1e-9, 1.0 if name == "forgetting" else 1e9)
     check_size("committee", committee, 3)
     if sample is not None:
         check_size("sample", sample)
@@ -192,8 +194,7 @@ def correlation_defense(
         size = (8192 if everybody else 512) if sample is None else sample
         key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
         rows = sampled_votes(key, votes, size, axis_name)
-        theirs = rows if everybody else rows[members]
-        counts = pair_counts(theirs, rows, axis_name)
+        counts = pair_counts(rows if everybody else rows[members], rows, axis_name)
         state, seen = _learn(thresholds, state, *counts)
         weights, reliability = _judge(thresholds, state, seen)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
@@ -210,10 +211,8 @@ def _learn(of, state, balance, pairs):
     voted = (pairs > 0) & (members[:, None] != workers[None])
     known = voted & (state.cd_rounds > 0)
     now = balance / jnp.maximum(pairs, 1.0)
-    both_voted = voted.astype(jnp.float32)
-    rounds = of.forgetting * state.cd_rounds + both_voted
-    step = both_voted / jnp.maximum(rounds, 1.0)
-    noise = noise_of_a_round(state, voted, known, jnp.abs(now), pairs)
+    rounds = of.forgetting * state.cd_rounds + voted.astype(jnp.float32)
+    step = jnp.where(voted, 1 / jnp.maximum(rounds, 1.0), 0.0)
     here = jnp.any(pairs > 0, axis=0)
     seen = here | jnp.any(rounds > 0, axis=0)
     shared = batches_shared(of.exact, members, now, voted, here)
@@ -222,7 +221,7 @@ def _learn(of, state, balance, pairs):
         cd_mean=state.cd_mean + step * (now - state.cd_mean),
         cd_strength=state.cd_strength + step * (jnp.abs(now) - state.cd_strength),
         cd_rounds=rounds,
-        cd_noise=noise,
+        cd_noise=noise_of_a_round(state, voted, known, jnp.abs(now), pairs),
         cd_shared=jnp.maximum(state.cd_shared, shared),
     )
     return state, seen
@@ -240,9 +239,9 @@ def _judge(of, state, seen):
 
     # Duplicates.
     rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
-    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)
+    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)[None]
     ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
-    usual = jnp.maximum(jnp.take_along_axis(ranked, rank[None], axis=0)[0], 1e-6)
+    usual = jnp.maximum(jnp.take_along_axis(ranked, rank, axis=0)[0], 1e-6)
     explained = usual[members][:, None] * usual[None] / median(usual, seen)
     beyond = strength - of.slack * jnp.minimum(explained, 1.0)
     others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
@@ -302,10 +301,3 @@ def _judge(of, state, seen):
     typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
     reliability = aligned / jnp.sqrt(jnp.maximum(typical, 1e-9))
     return jnp.where(seen, weights, 1.0), jnp.clip(reliability, -1.0, 1.0)
-
-
-def _check_thresholds(thresholds):
-    if not isinstance(thresholds, Thresholds):
-        raise ValueError(f"thresholds must be a Thresholds(...), but is {thresholds!r}")
-    for name, value in thresholds._asdict().items():
-        check_number(name, value, 1e-9, 1.0 if name == "forgetting" else 1e9)
