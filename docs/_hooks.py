@@ -22,10 +22,17 @@ FORMULA = re.compile(
 # The same in the text of a notebook; what is code, or a script, is matched to be kept.
 IN_NOTEBOOK = re.compile(
     r"<(?P<code>pre|code|script|style)\b.*?</(?P=code)>"
-    r"|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$<>\n]+)\$",
+    r"|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$<>]+)\$",
     re.DOTALL,
 )
-FROM_NETWORK = re.compile(r"<script[^>]*>(?:(?!</script>).)*https://.*?</script>", re.S)
+
+# Scripts that a notebook's page would load from a network, or from nowhere.
+LOADED = re.compile(
+    r'<script src="">\s*</script>'
+    r"|<script[^>]*>(?:(?!</script>).)*https://.*?</script>"
+    r'|<script type="text/x-mathjax-config">.*?</script>',
+    re.DOTALL,
+)
 
 
 @event_priority(100)  # before mkdocs-jupyter, which makes pages of notebooks
@@ -46,7 +53,7 @@ def on_page_markdown(markdown, **_):
 def on_page_content(content, page, **_):
     """Draw the formulas of a page, those of its docstrings included."""
     if page.file.src_path.endswith(".ipynb"):
-        content = FROM_NETWORK.sub("", content)
+        content = LOADED.sub("", content)
         return IN_NOTEBOOK.sub(_in_notebook, content)
 
     def mathml(found):
