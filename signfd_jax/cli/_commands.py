@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from signfd_jax.cli._options import (
     read_run_flags,
     take_preset,
 )
+from signfd_jax.cli._printing import Table, print_tables
 from signfd_jax.cli._show import show
 from signfd_jax.experiments import PRESETS, fingerprint, to_json
 from signfd_jax.experiments._processes import console
@@ -184,7 +186,13 @@ def _compare(arguments) -> int:
     records.write_atomically(folder / "table.md", table + "\n")
     drawn = [f"and picture: {picture}" for picture in _draw(folder)]
     where = " ".join(["table", *(drawn or [f": {folder / 'table.md'}"])])
-    if options.format == "markdown":
+    if options.format == "table" and sys.stdout.isatty():
+        head, *rows = tables.accuracy_cells(results)
+        named = [name.replace("_", " ") for name in head]
+        print_tables([Table("test accuracy", named, rows)])
+        print(where)
+        return 0
+    if options.format in ("table", "markdown"):
         print(f"{table}\n\n{where}")
         return 0
     # Nothing but the table goes to stdout, for the program that reads it.

@@ -72,7 +72,8 @@ class Compare:
         wire: ternary or one_bit.
         flip_probability: r of stochastic_sign_flip, in [0, 1].
         redraw_byzantine: others lie each round.
-        format: how the table is printed; the file is always table.md.
+        format: how the table is printed; table: drawn on a terminal, else Markdown.
+            The file table.md is always Markdown.
         data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
         output_dir: folder of all runs.
         force: run again what is finished.
@@ -95,7 +96,7 @@ class Compare:
     wire: str = "ternary"
     flip_probability: float = 0.5
     redraw_byzantine: bool = False
-    format: Literal["markdown", "csv", "latex"] = "markdown"
+    format: Literal["table", "markdown", "csv", "latex"] = "table"
     data_dir: Path | None = None
     output_dir: Path = Path("runs")
     force: bool = False

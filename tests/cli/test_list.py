@@ -168,3 +168,15 @@ def test_help(command, flag, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"usage: signfd {command} ")
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_compare_draws_its_table(tmp_path, monkeypatch):
+    """On a terminal; the file is in Markdown all the same."""
+    command = """compare --decoders majority_vote --num-byzantine 0 2 --seeds 1
+        --rounds 2 --quiet --output-dir""".split()
+    shown = on_a_terminal(monkeypatch, *command, str(tmp_path), columns=100)
+    (table,) = tmp_path.glob("*/table.md")
+    assert table.read_text().startswith("| data ")
+    assert "majority vote" in shown
+    assert "2 sign_inversion" in shown
+    assert "|" not in shown

@@ -108,14 +108,21 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
     return mean(there), statistics.stdev(there) / math.sqrt(len(there))
 
 
-def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
-    """Write accuracies as a Markdown table, a column for each decoder.
+def accuracy_cells(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Accuracies as text: the head, then the rows, a column for each decoder.
 
     The last rows are each decoder's worst case over all that attacked it.
     """
     decoders, rows = _accuracy_rows(records)
-    head = [*_HEAD, *decoders]
-    return markdown([head, *([*label, *map(_cell, pairs)] for label, pairs in rows)])
+    return [
+        [*_HEAD, *decoders],
+        *([*label, *map(_cell, pairs)] for label, pairs in rows),
+    ]
+
+
+def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """Write accuracies as a Markdown table."""
+    return markdown(accuracy_cells(records))
 
 
 def accuracy_csv(records: Iterable[Mapping[str, Any]]) -> str:
