@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import os
 import sys
@@ -186,6 +187,7 @@ def _compare(arguments) -> int:
     records.write_atomically(folder / "table.md", table + "\n")
     drawn = [f"and picture: {picture}" for picture in _draw(folder)]
     where = " ".join(["table", *(drawn or [f": {folder / 'table.md'}"])])
+    where = "\n".join([*_steps(options.decoders), where])
     if options.format == "table" and sys.stdout.isatty():
         head, *rows = tables.accuracy_cells(results)
         named = [name.replace("_", " ") for name in head]
@@ -200,6 +202,19 @@ def _compare(arguments) -> int:
     print(write[options.format](results).rstrip("\n"))
     console.warn(where)
     return 0
+
+
+def _steps(decoders):
+    """A line for each decoder that does not step by signs."""
+    from signfd_jax.experiments import registry
+    from signfd_jax.experiments._choices import choose
+
+    for decoder in decoders:
+        choice = choose(registry.SERVERS, "decoder", decoder)
+        scale = inspect.signature(choice.factory).parameters.get("scale")
+        if scale is not None:
+            times = dict(choice.options).get("scale", scale.default)
+            yield f"{decoder}: real numbers, {times:g} times the learning rate"
 
 
 def _paper(arguments) -> int:

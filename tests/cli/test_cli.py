@@ -88,6 +88,17 @@ def test_compare_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert capsys.readouterr().out == out
 
 
+def test_compare_says_how_far_rules_step(tmp_path, capsys):
+    """They get real numbers, which are smaller than a sign."""
+    command = """compare --decoders majority_vote mean krum:scale=30 --seeds 1
+        --num-byzantine 0 --rounds 2 --quiet --output-dir""".split()
+    assert main([*command, str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "mean: real numbers, 300 times the learning rate\n" in out
+    assert "krum:scale=30: real numbers, 30 times the learning rate\n" in out
+    assert "majority_vote: " not in out
+
+
 @pytest.mark.parametrize("chosen", ["markdown", "csv", "latex"])
 def test_compare_prints_the_format_that_is_asked_for(chosen, tmp_path, capsys):
     command = """compare --decoders majority_vote --num-byzantine 0 2 --seeds 2
