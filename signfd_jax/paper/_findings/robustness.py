@@ -146,7 +146,8 @@ def _flip_probability(scale: Scale, lab: Lab) -> Outcome:
     lowest_mv = min(rs, key=lambda r: score[_MV, r])
     claims = (
         Claim(
-            f"federated defense decodes worst at r = {worst_fd:g} (the paper: ½)",
+            f"federated defense decodes worst at r = {worst_fd:g} "
+            f"({error[_FD, worst_fd]:.3f}; at ½ {error[_FD, 0.5]:.3f}; the paper: ½)",
             abs(worst_fd - 0.5) < 0.01,
         ),
         Claim(

@@ -6,18 +6,28 @@ it can be kept as JSON.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
 from signfd_jax import signs, theory
-from signfd_jax.decoders import federated_defense, llr_weights, majority_vote, oracle
+from signfd_jax.attacks import stochastic_sign_flip
+from signfd_jax.decoders import (
+    Decoder,
+    federated_defense,
+    llr_weights,
+    majority_vote,
+    oracle,
+)
 from signfd_jax.experiments import Experiment
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.paper._measure.setting import make_setting, tests, wrong_share
+from signfd_jax.simulate import run, simulation
+from signfd_jax.transforms import scale_by_sign_decoder
 
 
 def weights_from_samples(
@@ -79,10 +89,10 @@ def decoding_in_training(
     """
     setting = make_setting(base, data_dir)
     lies = _liars(base, num_byzantine)
-    rounds = _chunk(setting, base, lies, every)
+    rounds = _chunk(setting, base, every)
 
     def train(decoder):
-        found = _train(rounds, setting, base, decoder, every, 1.0)
+        found = _train(rounds, setting, base, lies, decoder, every, 1.0)
         error, estimated, true = (np.stack(part) for part in zip(*found, strict=True))
         # A worker that did not vote has no p, and no part in the decision.
         voted = [jnp.asarray(p[~np.isnan(p)]) for p in true]
@@ -123,7 +133,8 @@ def flipping_in_training(
         dataclasses.replace(base, seed=base.seed + s, seeds=1)
         for s in range(base.seeds)
     ]
-    loops = [_chunk(setting, one, _liars(one, num_byzantine), every) for one in seeds]
+    rounds = _chunk(setting, base, every)
+    lies = [_liars(one, num_byzantine) for one in seeds]
     for name, decoder in (
         ("federated_defense", federated_defense()),
         ("majority_vote", majority_vote()),
@@ -132,9 +143,11 @@ def flipping_in_training(
             [
                 [
                     float(error)
-                    for error, _, _ in _train(loop, setting, one, decoder, every, r)
+                    for error, _, _ in _train(
+                        rounds, setting, one, liars, decoder, every, r
+                    )
                 ]
-                for one, loop in zip(seeds, loops, strict=True)
+                for one, liars in zip(seeds, lies, strict=True)
             ]
             for r in flip_probabilities
         ]
@@ -146,59 +159,63 @@ def _liars(base, num_byzantine):
     return training.byzantine_mask(one, base.seed)
 
 
-def _train(rounds, setting, base, decoder, every, flip_probability):
+def _train(rounds, setting, base, lies, decoder, every, flip_probability):
     """What each chunk of rounds measured: `(error, estimated p, true p)`."""
     params_key, key = jax.random.split(jax.random.key(base.seed))
-    params = setting.init(params_key)
-    state = decoder.init(base.num_workers, params)
+    state = _simulated(setting, base, decoder, flip_probability).init(
+        key, setting.init(params_key), jnp.asarray(lies)
+    )
     found = []
     for _ in range(base.rounds // every):
-        key, subkey = jax.random.split(key)
-        params, state, measured = rounds(
-            decoder, jnp.float32(flip_probability), params, state, subkey
-        )
+        state, measured = rounds(decoder, jnp.float32(flip_probability), state)
         found.append(jax.device_get(measured))
     return found
 
 
-def _chunk(setting, base, lies, every):
+def _chunk(setting, base, every):
     """A compiled function of `every` rounds, the last held against the truth."""
-    sample = setting.batches(base.batch_size)
-    byzantine = jnp.asarray(lies)
-
-    def votes_of(params, batch, key, flip_probability):
-        gradients = jax.vmap(jax.grad(setting.loss), in_axes=(None, 0))(params, batch)
-        votes = signs.votes(gradients)
-        keys = jax.random.split(key, len(jax.tree.leaves(votes)))
-
-        def flipped(key, vote):
-            liar = byzantine.reshape((-1,) + (1,) * (vote.ndim - 1))
-            flips = jax.random.bernoulli(key, flip_probability, vote.shape)
-            return jnp.where(liar & flips, -vote, vote)
-
-        keys = jax.tree.unflatten(jax.tree.structure(votes), list(keys))
-        return jax.tree.map(flipped, keys, votes)
+    draw = setting.batches(base.batch_size)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def rounds(decoder, flip_probability, params, state, key):
-        def step(carry, key):
-            params, state = carry
-            flip_key = jax.random.fold_in(key, 1)
-            votes = votes_of(params, sample(key), flip_key, flip_probability)
-            decoded, state, info = decoder.decode(state, votes)
-            moved = jax.tree.map(
-                lambda p, d: p - base.learning_rate * d.astype(p.dtype), params, decoded
-            )
-            return (moved, state), (info.crossover, votes, decoded)
-
-        keys = jax.random.split(key, every)
-        (params, state), _ = lax.scan(
-            lambda carry, key: (step(carry, key)[0], None), (params, state), keys[:-1]
-        )
-        truth = signs.votes(jax.grad(setting.whole_loss)(params))
-        (params, state), measured = step((params, state), keys[-1])
-        crossover, votes, decoded = measured
-        true = jax.vmap(lambda vote: wrong_share(vote, truth))(votes)
-        return params, state, (wrong_share(decoded, truth), crossover, true)
+    def rounds(decoder, flip_probability, state):
+        sim = _simulated(setting, base, decoder, flip_probability)
+        state, _ = run(sim, state, draw, every - 1)
+        truth = signs.votes(jax.grad(setting.whole_loss)(state.params))
+        state, infos = run(sim, state, draw, 1)
+        seen = state.opt_state[0].decoder_state
+        true = jax.vmap(lambda vote: wrong_share(vote, truth))(seen.votes)
+        return state, (wrong_share(seen.decoded, truth), infos.crossover[0], true)
 
     return rounds
+
+
+def _simulated(setting, base, decoder, flip_probability):
+    tx = optax.chain(
+        scale_by_sign_decoder(base.num_workers, _recording(decoder)),
+        optax.scale_by_learning_rate(base.learning_rate),
+    )
+    attack = stochastic_sign_flip(flip_probability)
+    return simulation(setting.loss, tx, num_workers=base.num_workers, attack=attack)
+
+
+class _Recorded(NamedTuple):
+    """State of a decoder, with what it decoded last."""
+
+    state: Any
+    votes: Any
+    decoded: Any
+
+
+def _recording(decoder):
+    """The decoder, whose state also holds what came in and out last."""
+
+    def init(num_workers, params):
+        nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int8), params)
+        votes = jax.tree.map(lambda n: jnp.stack([n] * num_workers), nothing)
+        return _Recorded(decoder.init(num_workers, params), votes, nothing)
+
+    def decode(state, votes, axis_name=None):
+        decoded, inner, info = decoder.decode(state.state, votes, axis_name)
+        return decoded, _Recorded(inner, votes, decoded), info
+
+    return Decoder(init, decode, lambda state: decoder.weights(state.state))
