@@ -60,6 +60,8 @@ class Decoder(NamedTuple):
         needs_unpacked: why `decode` must have its votes as int8, in a few words; ""
             where it takes trees of `packed.PackedVotes` as well, as it does if it reads
             votes through `tally` and `packed` alone, with weights `[M]`.
+        unit: what a weight is counted in: "votes", or "nats" of a log-likelihood
+            ratio.
 
     Examples:
         >>> decoder = majority_vote()
@@ -74,6 +76,7 @@ class Decoder(NamedTuple):
     decode: Callable[..., Any]
     weights: Callable[..., Any]
     needs_unpacked: str = "it does not say that it can read them"
+    unit: str = "votes"
 
 
 @jax.jit

@@ -255,7 +255,7 @@ def _learned(of: _Options, counter_dtype) -> Decoder:
     needs = ""
     if of.leave_own_out and of.pooled_only:
         needs = "it takes each vote out of the tally that the vote is compared with"
-    return Decoder(init, decode, functools.partial(_weights, of), needs)
+    return Decoder(init, decode, functools.partial(_weights, of), needs, "nats")
 
 
 def _learn(of, state, outcomes, agreed, counted):

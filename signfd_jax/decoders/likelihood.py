@@ -99,7 +99,7 @@ def oracle(crossover, max_llr: float | jax.Array = 10.0) -> Decoder:
 
     shared = isinstance(crossover, jax.Array) and crossover.ndim == 1
     needs = "" if shared else "its weights differ between the coordinates"
-    return Decoder(init, decode, weights, needs)
+    return Decoder(init, decode, weights, needs, "nats")
 
 
 def _check_crossover(crossover, num_workers, params):
@@ -223,7 +223,7 @@ def dawid_skene(iterations: int = 5, max_llr: float | jax.Array = 10.0) -> Decod
         return groups.split(decoded), DawidSkeneState(weights), info
 
     needs = "it multiplies each vote with a posterior mean"
-    return Decoder(init, decode, lambda state: state.ds_weights, needs)
+    return Decoder(init, decode, lambda state: state.ds_weights, needs, "nats")
 
 
 def _sum_posteriors(

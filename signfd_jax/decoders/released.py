@@ -148,7 +148,7 @@ def released_code(
         return decoded, state, DecodeInfo(weight_sums * share, crossover, margin)
 
     needs = "it keeps counters for each worker and coordinate"
-    return Decoder(init, decode, weights, needs)
+    return Decoder(init, decode, weights, needs, "nats")
 
 
 def _tally_in_worker_order(weights, votes):

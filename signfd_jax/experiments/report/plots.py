@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from signfd_jax._checks import check_choice, check_flag, check_size
+from signfd_jax.experiments import registry
+from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._processes.console import reason, warn
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run
 from signfd_jax.experiments.report import _style
@@ -36,9 +38,6 @@ __all__ = [
 
 
 FORMATS = ("png", "pdf", "svg")
-
-# Decoders whose weights are log-likelihood ratios.
-_IN_NATS = ("dawid_skene", "federated_defense", "federated_voting", "released_code")
 
 
 def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -384,11 +383,19 @@ def draw(
         name = _style.spoken(decoder) if label is None else label
         figures = {"accuracy": lambda: accuracy_figure({name: metrics})}
         if metrics and any(measured(metrics[0].get("weights", ()))):
-            unit = "nats" if decoder.partition(":")[0] in _IN_NATS else "votes"
-            figures["weights"] = lambda: weights_figure(metrics, unit=unit)
+            figures["weights"] = lambda: weights_figure(metrics, unit=_unit(config))
     made = {folder / f"{name}.{format}": make for name, make in figures.items()}
     save(made, title=title, size=size)
     return list(made)
+
+
+def _unit(config):
+    """What the decoder of a run counts its weights in."""
+    try:
+        choice = choose(registry.DECODERS, "decoder", config.get("decoder", ""))
+        return choice.make({"num_workers": config.get("num_workers", 1)}).unit
+    except ValueError:  # of a package that is not here
+        return "votes"
 
 
 def save(
