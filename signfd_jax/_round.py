@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from signfd_jax._checks import check_mask
@@ -61,6 +62,30 @@ def draw(state, membership, present=None) -> Draw:
             here = jnp.asarray(here)
             present = here if present is None else here & present
     return Draw(key, attack_key, byzantine, present)
+
+
+def own_keys(key, index):
+    """A key for each of the workers with these numbers; attackers know none of them."""
+    # Attackers fold in the numbers of workers.
+    key = jax.random.fold_in(key, np.uint32(2**32 - 1))
+    index = index.astype(jnp.uint32)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def begin(worker, key, num_workers, params):
+    """The states of all workers before the first round, leaves `[M, ...]`."""
+    keys = own_keys(key, jnp.arange(num_workers))
+    return jax.vmap(worker.init, in_axes=(0, None))(keys, params)
+
+
+def send(worker, keys, params, batch, state, present=None):
+    """What some workers send, their new states and their losses, leaves `[m, ...]`."""
+    send_all = jax.vmap(worker.send, in_axes=(0, None, 0, 0))
+    sent, new, losses = send_all(keys, params, batch, state)
+    if present is not None:
+        keep = jax.vmap(lambda here, new, old: jnp.where(here, new, old))
+        new = jax.tree.map(lambda new, old: keep(present, new, old), new, state)
+    return sent, new, losses
 
 
 def finish(state, drawn, updates, opt_state, losses, *, sign_error, attack_state=()):

@@ -22,12 +22,13 @@ from signfd_jax._checks import (
     check_mask,
     check_size,
 )
-from signfd_jax._round import SimulationInfo, draw, finish
+from signfd_jax._round import SimulationInfo, begin, draw, finish, own_keys, send
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.signs import packed
 from signfd_jax.signs._packed_rows import join_chunks
 from signfd_jax.signs._visits import over_workers
+from signfd_jax.workers import Worker, gradient
 
 __all__ = ["Simulation", "SimulationInfo", "SimulationState", "run", "simulation"]
 
@@ -45,6 +46,8 @@ class SimulationState(NamedTuple):
         byzantine: bool `[M]`, the workers that lie.
         round: int32 scalar, rounds done.
         key: a JAX key, the source of all randomness to come.
+        worker_state: the workers' own states, leaves `[M, ...]`; of workers that send
+            gradients there is none.
     """
 
     params: Any
@@ -53,6 +56,7 @@ class SimulationState(NamedTuple):
     byzantine: jax.Array
     round: jax.Array
     key: jax.Array
+    worker_state: Any = ()
 
 
 class Simulation(NamedTuple):
@@ -70,7 +74,7 @@ class Simulation(NamedTuple):
 
 
 def simulation(
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: Callable[..., jax.Array] | Worker,
     tx: optax.GradientTransformation,
     *,
     num_workers: int,
@@ -83,8 +87,8 @@ def simulation(
 ) -> Simulation:
     """Build the round function of synchronous distributed SGD under attack.
 
-    One round: every worker's gradient on its batch, the attack, the server's
-    transformation, the step. `step` is pure: jit it, scan it (`run`), vmap it over
+    One round: what every worker sends, the attack, the server's transformation, the
+    step. `step` is pure: jit it, scan it (`run`), vmap it over
     seeds.
 
     With `worker_chunk`, only so many workers have gradients at a time. Their votes are
@@ -96,7 +100,8 @@ def simulation(
 
     Args:
         loss_fn: `(params, worker_batch) -> scalar` of one worker, whose batch has
-            leaves `[B, ...]`; it never sees the worker axis.
+            leaves `[B, ...]`; it never sees the worker axis. Each worker sends its
+            gradient. Or a `workers.Worker`, which sends something else.
         tx: the server's transformation: leaves `[M, ...]` in, `[...]` out.
         num_workers: number M of workers.
         attack: what the Byzantine workers do; None: nobody lies. A row-wise attack
@@ -136,7 +141,7 @@ def simulation(
         >>> print(state.params, info.loss)
         [0.1 0.1 0.1] 1.0
     """
-    check_callable("loss_fn", loss_fn, "(params, worker_batch) -> scalar")
+    worker = loss_fn if isinstance(loss_fn, Worker) else gradient(loss_fn)
     check_kind("tx", tx, ("init", "update"), "sign_sgd, optax.chain or the like")
     check_size("num_workers", num_workers)
     signs.check_wire(wire)
@@ -146,8 +151,7 @@ def simulation(
     if worker_chunk is not None:
         _check_chunk(worker_chunk, num_workers, attack)
     tx = optax.with_extra_args_support(tx)
-    gradients = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))
-    plan = _Plan(gradients, attack, wire, lookup, sign_error)
+    plan = _Plan(worker, attack, wire, lookup, sign_error)
 
     def init(key, params, byzantine):
         byzantine = jnp.asarray(byzantine, bool)
@@ -164,6 +168,7 @@ def simulation(
             byzantine=byzantine,
             round=jnp.zeros((), jnp.int32),
             key=key,
+            worker_state=begin(worker, key, num_workers, params),
         )
 
     def step(state, batch, present=None):
@@ -178,13 +183,17 @@ def simulation(
             batch=batch,
             byzantine=byzantine,
             present=jnp.ones_like(byzantine) if present is None else present,
+            state=state.worker_state,
         )
-        send = functools.partial(_send, plan, state, drawn.attack_key)
+        all_send = functools.partial(_send, plan, state, drawn.attack_key)
         if worker_chunk is None:
-            losses, total, sent, attack_state = send(everyone)
+            losses, total, sent, attack_state, worker_state = all_send(everyone)
         else:
-            losses, total, sent = _in_chunks(plan, state, send, everyone, worker_chunk)
+            losses, total, sent, worker_state = _in_chunks(
+                plan, state, all_send, everyone, worker_chunk
+            )
             attack_state = state.attack_state
+        state = state._replace(worker_state=worker_state)
         updates, opt_state = tx.update(
             sent,
             state.opt_state,
@@ -205,7 +214,7 @@ def simulation(
 class _Plan(NamedTuple):
     """What does not change from round to round."""
 
-    worker_gradients: Callable[..., Any]
+    worker: Worker
     attack: Attack
     wire: str
     lookup: Callable[[Any], Any] | None
@@ -219,10 +228,11 @@ class _Workers(NamedTuple):
     batch: Any
     byzantine: jax.Array
     present: jax.Array
+    state: Any
 
 
 def _send(plan, state, attack_key, workers):
-    """Losses, sum of the honest gradients or None, what they send, attack's state."""
+    """Losses, sum of what honest ones send or None, what all send, and the states."""
     context = AttackContext(
         state.round, optax.tree.get(state.opt_state, "decoder_state")
     )
@@ -233,37 +243,44 @@ def _send(plan, state, attack_key, workers):
     attack_state = state.attack_state
     if plan.attack.entry == "data":
         batch, attack_state = attacked(batch)
-    losses, gradients = plan.worker_gradients(state.params, batch)
+    keys = own_keys(attack_key, workers.index)
+    sent, worker_state, losses = send(
+        plan.worker, keys, state.params, batch, workers.state, workers.present
+    )
     total = None
     if plan.sign_error:
         honest = ~workers.byzantine & workers.present
-        total = jax.tree.map(lambda g: _sum_honest(g, honest), gradients)
+        total = jax.tree.map(lambda g: _sum_honest(g, honest), sent)
     if plan.attack.entry != "data":
-        gradients, attack_state = attacked(gradients)
-    return losses, total, gradients, attack_state
+        sent, attack_state = attacked(sent)
+    return losses, total, sent, attack_state, worker_state
 
 
-def _in_chunks(plan, state, send, everyone, worker_chunk):
+def _in_chunks(plan, state, some_send, everyone, worker_chunk):
     """What `_send` gives, a chunk of the workers at a time, with the votes packed."""
     pack = packed.pack_one_bit if plan.wire == "one_bit" else packed.pack_ternary
 
     def send_chunk(total, workers):
-        losses, more, gradients, _ = send(workers)
+        losses, more, sent, _, worker_state = some_send(workers)
         votes = signs.cast_votes(
-            gradients,
+            sent,
             state.round,
             wire=plan.wire,
             present=workers.present,
             first_worker=workers.index[0],
         )
-        return jax.tree.map(jnp.add, total, more), (losses, pack(votes))
+        total = jax.tree.map(jnp.add, total, more)
+        return total, (losses, pack(votes), worker_state)
 
     chunks = jax.tree.map(
         lambda leaf: leaf.reshape(-1, worker_chunk, *leaf.shape[1:]), everyone
     )
     zeros = jax.tree.map(jnp.zeros_like, state.params) if plan.sign_error else None
-    total, (losses, sent) = lax.scan(send_chunk, zeros, chunks)
-    return losses.reshape(-1), total, join_chunks(sent)
+    total, (losses, sent, worker_state) = lax.scan(send_chunk, zeros, chunks)
+    worker_state = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), worker_state
+    )
+    return losses.reshape(-1), total, join_chunks(sent), worker_state
 
 
 def _attacked(attack, key, workers, context, state, values):

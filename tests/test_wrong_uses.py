@@ -34,6 +34,7 @@ from signfd_jax import (
     experiments,
     models,
     theory,
+    workers,
 )
 from signfd_jax.data import batches, partition
 from signfd_jax.decoders import released_code
@@ -982,6 +983,7 @@ for field, bad, says in [
     ("attack", "inversion", "unknown attack 'inversion'"),
     ("attack", "gaussian:-1", "standard_deviation must lie in"),
     ("membership", "shuffled", "unknown membership"),
+    ("worker", "idle", "unknown worker"),
     ("flip_probability", 1.5, "flip_probability must lie in"),
     ("num_workers", 0, "num_workers must be >= 1"),
     ("num_byzantine", 16, "num_byzantine must lie in"),
@@ -1252,6 +1254,46 @@ def cases():
         yield pytest.param(position, id=identify(position))
 
 
+# What workers send -------------------------------------------------------------------
+
+SENDS = workers.gradient(lambda params, batch: jnp.sum(params * batch))
+
+
+def sent_by(name, **given):
+    """Call a maker of workers with one argument wrong, and the others right."""
+    right = {"loss_fn": lambda params, batch: jnp.sum(params), "worker": SENDS}
+    right |= {"tx": optax.sgd(0.1), "num_steps": 2}
+    make = getattr(workers, name)
+    asked = inspect.signature(make).parameters
+    return make(**({k: v for k, v in right.items() if k in asked} | given))
+
+
+for name, argument, bad, says in [
+    ("gradient", "loss_fn", 3.0, "loss_fn must be a function"),
+    ("local_steps", "loss_fn", None, "loss_fn must be a function"),
+    ("local_steps", "tx", optax.sgd, "tx must be what optax.sgd or the like gives"),
+    ("local_steps", "num_steps", 0, "num_steps must be an int >= 1, but is 0"),
+    ("local_steps", "keep_state", "yes", "keep_state must be"),
+    ("transformed", "tx", None, "tx must be what optax.clip or the like gives"),
+    ("momentum", "decay", 1.5, "decay must lie in"),
+    ("stochastic_signs", "bound", 0.0, "bound must lie in"),
+    ("dct_top_k", "k", 0, "k must be an int >= 1"),
+    ("dct_top_k", "chunk", 2.5, "chunk must be an int >= 1"),
+    ("dct_top_k", "decay", NAN, "decay must lie in"),
+]:
+    row(
+        f"signfd_jax.workers.{name}({argument})",
+        functools.partial(sent_by, name, **{argument: bad}),
+        says,
+    )
+for name in "transformed momentum error_feedback stochastic_signs dct_top_k".split():
+    row(
+        f"signfd_jax.workers.{name}(worker)",
+        functools.partial(sent_by, name, worker=lambda params, batch: 0.0),
+        "worker must be what signfd_jax.workers.gradient gives",
+    )
+
+
 @pytest.mark.parametrize("position", list(cases()))
 @pytest.mark.usefixtures("without_beartype")
 def test_wrong_use(position, tmp_path):
@@ -1274,6 +1316,7 @@ def test_wrong_use(position, tmp_path):
 def public_arguments():
     """Every argument of the functions that the packages' `__all__` name."""
     packages = (sfd, decoders, attacks, aggregators, theory, distributed, experiments)
+    packages += (workers,)
     seen = set()
     for module in (*packages, data, partition, models, plots):
         for name in module.__all__:

@@ -11,6 +11,7 @@ KINDS = (
     "decoders",
     "attacks",
     "memberships",
+    "workers",
 )
 """What there is to list."""
 

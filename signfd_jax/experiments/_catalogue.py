@@ -55,6 +55,7 @@ _REGISTRIES: dict[str, tuple[Any, ...]] = {
     "decoders": (registry.SERVERS, "signfd_jax.decoders", "signfd_jax.rules"),
     "attacks": (registry.ATTACKS, "signfd_jax.attacks"),
     "memberships": (registry.MEMBERSHIPS,),
+    "workers": (registry.WORKERS,),
 }
 
 

@@ -20,6 +20,7 @@ FACTS = (
     "decoder",
     "key",
     "labels",
+    "loss_fn",
     "num_classes",
     "num_workers",
     "seed",

@@ -28,11 +28,13 @@ class Experiment:
         attack: what the Byzantine workers do, e.g. sign_inversion.
         membership: who lies in which round: fixed, drawn_each_round, rotating, ...
         flip_probability: r of stochastic_sign_flip, in [0, 1].
+        worker: what a worker sends: gradient, or e.g. local_steps:5, a step for each of
+            so many batches.
         num_workers: number of workers M.
         num_byzantine: number of Byzantine workers L, drawn by the seed.
         byzantine_ids: the Byzantine workers by name, 0 to M - 1, instead of a number.
         wire: ternary (a zero gradient abstains) or one_bit (every vote is +1 or -1).
-        batch_size: examples of each worker in each round.
+        batch_size: examples of each worker in each round; of local steps, in each.
         worker_chunk: workers that have gradients at a time, of a large population; it
             divides num_workers. 0: all.
         learning_rate: step along the decoded sign.
@@ -52,6 +54,7 @@ class Experiment:
     attack: str = "sign_inversion"
     membership: str = "fixed"
     flip_probability: float = 0.5
+    worker: str = "gradient"
     num_workers: int = 15
     num_byzantine: int = 0
     byzantine_ids: tuple[int, ...] = ()
@@ -209,8 +212,10 @@ def fingerprint(config) -> str:
         >>> fingerprint(Experiment()) == fingerprint(Experiment(seed=1))
         False
     """
-    values = _canonical(_fields(config))
+    values: typing.Any = _canonical(_fields(config))
     values.pop("name", None)
+    if values.get("worker") == "gradient":  # as it was when there was no other
+        del values["worker"]
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

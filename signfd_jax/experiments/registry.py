@@ -1,7 +1,7 @@
 """Names: the only place where a decoder, an attack or a model becomes a string.
 
-Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`) is a
-plain dict from a name to a factory. Decoders, attacks and memberships are those that
+Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`,
+`WORKERS`) is a plain dict from a name to a factory. Decoders, attacks and memberships are those that
 their packages list in `__all__`. `SERVERS` has all that may stand for a decoder: the
 decoders themselves, the rest of the sign family, and the aggregation rules, whose
 factories give an optax transformation; `REAL_VALUED` is the step of those that send
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from signfd_jax import attacks, decoders, models, transforms
+from signfd_jax import attacks, decoders, models, transforms, workers
 from signfd_jax._checks import check_number, check_size
 from signfd_jax.aggregators import RULES, Rule, factory
 from signfd_jax.data import partition
@@ -45,6 +45,7 @@ __all__ = [
     "REGISTRIES",
     "SERVERS",
     "SPLITS",
+    "WORKERS",
     "Names",
     "resolve",
 ]
@@ -254,12 +255,46 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "one_class": partition.one_class_per_worker,
 }
 
+
+def _local_steps(
+    loss_fn: Callable[..., jax.Array],
+    num_steps: int = 5,
+    learning_rate: float = 0.05,
+    momentum: float = 0.0,
+) -> workers.Worker:
+    """Take steps of SGD, each on a batch, and send how far they went."""
+    check_number("learning_rate", learning_rate, 1e-30, 1e30)
+    check_number("momentum", momentum, 0, 1)
+    tx = optax.sgd(learning_rate, momentum or None)
+    return workers.local_steps(loss_fn, tx, num_steps)
+
+
+def _momentum(loss_fn: Callable[..., jax.Array], decay: float = 0.9) -> workers.Worker:
+    """Send the moving mean of the gradients."""
+    return workers.momentum(workers.gradient(loss_fn), decay)
+
+
+def _stochastic_signs(
+    loss_fn: Callable[..., jax.Array], bound: float = 1.0
+) -> workers.Worker:
+    """Send random signs whose mean is proportional to the gradient."""
+    return workers.stochastic_signs(workers.gradient(loss_fn), bound)
+
+
+WORKERS: dict[str, Callable[..., workers.Worker]] = {
+    "gradient": workers.gradient,
+    "local_steps": _local_steps,
+    "momentum": _momentum,
+    "stochastic_signs": _stochastic_signs,
+}
+
 REGISTRIES: dict[str, dict[str, Callable[..., Any]]] = {
     "model": MODELS,
     "split": SPLITS,
     "decoder": SERVERS,
     "attack": ATTACKS,
     "membership": MEMBERSHIPS,
+    "worker": WORKERS,
 }
 
 
@@ -272,6 +307,7 @@ class Names(NamedTuple):
         decoder: a choice of `SERVERS`.
         attack: a choice of `ATTACKS`.
         membership: a choice of `MEMBERSHIPS`.
+        worker: a choice of `WORKERS`.
     """
 
     model: Choice
@@ -279,6 +315,7 @@ class Names(NamedTuple):
     decoder: Choice
     attack: Choice
     membership: Choice
+    worker: Choice
 
 
 def resolve(config: Experiment) -> Names:

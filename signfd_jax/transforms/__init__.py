@@ -11,16 +11,18 @@ All take gradients with a leading worker axis, `[M, ...]`, and return updates `[
 
 `sign_sgd`, `sign_sgd_fd` and `sign_sgd_mv` are whole optimisers. What a worker does
 before it votes (`per_worker`, `error_feedback_sign`, `sparse_sign`) stands before a
-server.
+server; `undo_dct` stands behind one whose workers vote on cosine coefficients.
 """
 
 from signfd_jax.transforms import (
     aggregation,
+    cosine,
     sign_decoder,
     variants,
     worker_side,
 )
 from signfd_jax.transforms.aggregation import *
+from signfd_jax.transforms.cosine import *
 from signfd_jax.transforms.sign_decoder import *
 from signfd_jax.transforms.variants import *
 from signfd_jax.transforms.worker_side import *
@@ -30,3 +32,4 @@ __all__ += sign_decoder.__all__
 __all__ += variants.__all__
 __all__ += aggregation.__all__
 __all__ += worker_side.__all__
+__all__ += cosine.__all__

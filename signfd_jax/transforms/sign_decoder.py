@@ -41,6 +41,7 @@ except (ImportError, AttributeError):
 
 __all__ = [
     "SignDecoderState",
+    "scale_by_mean_vote",
     "scale_by_sign_decoder",
     "scale_by_sign_fd",
     "scale_by_sign_mv",
@@ -177,6 +178,64 @@ def scale_by_sign_decoder(
         return cast_like(decoded, like), new_state
 
     return Aggregator(init_fn, update_fn)
+
+
+def scale_by_mean_vote(
+    num_workers: int, decoder: Decoder | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replace the workers' gradients by the mean of their weighted votes.
+
+    $\sum_m w_m Y_m / \sum_m |w_m Y_m|$ at each coordinate, over those that did not
+    abstain; 0 where all did. The decoder learns the weights as it decodes. For what
+    stands behind it, such as `undo_dct`, a vote of 8 to 7 is then less than one of 15
+    to none.
+
+    Args:
+        num_workers: number M of workers (Python int, at least 1).
+        decoder: the `Decoder`; None: `default_decoder()`. Where its weights differ
+            between coordinates, their means are taken.
+
+    Returns:
+        An optax transformation like `scale_by_sign_decoder`, whose updates lie in
+        [-1, 1]. It takes gradients, not packed votes.
+
+    Raises:
+        ValueError: as `scale_by_sign_decoder`.
+
+    Examples:
+        >>> tx = scale_by_mean_vote(3, majority_vote())
+        >>> gradients = jnp.array([[2.0, -1.0], [0.5, 0.0], [-1.0, -9.0]])
+        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
+        >>> print(updates.round(3))
+        [ 0.333 -1.   ]
+
+    References:
+        The mean of signs is the published rule of DisTrO's optimiser: Peng et al.,
+        [DeMo](https://arxiv.org/abs/2411.19870), 2024.
+    """
+    inner = scale_by_sign_decoder(num_workers, decoder)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        check_worker_gradients(updates, params, num_workers)
+        votes = signs.cast_votes(
+            updates,
+            state.sign_round,
+            wire=extra_args.get("wire", "ternary"),
+            present=extra_args.get("present"),
+        )
+        new: Any = inner.update(updates, state, params, **extra_args)[1]
+
+        def mean(votes):
+            votes = votes.astype(jnp.float32)
+            weighed = jax.vmap(jnp.multiply)(new.info.weights, votes)
+            total = jnp.sum(jnp.abs(weighed), axis=0)
+            return jnp.sum(weighed, axis=0) / jnp.where(total > 0, total, 1.0)
+
+        means = jax.tree.map(mean, votes)
+        like = updates if params is None else params
+        return cast_like(means, like), new
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def _sign_error(decoded, honest_sign):

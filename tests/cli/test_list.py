@@ -20,9 +20,10 @@ NAMES = {
     "decoders": registry.SERVERS,
     "attacks": registry.ATTACKS,
     "memberships": registry.MEMBERSHIPS,
+    "workers": registry.WORKERS,
 }
 FIELDS = {"models": "model", "splits": "split", "decoders": "decoder"}
-FIELDS |= {"attacks": "attack", "memberships": "membership"}
+FIELDS |= {"attacks": "attack", "memberships": "membership", "workers": "worker"}
 
 
 def listed(capsys, *kinds):

@@ -19,6 +19,7 @@ from signfd_jax.experiments._engine.program import (
     Metrics,
     compile_program,
     means,
+    num_batches,
     parts,
     program_key,
 )
@@ -66,6 +67,7 @@ def check(config: Experiment) -> None:
         )
     check_wire(config.wire)
     # The factories refuse Python numbers out of range; in a program they are traced.
+    num_batches(config)
     parts(
         config,
         num_classes=10,

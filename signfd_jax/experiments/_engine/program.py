@@ -26,6 +26,7 @@ from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import resolve
 from signfd_jax.simulate import run, simulation
 from signfd_jax.transforms import scale_by_sign_decoder
+from signfd_jax.workers import Worker
 
 # Fields of a configuration that no program depends on.
 _INPUTS = (
@@ -182,6 +183,17 @@ def parts(
     return server, attack, membership
 
 
+def worker_of(config: Experiment, model: Any) -> Worker:
+    """Make what a configuration's workers do, with the loss of a model."""
+    return resolve(config).worker.make({"loss_fn": models.loss_fn(model)})
+
+
+def num_batches(config: Experiment) -> int:
+    """How many batches a worker takes in a round."""
+    worker: Worker = resolve(config).worker.make({"loss_fn": lambda params, batch: 0.0})
+    return worker.num_batches
+
+
 def _randomness(seed, user):
     """What a server or an attack of this seed draws from, as facts."""
     # Of the numbers that `split` and `byzantine_mask` fold in these are none.
@@ -226,7 +238,7 @@ def compile_program(
             seed=seed,
         )
         simulated = simulation(
-            models.loss_fn(model),
+            worker_of(key, model),
             server,
             num_workers=key.num_workers,
             attack=attack,
@@ -247,11 +259,12 @@ def compile_program(
         assert num_rounds is not None
         inputs, model, simulated = build(leaves, seed)
         dataset = inputs.dataset
+        size = key.batch_size * num_batches(key)
         if key.worker_chunk:
-            sample_batch = batches.worker_indices(inputs.partition, key.batch_size)
+            sample_batch = batches.worker_indices(inputs.partition, size)
         else:
             sample_batch = batches.worker_batches(
-                dataset, inputs.partition, key.batch_size, augment=key.augment
+                dataset, inputs.partition, size, augment=key.augment
             )
         state, infos = run(simulated, state, sample_batch, num_rounds)
         test = models.evaluate(

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from signfd_jax import data, models
-from signfd_jax._round import draw, finish
+from signfd_jax._round import begin, draw, finish, own_keys, send
 from signfd_jax.attacks import AttackContext
 from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.data import batches, partition
@@ -34,7 +34,14 @@ from signfd_jax.experiments._engine.prepare import (
     check,
     split_examples,
 )
-from signfd_jax.experiments._engine.program import compiled, means, parts, totals
+from signfd_jax.experiments._engine.program import (
+    compiled,
+    means,
+    num_batches,
+    parts,
+    totals,
+    worker_of,
+)
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import DECODERS, resolve
 from signfd_jax.simulate import SimulationState
@@ -213,6 +220,7 @@ def _programs(config, num_devices, structure):
         byzantine=whole,
         round=whole,
         key=whole,
+        worker_state=P(None, _AXIS),
     )
 
     def model_of(facts):
@@ -226,8 +234,17 @@ def _programs(config, num_devices, structure):
             image = jnp.zeros((1, *facts.test_inputs.shape[1:]))
             params = model_of(facts).init(model_key, image)
             opt_state: Any = tx.init(params)
-            begun = jnp.zeros((), jnp.int32)
-            return SimulationState(params, opt_state, (), byzantine, begun, run_key)
+            return SimulationState(
+                params=params,
+                opt_state=opt_state,
+                attack_state=(),
+                byzantine=byzantine,
+                round=jnp.zeros((), jnp.int32),
+                key=run_key,
+                worker_state=begin(
+                    worker_of(config, model_of(facts)), run_key, workers, params
+                ),
+            )
 
         states = [of_seed(*each) for each in zip(seeds, masks, strict=True)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -241,7 +258,7 @@ def _programs(config, num_devices, structure):
         sample_batch = batches.worker_batches(
             dataset,
             partition.Partition(shards.indices, shards.sizes),
-            config.batch_size,
+            config.batch_size * num_batches(config),
             augment=config.augment,
             first_worker=first,
         )
@@ -277,9 +294,7 @@ def _for_seeds(spec):
 def _step(config, tx, model, num_classes, first, rows, seed):
     """One round on one device: `simulate.simulation`'s, with the same draws."""
     _, attack, membership = _parts(config, num_classes, config.learning_rate, seed)
-    gradients_of = jax.vmap(
-        jax.value_and_grad(models.loss_fn(model)), in_axes=(None, 0)
-    )
+    worker = worker_of(config, model)
 
     def among_all(own):
         blank = jnp.zeros((config.num_workers, *own.shape[1:]), own.dtype)
@@ -290,21 +305,30 @@ def _step(config, tx, model, num_classes, first, rows, seed):
         byzantine = drawn.byzantine
         context = AttackContext(state.round, None)
 
+        own = first + jnp.arange(rows, dtype=jnp.int32)
+        mine = functools.partial(
+            lax.dynamic_slice_in_dim, start_index=first, slice_size=rows
+        )
+
         def attacked(values):
-            own = first + jnp.arange(rows, dtype=jnp.int32)
-            liars = lax.dynamic_slice_in_dim(byzantine, first, rows)
+            liars = mine(byzantine)
             return apply_by_row(attack, drawn.attack_key, own, values, liars, context)
 
         if attack.entry == "data":
             batch = attacked(batch)
         params = jax.tree.map(lambda leaf: vary(leaf, (_AXIS,)), state.params)
-        losses, gradients = gradients_of(params, batch)
+        present = None if drawn.present is None else mine(drawn.present)
+        keys = own_keys(drawn.attack_key, own)
+        sent, worker_state, losses = send(
+            worker, keys, params, batch, state.worker_state, present
+        )
+        state = state._replace(worker_state=worker_state)
         if attack.entry != "data":
-            gradients = attacked(gradients)
+            sent = attacked(sent)
         if rows == 1:
-            gradients = jax.tree.map(lambda leaf: leaf[0], gradients)
+            sent = jax.tree.map(lambda leaf: leaf[0], sent)
         updates, opt_state = tx.update(
-            gradients, state.opt_state, state.params, present=drawn.present
+            sent, state.opt_state, state.params, present=drawn.present
         )
         losses = lax.psum(among_all(losses), _AXIS)
         # Nobody has the mean gradient, and so a sign error.

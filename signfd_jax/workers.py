@@ -1,0 +1,376 @@
+r"""What a worker sends: a gradient, how far its own steps went, or a function of these.
+
+Shapes: everything here is of one worker, whose batch has leaves `[B, ...]`; what it
+sends is a tree like the parameters. `simulation` runs M of them side by side. Start
+with `gradient` or `local_steps`, and put `momentum`, `error_feedback`,
+`stochastic_signs`, `dct_top_k` or `transformed` around it.
+
+A Byzantine worker keeps its state like an honest one; the attack changes what it sends.
+A worker that is absent keeps its state as it was.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from signfd_jax._checks import (
+    check_callable,
+    check_flag,
+    check_kind,
+    check_number,
+    check_size,
+)
+from signfd_jax.transforms.cosine import dct, inverse_dct, keep_largest
+from signfd_jax.transforms.worker_side import error_feedback_sign
+
+__all__ = [
+    "Worker",
+    "dct_top_k",
+    "error_feedback",
+    "gradient",
+    "local_steps",
+    "momentum",
+    "stochastic_signs",
+    "transformed",
+]
+
+
+class Worker(NamedTuple):
+    """What one worker does in a round: a pair of pure functions.
+
+    Attributes:
+        init: `init(key, params) -> state`, the state before the first round.
+        send: `send(key, params, batch, state) -> (sent, state, loss)`. `sent` is a tree
+            like the parameters that points up the loss, as a gradient does; `loss` is a
+            float scalar, the loss at the parameters. The keys are the worker's own.
+        num_batches: how many batches a round takes (int): B is so many times their
+            size.
+
+    Examples:
+        >>> worker = gradient(lambda x, batch: jnp.sum((x - batch) ** 2))
+        >>> state = worker.init(jax.random.key(0), jnp.zeros(2))
+        >>> sent, state, loss = worker.send(
+        ...     jax.random.key(1), jnp.zeros(2), jnp.array([1.0, -2.0]), state
+        ... )
+        >>> print(sent, loss)
+        [-2.  4.] 5.0
+    """
+
+    init: Callable[..., Any]
+    send: Callable[..., tuple[Any, Any, jax.Array]]
+    num_batches: int = 1
+
+
+def gradient(loss_fn: Callable[..., jax.Array]) -> Worker:
+    """Send the gradient of the loss on the round's batch.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`.
+
+    Returns:
+        A `Worker` without a state.
+
+    Raises:
+        ValueError: `loss_fn` is no function.
+
+    Examples:
+        >>> worker = gradient(lambda x, batch: jnp.sum(x * batch))
+        >>> print(worker.send(None, jnp.ones(2), jnp.array([3.0, -1.0]), ())[0])
+        [ 3. -1.]
+    """
+    check_callable("loss_fn", loss_fn, "(params, batch) -> scalar")
+    compute = jax.value_and_grad(loss_fn)
+
+    def send(key, params, batch, state):
+        del key
+        loss, sent = compute(params, batch)
+        return sent, state, loss
+
+    return Worker(lambda key, params: (), send)
+
+
+def local_steps(
+    loss_fn: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    keep_state: bool = False,
+) -> Worker:
+    r"""Take steps of one's own, and send how far they went: start minus end.
+
+    $x_{h+1} = x_h + u_h$ with $u_h$ what the optimiser makes of the gradient at $x_h$
+    on part h of the batch; $-\sum_h u_h$ is sent, which is summed by itself, so that
+    small steps from large parameters are not lost. With H = 1 and `optax.sgd` it is the
+    gradient times the learning rate. As a sign it is the pseudo-gradient of DiLoCo.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`.
+        tx: the worker's optimiser, such as `optax.sgd(0.1)` or `optax.adamw(1e-3)`.
+        num_steps: number H of steps (int); it divides B, and each step takes B / H
+            examples, in their order. It is the worker's `num_batches`.
+        keep_state: whether the optimiser's state stays with the worker from round to
+            round. False: it begins anew.
+
+    Returns:
+        A `Worker`, whose loss is that of the first step.
+
+    Raises:
+        ValueError: an argument is not of its kind, or, from `send`, the steps do not
+            divide the batch.
+
+    Examples:
+        >>> loss_fn = lambda x, batch: jnp.mean((x - batch) ** 2) / 2
+        >>> worker = local_steps(loss_fn, optax.sgd(0.5), num_steps=2)
+        >>> batch, key = jnp.array([1.0, 1.0]), jax.random.key(0)
+        >>> print(worker.send(key, jnp.float32(0), batch, ())[0])  # to .5, then to .75
+        -0.75
+
+    References:
+        Stich, [Local SGD Converges Fast and Communicates Little](
+        https://arxiv.org/abs/1805.09767), ICLR 2019; Douillard et al., [DiLoCo](
+        https://arxiv.org/abs/2311.08105), 2023.
+    """
+    check_callable("loss_fn", loss_fn, "(params, batch) -> scalar")
+    check_kind("tx", tx, ("init", "update"), "optax.sgd or the like")
+    check_size("num_steps", num_steps)
+    check_flag("keep_state", keep_state)
+    compute = jax.value_and_grad(loss_fn)
+
+    def send(key, params, batch, state):
+        del key
+        parts = jax.tree.map(lambda leaf: _cut(leaf, num_steps), batch)
+
+        def step(carry, part):
+            moved, state = carry
+            here = jax.tree.map(jnp.add, params, moved)
+            loss, gradient = compute(here, part)
+            updates, state = tx.update(gradient, state, here)
+            moved = jax.tree.map(lambda m, u: m + u.astype(m.dtype), moved, updates)
+            return (moved, state), loss
+
+        nowhere = jax.tree.map(jnp.zeros_like, params)
+        begun = state if keep_state else tx.init(params)
+        (moved, ended), losses = lax.scan(step, (nowhere, begun), parts)
+        sent = jax.tree.map(jnp.negative, moved)
+        return sent, ended if keep_state else state, losses[0]
+
+    def init(key, params):
+        del key
+        return tx.init(params) if keep_state else ()
+
+    return Worker(init, send, num_steps)
+
+
+def _cut(leaf, num_steps):
+    if jnp.ndim(leaf) == 0 or leaf.shape[0] % num_steps:
+        raise ValueError(
+            f"num_steps={num_steps} must divide the examples of a worker's batch, but "
+            f"a leaf has shape {jnp.shape(leaf)}; each step takes an equal part"
+        )
+    return leaf.reshape(num_steps, -1, *leaf.shape[1:])
+
+
+def transformed(worker: Worker, tx: optax.GradientTransformation) -> Worker:
+    """Send what an optax transformation of the worker's own makes of it.
+
+    Args:
+        worker: the `Worker` whose sent tree is transformed.
+        tx: `optax.clip_by_global_norm`, `optax.scale_by_lion`, `sparse_sign` or the
+            like: updates like the parameters.
+
+    Returns:
+        A `Worker`; its state is that of `worker` and that of `tx`.
+
+    Raises:
+        ValueError: an argument is not of its kind.
+
+    Examples:
+        >>> worker = gradient(lambda x, batch: jnp.sum(x * batch))
+        >>> clipped = transformed(worker, optax.clip(1.0))
+        >>> state = clipped.init(jax.random.key(0), jnp.ones(2))
+        >>> batch = jnp.array([3.0, -0.5])
+        >>> print(clipped.send(jax.random.key(1), jnp.ones(2), batch, state)[0])
+        [ 1.  -0.5]
+    """
+    _check_worker(worker)
+    check_kind("tx", tx, ("init", "update"), "optax.clip or the like")
+
+    def init(key, params):
+        return worker.init(key, params), tx.init(params)
+
+    def send(key, params, batch, state):
+        own, state = state
+        sent, own, loss = worker.send(key, params, batch, own)
+        sent, state = tx.update(sent, state, params)
+        return sent, (own, state), loss
+
+    return worker._replace(init=init, send=send)
+
+
+def momentum(worker: Worker, decay: float | jax.Array = 0.9) -> Worker:
+    r"""Send the moving mean: $v \leftarrow \beta v + (1 - \beta) g$.
+
+    Args:
+        worker: the `Worker` that makes g.
+        decay: $\beta$ in [0, 1] (scalar).
+
+    Returns:
+        A `Worker`; under a sign decoder it is Signum's.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> worker = momentum(gradient(lambda x, batch: jnp.sum(x * batch)), 0.5)
+        >>> state = worker.init(jax.random.key(0), jnp.ones(1))
+        >>> print(worker.send(jax.random.key(1), jnp.ones(1), jnp.ones(1), state)[0])
+        [0.5]
+
+    References:
+        Bernstein et al., [signSGD with majority vote](
+        https://arxiv.org/abs/1810.05291), ICLR 2019.
+    """
+    check_number("decay", decay, 0.0, 1.0)
+    ema = optax.ema(decay, debias=False)  # pyright: ignore[reportArgumentType]
+    return transformed(worker, ema)
+
+
+def error_feedback(worker: Worker) -> Worker:
+    """Send scaled signs, and add what they leave out to the next round.
+
+    `transforms.error_feedback_sign` has the formula.
+
+    Args:
+        worker: the `Worker` whose sent tree is compressed.
+
+    Returns:
+        A `Worker`; its state is also a tree like the parameters, what was left out.
+
+    Raises:
+        ValueError: `worker` is none.
+
+    Examples:
+        >>> worker = error_feedback(gradient(lambda x, batch: jnp.sum(x * batch)))
+        >>> state = worker.init(jax.random.key(0), jnp.ones(2))
+        >>> batch = jnp.array([3.0, -1.0])
+        >>> print(worker.send(jax.random.key(1), jnp.ones(2), batch, state)[0])
+        [ 2. -2.]
+
+    References:
+        Karimireddy et al., [Error Feedback Fixes SignSGD](
+        https://arxiv.org/abs/1901.09847), ICML 2019.
+    """
+    return transformed(worker, error_feedback_sign())
+
+
+def stochastic_signs(worker: Worker, bound: float | jax.Array = 1.0) -> Worker:
+    r"""Send random signs whose mean is proportional to what the worker has.
+
+    $+1$ with probability $\frac12 + \frac{g}{2b}$ and -1 otherwise, g clipped to
+    $[-b, b]$, from the worker's own key. A NaN stays NaN, which abstains.
+
+    Args:
+        worker: the `Worker` that makes g.
+        bound: b, in the unit of g (positive scalar).
+
+    Returns:
+        A `Worker`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> worker = stochastic_signs(
+        ...     gradient(lambda x, batch: jnp.sum(x * batch)), 2.0
+        ... )
+        >>> batch = jnp.ones(10_000)
+        >>> sent, _, _ = worker.send(jax.random.key(1), jnp.ones(10_000), batch, ())
+        >>> print(sent.mean().round(1))
+        0.5
+
+    References:
+        Jin et al., [Stochastic-Sign SGD](https://arxiv.org/abs/2002.10940), 2020.
+    """
+    _check_worker(worker)
+    check_number("bound", bound, 1e-30, 1e30)
+
+    def draw(key, value):
+        mean = value.astype(jnp.float32) / jnp.asarray(bound, jnp.float32)
+        drawn = jax.random.uniform(key, value.shape, jnp.float32, minval=-1)
+        sign = jnp.where(drawn < mean, 1.0, -1.0)
+        return jnp.where(jnp.isnan(mean), mean, sign).astype(value.dtype)
+
+    def send(key, params, batch, state):
+        key, draw_key = jax.random.split(key)
+        sent, state, loss = worker.send(key, params, batch, state)
+        leaves, structure = jax.tree.flatten(sent)
+        keys = jax.random.split(draw_key, max(1, len(leaves)))
+        drawn = [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=False)]
+        return structure.unflatten(drawn), state, loss
+
+    return worker._replace(send=send)
+
+
+def dct_top_k(
+    worker: Worker, k: int = 8, *, chunk: int = 64, decay: float | jax.Array = 0.999
+) -> Worker:
+    r"""Send the largest cosine coefficients of a momentum, and keep the rest.
+
+    $m \leftarrow \beta m + g$; of the discrete cosine transform of each block of m the
+    k coefficients of largest magnitude are sent, and what they stand for leaves m. All
+    others are 0, so they abstain. The votes are on coefficients: put
+    `transforms.undo_dct` behind the decoder, with the same `chunk`.
+
+    Args:
+        worker: the `Worker` that makes g.
+        k: coefficients of a block that are sent (int >= 1).
+        chunk: largest side of a block (int >= 1); `transforms.undo_dct` says what the
+            blocks are.
+        decay: $\beta$ in [0, 1] (scalar).
+
+    Returns:
+        A `Worker`; its state is also a tree like the parameters, the momentum.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> worker = dct_top_k(gradient(lambda x, batch: jnp.sum(x * batch)), k=1)
+        >>> state = worker.init(jax.random.key(0), jnp.ones(4))
+        >>> batch = jnp.array([1.0, 1.0, 1.0, 2.0])
+        >>> print(worker.send(jax.random.key(1), jnp.ones(4), batch, state)[0].round(1))
+        [2.5 0.  0.  0. ]
+
+    References:
+        Peng et al., [DeMo: Decoupled Momentum Optimization](
+        https://arxiv.org/abs/2411.19870), 2024.
+    """
+    _check_worker(worker)
+    check_size("k", k)
+    check_size("chunk", chunk)
+    check_number("decay", decay, 0.0, 1.0)
+
+    def init(key, params):
+        return worker.init(key, params), jax.tree.map(jnp.zeros_like, params)
+
+    def split(kept, new):
+        value = jnp.asarray(decay, kept.dtype) * kept + new.astype(kept.dtype)
+        sent = keep_largest(dct(value, chunk), k, chunk)
+        return sent, value - inverse_dct(sent, chunk)
+
+    def send(key, params, batch, state):
+        own, kept = state
+        sent, own, loss = worker.send(key, params, batch, own)
+        pairs = jax.tree.map(split, kept, sent)
+        sent, kept = (jax.tree.map(lambda _, p, i=i: p[i], kept, pairs) for i in (0, 1))
+        return sent, (own, kept), loss
+
+    return worker._replace(init=init, send=send)
+
+
+def _check_worker(worker):
+    check_kind("worker", worker, ("init", "send"), "signfd_jax.workers.gradient")
