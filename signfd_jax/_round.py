@@ -72,10 +72,9 @@ def own_keys(key, index):
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def begin(worker, key, num_workers, params):
-    """The states of all workers before the first round, leaves `[M, ...]`."""
-    keys = own_keys(key, jnp.arange(num_workers))
-    return jax.vmap(worker.init, in_axes=(0, None))(keys, params)
+def begin(worker, key, index, params):
+    """The states of the workers with these numbers before the first round."""
+    return jax.vmap(worker.init, in_axes=(0, None))(own_keys(key, index), params)
 
 
 def send(worker, keys, params, batch, state, present=None):

@@ -168,7 +168,7 @@ def simulation(
             byzantine=byzantine,
             round=jnp.zeros((), jnp.int32),
             key=key,
-            worker_state=begin(worker, key, num_workers, params),
+            worker_state=begin(worker, key, jnp.arange(num_workers), params),
         )
 
     def step(state, batch, present=None):

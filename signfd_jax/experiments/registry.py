@@ -1,12 +1,12 @@
 """Names: the only place where a decoder, an attack or a model becomes a string.
 
 Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`,
-`WORKERS`) is a plain dict from a name to a factory. Decoders, attacks and memberships are those that
-their packages list in `__all__`. `SERVERS` has all that may stand for a decoder: the
-decoders themselves, the rest of the sign family, and the aggregation rules, whose
-factories give an optax transformation; `REAL_VALUED` is the step of those that send
-real numbers. `REGISTRIES` says which field of a configuration names what, and `resolve`
-parses them all.
+`WORKERS`) is a plain dict from a name to a factory. Decoders, attacks and memberships
+are those that their packages list in `__all__`. `SERVERS` has all that may stand for a
+decoder: the decoders themselves, the rest of the sign family, and the aggregation
+rules, whose factories give an optax transformation; `REAL_VALUED` is the step of those
+that send real numbers. `REGISTRIES` says which field of a configuration names what, and
+`resolve` parses them all.
 
 A choice is written `name`, `name:value` or `name:option=value,option=value`: the
 options are the factory's own arguments, a lone value its first one. Arguments called

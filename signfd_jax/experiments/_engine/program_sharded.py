@@ -228,11 +228,13 @@ def _programs(config, num_devices, structure):
 
     def start(seeds, masks, leaves):
         facts: data.Dataset = jax.tree.unflatten(structure, leaves)
+        model = model_of(facts)
+        own = lax.axis_index(_AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)
 
         def of_seed(seed, byzantine):
             model_key, run_key = jax.random.split(jax.random.key(seed))
             image = jnp.zeros((1, *facts.test_inputs.shape[1:]))
-            params = model_of(facts).init(model_key, image)
+            params = model.init(model_key, image)
             opt_state: Any = tx.init(params)
             return SimulationState(
                 params=params,
@@ -241,8 +243,9 @@ def _programs(config, num_devices, structure):
                 byzantine=byzantine,
                 round=jnp.zeros((), jnp.int32),
                 key=run_key,
-                worker_state=begin(
-                    worker_of(config, model_of(facts)), run_key, workers, params
+                worker_state=jax.tree.map(
+                    lambda leaf: vary(leaf, (_AXIS,)),
+                    begin(worker_of(config, model), run_key, own, params),
                 ),
             )
 
