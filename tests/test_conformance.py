@@ -16,7 +16,9 @@ GIVEN = {
     "decoder": registry.DECODERS["majority_vote"](),
     "num_classes": 10,
     "labels": np.arange(110) % 10,
+    "learning_rate": 0.1,
     "loss_fn": lambda params, batch: 0.0,
+    "rounds": 10,
     "seed": 0,
 }
 # Options that must be given, and what does.
@@ -27,8 +29,10 @@ CALLED = {
     "then": "the attack that follows",
     "against": "unknown decoder",
 }
-TABLES = {
-    field: table for field, table in registry.REGISTRIES.items() if field != "model"
+TABLES = {  # but those of flax and optax
+    field: table
+    for field, table in registry.REGISTRIES.items()
+    if field not in ("model", "optimizer")
 }
 
 

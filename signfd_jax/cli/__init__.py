@@ -33,9 +33,9 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
 
 A configuration's JSON file can stand for a PRESET. `signfd run --help`, `signfd
 compare --help` and `signfd paper --help` list the options. KIND is presets, datasets,
-models, splits, decoders, attacks, memberships or workers. FIGURE is one of inversion,
-flip-probability, initial-phase, estimation, gaussian, batch-sizes, invariance, quirks,
-or all."""
+models, splits, decoders, attacks, memberships, workers, optimizers or schedules.
+FIGURE is one of inversion, flip-probability, initial-phase, estimation, gaussian,
+batch-sizes, invariance, quirks, or all."""
 
 
 _HELP = {
@@ -58,10 +58,10 @@ in the shell's start file. Names that plugins add are there when it is printed."
 usage: signfd list [KIND ...]
 
 List what can be named, with the options of each name and the package that added
-it. KIND is presets, datasets, models, splits, decoders, attacks, memberships or
-workers; without one, all are listed. Where the output is no terminal, each name
-is one line of five fields with tabs between them: kind, name, options, package
-and description.""",
+it. KIND is presets, datasets, models, splits, decoders, attacks, memberships,
+workers, optimizers or schedules; without one, all are listed. Where the output
+is no terminal, each name is one line of five fields with tabs between them:
+kind, name, options, package and description.""",
 }
 
 

@@ -12,6 +12,8 @@ KINDS = (
     "attacks",
     "memberships",
     "workers",
+    "optimizers",
+    "schedules",
 )
 """What there is to list."""
 

@@ -56,6 +56,8 @@ _REGISTRIES: dict[str, tuple[Any, ...]] = {
     "attacks": (registry.ATTACKS, "signfd_jax.attacks"),
     "memberships": (registry.MEMBERSHIPS,),
     "workers": (registry.WORKERS,),
+    "optimizers": (registry.OPTIMIZERS,),
+    "schedules": (registry.SCHEDULES,),
 }
 
 

@@ -20,9 +20,11 @@ FACTS = (
     "decoder",
     "key",
     "labels",
+    "learning_rate",
     "loss_fn",
     "num_classes",
     "num_workers",
+    "rounds",
     "seed",
 )
 """What a factory may ask for by naming an argument so."""

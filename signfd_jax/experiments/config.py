@@ -38,6 +38,9 @@ class Experiment:
         worker_chunk: workers that have gradients at a time, of a large population; it
             divides num_workers. 0: all.
         learning_rate: step along the decoded sign.
+        optimizer: what the server makes of decoded signs, a name of optax, e.g.
+            sgd:momentum=0.9; under momentum .9 a step is up to ten times as long.
+        schedule: what becomes of the learning rate, e.g. cosine:warmup=100.
         rounds: number of rounds.
         eval_every: rounds from one test to the next.
         augment: crop and flip the training images at random.
@@ -62,6 +65,8 @@ class Experiment:
     batch_size: int = 16
     worker_chunk: int = 0
     learning_rate: float = 2e-3
+    optimizer: str = "sgd"
+    schedule: str = "constant"
     rounds: int = 300
     eval_every: int = 10
     augment: bool = False
@@ -214,10 +219,15 @@ def fingerprint(config) -> str:
     """
     values: typing.Any = _canonical(_fields(config))
     values.pop("name", None)
-    if values.get("worker") == "gradient":  # as it was when there was no other
-        del values["worker"]
+    # As they were when there was no other.
+    for field, only in _NEWER.items():
+        if values.get(field) == only:
+            del values[field]
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+_NEWER = {"worker": "gradient", "optimizer": "sgd", "schedule": "constant"}
 
 
 def _canonical(values):

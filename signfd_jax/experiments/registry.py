@@ -1,12 +1,13 @@
 """Names: the only place where a decoder, an attack or a model becomes a string.
 
-Each registry (`ATTACKS`, `DECODERS`, `MEMBERSHIPS`, `MODELS`, `SERVERS`, `SPLITS`,
-`WORKERS`) is a plain dict from a name to a factory. Decoders, attacks and memberships
-are those that their packages list in `__all__`. `SERVERS` has all that may stand for a
-decoder: the decoders themselves, the rest of the sign family, and the aggregation
-rules, whose factories give an optax transformation; `REAL_VALUED` is the step of those
-that send real numbers. `REGISTRIES` says which field of a configuration names what, and
-`resolve` parses them all.
+Each registry is a plain dict from a name to a factory: `ATTACKS`, `DECODERS`,
+`MEMBERSHIPS`, `MODELS`, `OPTIMIZERS`, `SCHEDULES`, `SERVERS`, `SPLITS`, `WORKERS`.
+Decoders, attacks and memberships are those that their packages list in `__all__`.
+`SERVERS` has all that may stand for a decoder: the decoders themselves, the rest of the
+sign family, and the aggregation rules, whose factories give an optax transformation;
+`REAL_VALUED` is the step of those that send real numbers. `OPTIMIZERS` are optax's, for
+what the server makes of the decoded signs. `REGISTRIES` says which field of a
+configuration names what, and `resolve` parses them all.
 
 A choice is written `name`, `name:value` or `name:option=value,option=value`: the
 options are the factory's own arguments, a lone value its first one. Arguments called
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from signfd_jax import attacks, decoders, models, transforms, workers
@@ -41,8 +43,10 @@ __all__ = [
     "DECODERS",
     "MEMBERSHIPS",
     "MODELS",
+    "OPTIMIZERS",
     "REAL_VALUED",
     "REGISTRIES",
+    "SCHEDULES",
     "SERVERS",
     "SPLITS",
     "WORKERS",
@@ -259,13 +263,13 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
 def _local_steps(
     loss_fn: Callable[..., jax.Array],
     num_steps: int = 5,
-    learning_rate: float = 0.05,
+    rate: float = 0.05,
     momentum: float = 0.0,
 ) -> workers.Worker:
     """Take steps of SGD, each on a batch, and send how far they went."""
-    check_number("learning_rate", learning_rate, 1e-30, 1e30)
+    check_number("rate", rate, 1e-30, 1e30)
     check_number("momentum", momentum, 0, 1)
-    tx = optax.sgd(learning_rate, momentum or None)
+    tx = optax.sgd(rate, momentum or None)
     return workers.local_steps(loss_fn, tx, num_steps)
 
 
@@ -288,6 +292,43 @@ WORKERS: dict[str, Callable[..., workers.Worker]] = {
     "stochastic_signs": _stochastic_signs,
 }
 
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    name: getattr(optax, name)
+    for name in ("sgd", "adam", "adamw", "lion", "nadam", "rmsprop", "adagrad")
+}
+
+
+def _constant(learning_rate: float | jax.Array) -> Any:
+    """The learning rate stays."""
+    return learning_rate
+
+
+def _cosine(learning_rate: float | jax.Array, rounds: int, warmup: int = 0) -> Any:
+    """From 0 to the learning rate in some rounds, then along a cosine to 0."""
+    check_size("warmup", warmup, 0)
+    rest = optax.cosine_decay_schedule(1.0, max(1, rounds - warmup))
+    return _warmed_up(learning_rate, rest, warmup)
+
+
+def _linear(learning_rate: float | jax.Array, rounds: int, warmup: int = 0) -> Any:
+    """From 0 to the learning rate in some rounds, then along a line to 0."""
+    check_size("warmup", warmup, 0)
+    rest = optax.linear_schedule(1.0, 0.0, max(1, rounds - warmup))
+    return _warmed_up(learning_rate, rest, warmup)
+
+
+def _warmed_up(learning_rate, rest, warmup):
+    rise = optax.linear_schedule(0.0, 1.0, max(1, warmup))
+    whole = optax.join_schedules([rise, rest], [warmup]) if warmup else rest
+    return lambda count: learning_rate * whole(jnp.asarray(count, jnp.float32))
+
+
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+}
+
 REGISTRIES: dict[str, dict[str, Callable[..., Any]]] = {
     "model": MODELS,
     "split": SPLITS,
@@ -295,6 +336,8 @@ REGISTRIES: dict[str, dict[str, Callable[..., Any]]] = {
     "attack": ATTACKS,
     "membership": MEMBERSHIPS,
     "worker": WORKERS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
 }
 
 
@@ -308,6 +351,8 @@ class Names(NamedTuple):
         attack: a choice of `ATTACKS`.
         membership: a choice of `MEMBERSHIPS`.
         worker: a choice of `WORKERS`.
+        optimizer: a choice of `OPTIMIZERS`.
+        schedule: a choice of `SCHEDULES`.
     """
 
     model: Choice
@@ -316,6 +361,8 @@ class Names(NamedTuple):
     attack: Choice
     membership: Choice
     worker: Choice
+    optimizer: Choice
+    schedule: Choice
 
 
 def resolve(config: Experiment) -> Names:

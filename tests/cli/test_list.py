@@ -21,9 +21,12 @@ NAMES = {
     "attacks": registry.ATTACKS,
     "memberships": registry.MEMBERSHIPS,
     "workers": registry.WORKERS,
+    "optimizers": registry.OPTIMIZERS,
+    "schedules": registry.SCHEDULES,
 }
 FIELDS = {"models": "model", "splits": "split", "decoders": "decoder"}
 FIELDS |= {"attacks": "attack", "memberships": "membership", "workers": "worker"}
+FIELDS |= {"optimizers": "optimizer", "schedules": "schedule"}
 
 
 def listed(capsys, *kinds):

@@ -5,7 +5,9 @@ import json
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,11 @@ from signfd_jax.experiments import (
     to_json,
 )
 from signfd_jax.experiments._engine.prepare import byzantine_mask, check, prepare
-from signfd_jax.experiments._engine.program import compile_program, program_key
+from signfd_jax.experiments._engine.program import (
+    compile_program,
+    program_key,
+    step_of,
+)
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run, run_folder
 from signfd_jax.experiments.report.communication import bits_per_round
 from signfd_jax.experiments.run import run_experiment
@@ -388,3 +394,41 @@ def test_records_of_large_populations_are_short(tmp_path, monkeypatch):
     assert record["weights_quantiles_honest"] == [1.0] * 7
     low, *_, high = record["crossover_quantiles_byzantine"]
     assert 0 <= low < high <= 1
+
+
+# Optimisers and schedules of the server ----------------------------------------------
+
+
+def test_step_is_that_of_optax():
+    """Momentum on a cosine, against optax's own, over some rounds of signs."""
+    rounds = 20
+    config = Experiment(
+        optimizer="sgd:momentum=0.9", schedule="cosine:warmup=5", rounds=rounds
+    )
+    ours = step_of(config, jnp.float32(0.1))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, rounds)
+    with jax.numpy_dtype_promotion("standard"):  # as optax has it
+        theirs = optax.sgd(schedule, momentum=0.9)
+        signs = jax.random.rademacher(jax.random.key(0), (rounds, 8), jnp.float32)
+        states = ours.init(signs[0]), theirs.init(signs[0])
+        for sign in signs:
+            one, mine = ours.update(sign, states[0])
+            other, its = theirs.update(sign, states[1])
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+            states = mine, its
+
+
+def test_plain_steps_are_as_ever():
+    """The hash of a configuration that names neither is what it was without them."""
+    assert fingerprint(Experiment()) == fingerprint(
+        Experiment(worker="gradient", optimizer="sgd", schedule="constant")
+    )
+    for other in (
+        {"worker": "momentum"},
+        {"optimizer": "adam"},
+        {"schedule": "cosine"},
+    ):
+        assert fingerprint(Experiment(**other)) != fingerprint(Experiment())
+    tx = step_of(Experiment(), 0.25)
+    updates, _ = tx.update(jnp.array([1.0, -1.0, 0.0]), tx.init(jnp.zeros(3)))
+    np.testing.assert_array_equal(updates, [-0.25, 0.25, 0.0])

@@ -75,7 +75,11 @@ def trained(prepared):
         pytest.param({"membership": "drop_out"}, marks=pytest.mark.slow),
         pytest.param({"split": "dirichlet:0.3"}, marks=pytest.mark.slow),
         {"worker": "momentum", "membership": "drop_out"},
-        {"worker": "local_steps:2"},
+        {
+            "worker": "local_steps:2",
+            "optimizer": "sgd:momentum=0.9",
+            "schedule": "cosine:warmup=2",
+        },
     ],
 )
 def test_devices_train_as_one_process_does(fields, digits):

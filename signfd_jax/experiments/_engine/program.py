@@ -150,7 +150,9 @@ def program_key(config: Experiment) -> Experiment:
         **{name: default[name] for name in _INPUTS},
     )
     if names.decoder.asks_for("actual_byzantine"):
-        return dataclasses.replace(key, num_byzantine=config.num_byzantine)
+        key = dataclasses.replace(key, num_byzantine=config.num_byzantine)
+    if names.schedule.asks_for("rounds"):
+        key = dataclasses.replace(key, rounds=config.rounds)
     return key
 
 
@@ -179,8 +181,17 @@ def parts(
     facts["decoder"] = decoder
     attack = names.attack.make(facts | _randomness(seed, 2), **strengths)
     membership = names.membership.make(facts)
-    server = optax.chain(server, optax.scale_by_learning_rate(learning_rate))
-    return server, attack, membership
+    return optax.chain(server, step_of(config, learning_rate)), attack, membership
+
+
+def step_of(
+    config: Experiment, learning_rate: float | jax.Array
+) -> optax.GradientTransformation:
+    """Make the optimiser that a configuration names, with its schedule."""
+    names = resolve(config)
+    facts: dict[str, Any] = {"learning_rate": learning_rate, "rounds": config.rounds}
+    facts["learning_rate"] = names.schedule.make(facts)
+    return names.optimizer.make(facts)
 
 
 def worker_of(config: Experiment, model: Any) -> Worker:

@@ -39,6 +39,7 @@ from signfd_jax.experiments._engine.program import (
     means,
     num_batches,
     parts,
+    step_of,
     totals,
     worker_of,
 )
@@ -211,7 +212,7 @@ def _programs(config, num_devices, structure):
     aggregate = scale_by_sign_decoder_sharded(
         workers, decoder=decoder, workers_per_device=rows
     )
-    tx = optax.chain(aggregate, optax.scale_by_learning_rate(config.learning_rate))
+    tx = optax.chain(aggregate, step_of(config, config.learning_rate))
     whole: Any = P()
     specs = SimulationState(
         params=whole,
