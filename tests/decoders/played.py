@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compiling import OPTIMISED
 from jax import lax
 
 
@@ -20,7 +19,7 @@ def _program(decoder):
         state, (decoded, weights) = lax.scan(step, state, votes)
         return decoded, weights, state
 
-    return jax.jit(jax.vmap(run), compiler_options=OPTIMISED)
+    return jax.jit(jax.vmap(run))
 
 
 def play(decoder, votes):

@@ -201,7 +201,7 @@ def test_mean_vote_by_hand():
 # In the simulation --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.parametrize("name", ["momentum", "dct"])
 def test_scanned_is_split_and_the_state_rides_along(name):
     whole = trained(WORKERS[name], split=(12,))
     chex.assert_trees_all_equal(whole, trained(WORKERS[name], split=(5, 7)))
@@ -212,7 +212,14 @@ def test_scanned_is_split_and_the_state_rides_along(name):
     assert info.loss[-1] < info.loss[0]
 
 
-@pytest.mark.parametrize("name", WORKERS)
+QUICK = ("local steps", "stochastic")
+EVERY = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in WORKERS
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_chunks_are_the_whole(name):
     options = {"num_byzantine": 2, "attack": attacks.sign_inversion()}
     whole, infos = trained(WORKERS[name], **options)
