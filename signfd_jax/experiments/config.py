@@ -219,15 +219,14 @@ def fingerprint(config) -> str:
     """
     values: typing.Any = _canonical(_fields(config))
     values.pop("name", None)
-    # As they were when there was no other.
-    for field, only in _NEWER.items():
-        if values.get(field) == only:
-            del values[field]
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-_NEWER = {"worker": "gradient", "optimizer": "sgd", "schedule": "constant"}
+# Left out where they are what they were when there was no other, so that hashes stay.
+_NEWER = {
+    name: getattr(Experiment, name) for name in ("worker", "optimizer", "schedule")
+}
 
 
 def _canonical(values):
@@ -237,7 +236,11 @@ def _canonical(values):
 
     def of_field(name, value):
         if isinstance(value, dict):
-            return {n: of_field(n, v) for n, v in value.items()}
+            return {
+                n: of_field(n, v)
+                for n, v in value.items()
+                if n not in _NEWER or v != _NEWER[n]
+            }
         if isinstance(value, tuple | list):
             return [of_field(name.removesuffix("s"), v) for v in value]
         if isinstance(value, str) and name in REGISTRIES:

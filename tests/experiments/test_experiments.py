@@ -28,6 +28,7 @@ from signfd_jax.experiments._engine.program import (
     step_of,
 )
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run, run_folder
+from signfd_jax.experiments.grid import Grid
 from signfd_jax.experiments.report.communication import bits_per_round
 from signfd_jax.experiments.run import run_experiment
 
@@ -419,7 +420,17 @@ def test_step_is_that_of_optax():
 
 
 def test_plain_steps_are_as_ever():
-    """The hash of a configuration that names neither is what it was without them."""
+    """Hashes of what names none of the newer fields: those of before, a grid's too."""
+    assert fingerprint(Experiment()) == "c67daa02"
+    grid = Grid(
+        base=Experiment(),
+        decoders=("majority_vote",),
+        attacks=("alie",),
+        num_byzantine=(0,),
+        splits=("iid",),
+        batch_sizes=(16,),
+    )
+    assert fingerprint(grid) == "a14c98c2"
     assert fingerprint(Experiment()) == fingerprint(
         Experiment(worker="gradient", optimizer="sgd", schedule="constant")
     )
