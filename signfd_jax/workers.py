@@ -24,6 +24,7 @@ from signfd_jax._checks import (
     check_number,
     check_size,
 )
+from signfd_jax.transforms._random import random_signs
 from signfd_jax.transforms.cosine import dct, inverse_dct, keep_largest
 from signfd_jax.transforms.worker_side import error_feedback_sign
 
@@ -298,18 +299,13 @@ def stochastic_signs(worker: Worker, bound: float | jax.Array = 1.0) -> Worker:
     _check_worker(worker)
     check_number("bound", bound, 1e-30, 1e30)
 
-    def draw(key, value):
-        mean = value.astype(jnp.float32) / jnp.asarray(bound, jnp.float32)
-        drawn = jax.random.uniform(key, value.shape, jnp.float32, minval=-1)
-        sign = jnp.where(drawn < mean, 1.0, -1.0)
-        return jnp.where(jnp.isnan(mean), mean, sign).astype(value.dtype)
-
     def send(key, params, batch, state):
         key, draw_key = jax.random.split(key)
         sent, state, loss = worker.send(key, params, batch, state)
         leaves, structure = jax.tree.flatten(sent)
         keys = jax.random.split(draw_key, max(1, len(leaves)))
-        drawn = [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=False)]
+        pairs = zip(keys, leaves, strict=False)
+        drawn = [random_signs(k, leaf, bound) for k, leaf in pairs]
         return structure.unflatten(drawn), state, loss
 
     return worker._replace(send=send)

@@ -9,6 +9,7 @@ An attack acts on the gradient that goes into this arithmetic. A NaN stays in th
 of the worker that sent it: from then on that worker abstains.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import optax
 from signfd_jax._checks import check_number, check_size, check_worker_gradients
 from signfd_jax.aggregators import top_k
 from signfd_jax.signs._trees import dtype_of, size_of
+from signfd_jax.transforms._random import random_signs
 
 __all__ = [
     "ErrorFeedbackState",
@@ -247,16 +249,7 @@ def stochastic_sign(
         )
         keys = jax.tree.unflatten(jax.tree.structure(updates), leaf_keys)
 
-        def draw(leaf_key, gradient):
-            gradient = jnp.asarray(gradient)
-            mean_vote = gradient.astype(jnp.float32) / jnp.asarray(bound, jnp.float32)
-            uniform = jax.random.uniform(
-                leaf_key, gradient.shape, jnp.float32, minval=-1
-            )
-            vote = jnp.where(uniform < mean_vote, 1.0, -1.0)
-            vote = jnp.where(jnp.isnan(mean_vote), jnp.nan, vote)
-            return vote.astype(gradient.dtype)
-
+        draw = functools.partial(random_signs, bound=bound)
         return jax.tree.map(draw, keys, updates), StochasticSignState(key)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -19,9 +19,9 @@ from signfd_jax.experiments._engine.program import (
     Metrics,
     compile_program,
     means,
-    num_batches,
     parts,
     program_key,
+    worker_of,
 )
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import resolve
@@ -67,7 +67,7 @@ def check(config: Experiment) -> None:
         )
     check_wire(config.wire)
     # The factories refuse Python numbers out of range; in a program they are traced.
-    num_batches(config)
+    worker_of(config, lambda params, batch: 0.0)
     parts(
         config,
         num_classes=10,

@@ -194,15 +194,9 @@ def step_of(
     return names.optimizer.make(facts)
 
 
-def worker_of(config: Experiment, model: Any) -> Worker:
+def worker_of(config: Experiment, loss_fn: Any) -> Worker:
     """Make what a configuration's workers do, with the loss of a model."""
-    return resolve(config).worker.make({"loss_fn": models.loss_fn(model)})
-
-
-def num_batches(config: Experiment) -> int:
-    """How many batches a worker takes in a round."""
-    worker: Worker = resolve(config).worker.make({"loss_fn": lambda params, batch: 0.0})
-    return worker.num_batches
+    return resolve(config).worker.make({"loss_fn": loss_fn})
 
 
 def _randomness(seed, user):
@@ -249,7 +243,7 @@ def compile_program(
             seed=seed,
         )
         simulated = simulation(
-            worker_of(key, model),
+            worker_of(key, models.loss_fn(model)),
             server,
             num_workers=key.num_workers,
             attack=attack,
@@ -270,7 +264,8 @@ def compile_program(
         assert num_rounds is not None
         inputs, model, simulated = build(leaves, seed)
         dataset = inputs.dataset
-        size = key.batch_size * num_batches(key)
+        worker = worker_of(key, models.loss_fn(model))
+        size = key.batch_size * worker.num_batches
         if key.worker_chunk:
             sample_batch = batches.worker_indices(inputs.partition, size)
         else:

@@ -37,7 +37,6 @@ from signfd_jax.experiments._engine.prepare import (
 from signfd_jax.experiments._engine.program import (
     compiled,
     means,
-    num_batches,
     parts,
     step_of,
     totals,
@@ -230,6 +229,7 @@ def _programs(config, num_devices, structure):
     def start(seeds, masks, leaves):
         facts: data.Dataset = jax.tree.unflatten(structure, leaves)
         model = model_of(facts)
+        worker = worker_of(config, models.loss_fn(model))
         own = lax.axis_index(_AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)
 
         def of_seed(seed, byzantine):
@@ -246,7 +246,7 @@ def _programs(config, num_devices, structure):
                 key=run_key,
                 worker_state=jax.tree.map(
                     lambda leaf: vary(leaf, (_AXIS,)),
-                    begin(worker_of(config, model), run_key, own, params),
+                    begin(worker, run_key, own, params),
                 ),
             )
 
@@ -259,18 +259,19 @@ def _programs(config, num_devices, structure):
             facts, train_inputs=shards.inputs[0], train_labels=shards.labels[0]
         )
         first = lax.axis_index(_AXIS) * rows
+        model = model_of(facts)
+        worker = worker_of(config, models.loss_fn(model))
         sample_batch = batches.worker_batches(
             dataset,
             partition.Partition(shards.indices, shards.sizes),
-            config.batch_size * num_batches(config),
+            config.batch_size * worker.num_batches,
             augment=config.augment,
             first_worker=first,
         )
-        model = model_of(facts)
 
         def of_seed(each):
             state, seed = each
-            step = _step(config, tx, model, dataset.num_classes, first, rows, seed)
+            step = _step(config, tx, worker, dataset.num_classes, first, rows, seed)
 
             def one_round(state, _):
                 key, batch_key = jax.random.split(state.key)
@@ -295,10 +296,9 @@ def _for_seeds(spec):
     return P(None, *spec) if spec else P()
 
 
-def _step(config, tx, model, num_classes, first, rows, seed):
+def _step(config, tx, worker, num_classes, first, rows, seed):
     """One round on one device: `simulate.simulation`'s, with the same draws."""
     _, attack, membership = _parts(config, num_classes, config.learning_rate, seed)
-    worker = worker_of(config, model)
 
     def among_all(own):
         blank = jnp.zeros((config.num_workers, *own.shape[1:]), own.dtype)
