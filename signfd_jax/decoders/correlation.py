@@ -9,11 +9,13 @@ The premise is that more than half of the workers are honest. Three laws follow.
 2. *Equivariance.* Permuted workers have permuted weights; who is absent changes nobody
    else's weight. Who sends the negative of its votes from the start has the negative
    weight, where the confidence is 1 before and after.
-3. *In doubt a majority vote.* Where the confidence is 0 every worker weighs 1, but for
-   exact duplicates, a minority, which share one vote or less (two keep theirs).
+3. *In doubt a majority vote.* Where the confidence has always been 0 every worker
+   weighs 1, but for exact duplicates, a minority, which share one vote or less (two
+   keep theirs). Later, who was caught stays so until it is surely on the right side.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -77,6 +79,7 @@ class CorrelationDefenseState(NamedTuple):
         cd_rounds: float32 `[K, M]`, how many rounds these means are of, decayed.
         cd_noise: float32 scalar, variance of one round's correlation.
         cd_shared: float32 scalar in [0, 1], whether workers seem to share batches.
+        cd_caught: float32 `[M]` in [0, 1], who was surely wrong, and is so in doubt too.
         cd_weights: float32 `[M]`, weights of the last round; ones at first.
     """
 
@@ -87,6 +90,7 @@ class CorrelationDefenseState(NamedTuple):
     cd_rounds: jax.Array
     cd_noise: jax.Array
     cd_shared: jax.Array
+    cd_caught: jax.Array
     cd_weights: jax.Array
 
 
@@ -184,6 +188,7 @@ def correlation_defense(
             cd_rounds=jnp.zeros(matrix, jnp.float32),
             cd_noise=jnp.zeros((), jnp.float32),
             cd_shared=jnp.full((), float(shared_batches), jnp.float32),
+            cd_caught=jnp.zeros((num_workers,), jnp.float32),
             cd_weights=jnp.ones((num_workers,), jnp.float32),
         )
 
@@ -196,10 +201,10 @@ def correlation_defense(
         rows = sampled_votes(key, votes, size, axis_name)
         counts = pair_counts(rows if everybody else rows[members], rows, axis_name)
         state, seen = _learn(thresholds, state, *counts)
-        weights, reliability = _judge(thresholds, state, seen)
+        weights, caught, reliability = _judge(thresholds, state, seen)
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
         info = DecodeInfo(weights, (1 - reliability) / 2, margin)
-        return decoded, state._replace(cd_weights=weights), info
+        return decoded, state._replace(cd_caught=caught, cd_weights=weights), info
 
     return Decoder(init, decode, lambda state: state.cd_weights, needs_unpacked="")
 
@@ -228,7 +233,7 @@ def _learn(of, state, balance, pairs):
 
 
 def _judge(of, state, seen):
-    """Weights and reliabilities of the workers, float32 `[M]`."""
+    """Weights, who is caught, and reliabilities of the workers, float32 `[M]`."""
     members, rounds = state.cd_committee, state.cd_rounds
     pair = rounds > 0
     correlation = jnp.where(pair, state.cd_mean, 0.0)
@@ -266,24 +271,39 @@ def _judge(of, state, seen):
     largest = jnp.maximum(jnp.max(jnp.abs(vector)), 1e-9)
     share = jnp.clip(2 * jnp.abs(vector) / largest, 0.0, 1.0) * own
 
-    # A t-test for each worker.
+    # A t-test for each worker, and one with each side: the spread is that within sides.
     share = jnp.where(pair, share[:, None], 0.0)
     shares = jnp.maximum(jnp.sum(share, axis=0), 1e-9)
+    sampling = jnp.sum((share * error) ** 2, axis=0) / shares**2
     sided = correlation * jnp.sign(vector)[:, None]
     aligned = jnp.sum(share * sided, axis=0) / shares
-    spread = jnp.sum(share * (sided - aligned[None]) ** 2, axis=0) / shares
-    freedom = shares**2 / jnp.maximum(jnp.sum(share**2, axis=0), 1e-9) - 1
-    sampling = jnp.sum((share * error) ** 2, axis=0) / shares**2
-    variance = sampling + spread / jnp.maximum(freedom, 1.0)
-    deviation = jnp.maximum(jnp.sqrt(variance), 1e-9)
+
+    @jax.vmap
+    def with_side(side):
+        mine = jnp.where((side * vector > 0)[:, None], share, 0.0)
+        held = jnp.maximum(jnp.sum(mine, axis=0), 1e-9)
+        number = held**2 / jnp.maximum(jnp.sum(mine**2, axis=0), 1e-9)
+        mean = jnp.sum(mine * sided, axis=0) / held
+        # Beyond the noise, which is in `sampling`.
+        spread = (sided - mean[None]) ** 2 - error**2
+        spread = jnp.maximum(jnp.sum(mine * spread, axis=0) / held, 0.0)
+        spread = spread / jnp.maximum(number - 1, 1.0)
+        test = mean / jnp.sqrt(jnp.maximum(sampling + spread, 1e-18))
+        # A side has half of the evidence, and one worker no say.
+        return math.sqrt(2) * test, number > 1.5, spread * (held / shares) ** 2
+
+    by_side, counts, spread = with_side(jnp.array([1.0, -1.0], jnp.float32))
+    deviation = jnp.sqrt(jnp.maximum(sampling + jnp.sum(spread, axis=0), 1e-18))
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
     lead = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
     right = jnp.where(lead + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
-    polarity, aligned = right * polarity, right * aligned
+    polarity, aligned, by_side = right * polarity, right * aligned, right * by_side
 
     # Confidence: what more than half of the workers, and the effective ones, reach.
-    tests = jnp.where(seen, aligned / deviation, -jnp.inf)
+    tests = jnp.min(by_side, axis=0, where=counts, initial=jnp.inf)
+    tests = jnp.minimum(tests, aligned / deviation)
+    tests = jnp.where(seen, tests, -jnp.inf)
     order = jnp.argsort(tests, descending=True)
 
     def reached(shares):
@@ -294,10 +314,15 @@ def _judge(of, state, seen):
     confidence = ramp(firm, of.majority)
 
     # Weights.
-    judged = 1 + 2 * jnp.minimum(polarity, 0.0)
+    wrong = jnp.maximum(-polarity, 0.0)
+    judged = 1 - 2 * wrong
+    caught = state.cd_caught * (1 - ramp(tests, of.majority))
+    caught = jnp.maximum(caught, jnp.where(seen, wrong * ramp(confidence, 0.5), 0.0))
     in_doubt = 1 / jnp.maximum(exact, 1.0) ** 2
+    in_doubt = in_doubt - caught * (in_doubt + effective**2)
     # In this form what is equal stays equal, to the bit.
     weights = in_doubt + confidence * (judged * effective**2 - in_doubt)
     typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
     reliability = aligned / jnp.sqrt(jnp.maximum(typical, 1e-9))
-    return jnp.where(seen, weights, 1.0), jnp.clip(reliability, -1.0, 1.0)
+    reliability = jnp.clip(reliability, -1.0, 1.0)
+    return jnp.where(seen, weights, 1.0), caught, reliability

@@ -180,7 +180,7 @@ def test_negating_one_worker_negates_its_weight():
     """From the first round on, and nobody else's, where the confidence is 1."""
     rng = np.random.default_rng(1)
     crossover = shuffled(rng, [0.1, 0.15, 0.2, 0.2, 0.2, 0.8, 0.8], 30)
-    votes, _ = coin_votes(rng, crossover, 30, 4, 2_000)
+    votes, _ = coin_votes(rng, crossover, 30, 4, 10_000)
     flips = np.ones((30, 7), np.int8)
     flips[np.arange(30), rng.integers(0, 7, 30)] = -1
     decoded, weights, _ = play(DECODER, votes)
