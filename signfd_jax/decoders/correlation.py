@@ -11,11 +11,10 @@ The premise is that more than half of the workers are honest. Three laws follow.
    weight, where the confidence is 1 before and after.
 3. *In doubt a majority vote.* Where the confidence has always been 0 every worker
    weighs 1, but for exact duplicates, a minority, which share one vote or less (two
-   keep theirs). Later, who was caught stays so until it is surely on the right side.
+   keep theirs). Later, who was wrong when that was last sure is read backwards still.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -32,6 +31,7 @@ from signfd_jax.decoders._pairs import (
     ramp,
     sampled_votes,
 )
+from signfd_jax.decoders._sides import side_tests, two_sides
 from signfd_jax.decoders.base import DecodeInfo, Decoder
 from signfd_jax.signs._tally import vote_tree
 
@@ -79,7 +79,7 @@ class CorrelationDefenseState(NamedTuple):
         cd_rounds: float32 `[K, M]`, how many rounds these means are of, decayed.
         cd_noise: float32 scalar, variance of one round's correlation.
         cd_shared: float32 scalar in [0, 1], whether workers seem to share batches.
-        cd_caught: float32 `[M]` in [0, 1], who was surely wrong, and is so in doubt too.
+        cd_caught: float32 `[M]` in [0, 1], who was wrong when that was last sure.
         cd_weights: float32 `[M]`, weights of the last round; ones at first.
     """
 
@@ -114,14 +114,16 @@ def correlation_defense(
        $h_j = 1 / (1 + d_j)$ effective workers.
     2. The leading eigenvector of the significant signs of S, weighted by h, splits the
        workers into two sides $x_k = \pm 1$.
-    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, $\tau_j = c_j / s_j$ with
-       $s_j$ its standard error, from the noise and from the spread over k: unlike data
-       make it large. The side of more workers is the right one.
+    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, $s_j$ its standard error, from
+       the noise and the spread over k within the sides: unlike data make it large.
+       $\tau_j$ is the least of $c_j / s_j$ and $\sqrt 2$ times the same with each side
+       alone, which is half of the evidence. The side of more workers is right.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
        of the workers, and for more than half of the effective ones.
-    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha)/\max(1, d'_j)^2$. Here $u_j$ is -1 if
-       $\tau_j$ is significantly negative, else 1; $d'_j$ is the number of workers that
-       send exactly what j sends, where these are a minority, else 0.
+    5. $w_j = \alpha h_j^2 u_j + (1 - \alpha) v_j$. Here $u_j$ is -1 if $c_j / s_j$ is
+       significantly negative, else 1. $v_j$ is $1 / \max(1, d'_j)^2$, where $d'_j$ is
+       the number of workers that send exactly what j sends if these are a minority,
+       else 0. But where j was wrong when $\alpha$ was last near 1, $v_j$ is $-h_j^2$.
 
     Workers of one batch send the same, as colluders do. So $d'_j$ is 0 once more than
     half of the workers have an exact duplicate (so an honest one has), or there are two
@@ -261,48 +263,17 @@ def _judge(of, state, seen):
     pairs = jnp.minimum(few[members][:, None], few[None])
     exact = few * total(near_one(correlation, of.exact) * pairs)
 
-    # Two sides.
-    links = jnp.sign(correlation) * ramp(strength / error, of.significant)
-    own = effective[members]
-    root = jnp.sqrt(own)
-    vector = jnp.linalg.eigh(links[:, members] * jnp.outer(root, root))[1][:, -1]
-    linked = jnp.any(links[:, members] != 0, axis=1)  # without: any vector leads
-    vector = jnp.where(linked & (own > 0), vector / jnp.maximum(root, 1e-6), 0.0)
-    largest = jnp.maximum(jnp.max(jnp.abs(vector)), 1e-9)
-    share = jnp.clip(2 * jnp.abs(vector) / largest, 0.0, 1.0) * own
-
-    # A t-test for each worker, and one with each side: the spread is that within sides.
+    vector, share = two_sides(correlation, error, effective, members, of.significant)
     share = jnp.where(pair, share[:, None], 0.0)
-    shares = jnp.maximum(jnp.sum(share, axis=0), 1e-9)
-    sampling = jnp.sum((share * error) ** 2, axis=0) / shares**2
-    sided = correlation * jnp.sign(vector)[:, None]
-    aligned = jnp.sum(share * sided, axis=0) / shares
-
-    @jax.vmap
-    def with_side(side):
-        mine = jnp.where((side * vector > 0)[:, None], share, 0.0)
-        held = jnp.maximum(jnp.sum(mine, axis=0), 1e-9)
-        number = held**2 / jnp.maximum(jnp.sum(mine**2, axis=0), 1e-9)
-        mean = jnp.sum(mine * sided, axis=0) / held
-        # Beyond the noise, which is in `sampling`.
-        spread = (sided - mean[None]) ** 2 - error**2
-        spread = jnp.maximum(jnp.sum(mine * spread, axis=0) / held, 0.0)
-        spread = spread / jnp.maximum(number - 1, 1.0)
-        test = mean / jnp.sqrt(jnp.maximum(sampling + spread, 1e-18))
-        # A side has half of the evidence, and one worker no say.
-        return math.sqrt(2) * test, number > 1.5, spread * (held / shares) ** 2
-
-    by_side, counts, spread = with_side(jnp.array([1.0, -1.0], jnp.float32))
-    deviation = jnp.sqrt(jnp.maximum(sampling + jnp.sum(spread, axis=0), 1e-18))
+    aligned, deviation, weakest = side_tests(vector, share, correlation, error)
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
     lead = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
     right = jnp.where(lead + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
-    polarity, aligned, by_side = right * polarity, right * aligned, right * by_side
+    polarity, aligned = right * polarity, right * aligned
 
     # Confidence: what more than half of the workers, and the effective ones, reach.
-    tests = jnp.min(by_side, axis=0, where=counts, initial=jnp.inf)
-    tests = jnp.minimum(tests, aligned / deviation)
+    tests = jnp.minimum(aligned / deviation, jnp.where(right > 0, *weakest))
     tests = jnp.where(seen, tests, -jnp.inf)
     order = jnp.argsort(tests, descending=True)
 
@@ -316,8 +287,8 @@ def _judge(of, state, seen):
     # Weights.
     wrong = jnp.maximum(-polarity, 0.0)
     judged = 1 - 2 * wrong
-    caught = state.cd_caught * (1 - ramp(tests, of.majority))
-    caught = jnp.maximum(caught, jnp.where(seen, wrong * ramp(confidence, 0.5), 0.0))
+    sure = jnp.where(seen, ramp(confidence, 0.5), 0.0)
+    caught = state.cd_caught + sure * (wrong - state.cd_caught)
     in_doubt = 1 / jnp.maximum(exact, 1.0) ** 2
     in_doubt = in_doubt - caught * (in_doubt + effective**2)
     # In this form what is equal stays equal, to the bit.

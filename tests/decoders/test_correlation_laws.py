@@ -251,3 +251,33 @@ def test_coin_flips_of_three_or_four_workers(num_workers):
     assert sure.mean() <= 0.01
     majority = np.sign(votes.sum(axis=2, dtype=np.int32))
     np.testing.assert_array_equal(decoded[~sure], majority[~sure])
+
+
+def test_who_was_caught_stays_so_until_the_contrary_is_sure():
+    """Not where votes say nothing, as after convergence, nor for being absent."""
+    rng = np.random.default_rng(3)
+    wrong = [0.2, 0.2, 0.2, 0.2, 0.8, 0.8, 0.8]
+    phases = (wrong, [0.5] * 7, [0.2] * 7)
+    votes = [coin_votes(rng, crossover, 4, 150, 600)[0] for crossover in phases]
+    absent = votes[1].copy()
+    absent[:, :, 0] = absent[:, :, 4] = 0
+    for between in (votes[1], absent):
+        _, weights, _ = play(DECODER, np.concatenate([votes[0], between, votes[2]], 1))
+        silent, after = weights[:, 150:300, 1:4], weights[:, 299]
+        np.testing.assert_array_equal(after[:, 4:], -1)
+        np.testing.assert_array_equal(silent, 1)
+        np.testing.assert_array_equal(weights[:, -1], 1)
+
+
+def test_liars_who_oppose_the_honest_are_read_backwards():
+    """They agree with each other far more than the honest, whom little tells apart."""
+    rng = np.random.default_rng(4)
+    votes, truth = coin_votes(rng, [0.44] * 15, 2, 80, 5_000)
+    majority = np.sign(votes[:, :, 6:].sum(axis=2, keepdims=True)).astype(np.int8)
+    oppose = rng.random(votes[:, :, :6].shape) > 0.15
+    votes[:, :, :6] = np.where(oppose, -majority, votes[:, :, :6])
+    decoded, weights, _ = play(DECODER, votes)
+    np.testing.assert_array_equal(weights[:, -1], [[-1] * 6 + [1] * 9] * 2)
+    plain, _, _ = play(sfd.majority_vote(), votes)
+    right = [(of[:, 40:] == truth[:, 40:]).mean() for of in (decoded, plain)]
+    assert right[0] > 0.58 > 0.5 > right[1], right
