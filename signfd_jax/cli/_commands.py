@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ def _run(arguments) -> int:
         experiment = _with_data(experiment, preset.fallback, options.data_dir)
     if options.redraw_byzantine:
         experiment = dataclasses.replace(experiment, membership="drawn_each_round")
+    experiment = _called_as_its_data(experiment)
     from signfd_jax.experiments._processes import launch
 
     if options.processes != 1 and not options.distributed:
@@ -70,6 +72,14 @@ def _run(arguments) -> int:
     return _run_here(options, experiment, earlier)
 
 
+def _called_as_its_data(experiment):
+    """A preset on a data set of the user's own is called as the data are."""
+    if experiment.name not in PRESETS or not re.search(r"[./\\]", experiment.dataset):
+        return experiment
+    name = re.sub(r"[^\w.-]", "-", Path(experiment.dataset).stem) or experiment.name
+    return dataclasses.replace(experiment, name=name)
+
+
 def _run_here(options, experiment, earlier) -> int:
     import jax
 
@@ -77,11 +87,14 @@ def _run_here(options, experiment, earlier) -> int:
     from signfd_jax.experiments._engine.settings import changed_settings
     from signfd_jax.experiments._storage import repeats
     from signfd_jax.experiments.run import run_experiment
+    from signfd_jax.experiments.sinks import named
 
     keep_compiled()
+    sinks = named(options.log)
     training.check(experiment)
     if jax.process_index() == 0:
         _warn_of_byzantine_majority([experiment])
+        _warn_of_momentum(experiment)
     folder, summary = run_experiment(
         experiment,
         options.output_dir,
@@ -91,6 +104,7 @@ def _run_here(options, experiment, earlier) -> int:
         checkpoint_every=options.checkpoint_every,
         keep_checkpoints=options.keep_checkpoints,
         distributed=options.distributed,
+        sinks=sinks,
     )
     if jax.process_index() > 0:
         return 0
@@ -139,6 +153,21 @@ def _warn_of_byzantine_majority(experiments):
         console.warn(
             f"warning: {', '.join(lying)} workers are Byzantine; with half or more, "
             "no decoder can tell liars from honest workers"
+        )
+
+
+def _warn_of_momentum(experiment):
+    """One line on stderr where signs that agree add up to longer steps."""
+    from signfd_jax.experiments.registry import resolve
+
+    optimizer = resolve(experiment).optimizer
+    momentum = dict(optimizer.options).get("momentum")
+    if optimizer.name == "sgd" and momentum is not None and 0 < momentum < 1:
+        times = 1 / (1 - momentum)
+        console.warn(
+            f"under momentum {momentum:g} signs that agree add up to steps "
+            f"{times:.3g} times as long, {times * experiment.learning_rate:.3g}; a "
+            "smaller --learning-rate makes up for it"
         )
 
 

@@ -14,6 +14,7 @@ KINDS = (
     "workers",
     "optimizers",
     "schedules",
+    "sinks",
 )
 """What there is to list."""
 

@@ -34,6 +34,11 @@ class Run:
         process_id: which one this is, from 0; none: likewise.
         heartbeat: seconds of silence after which a process counts as dead.
         redraw_byzantine: others lie each round; --membership drawn_each_round.
+        local_steps: steps of each worker in a round; --worker local_steps:H.
+        momentum: of the server's optimizer; --optimizer sgd:momentum=M.
+        weight_decay: of the server's optimizer; --optimizer sgd:weight_decay=W.
+        log: where the records go besides: csv, tensorboard, wandb or mlflow; may be
+            given again for another.
         force: run again what is finished.
         quiet: no progress bar.
     """
@@ -50,6 +55,10 @@ class Run:
     process_id: int | None = None
     heartbeat: int = 30
     redraw_byzantine: bool = False
+    local_steps: int | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    log: tuple[str, ...] = ()
     force: bool = False
     quiet: bool = False
 
@@ -170,6 +179,7 @@ def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Op
 def read_run_flags(default: Run, arguments: Sequence[str]) -> tuple[Run, list[str]]:
     """Read the flags of `signfd run`; with fewer workers, fit in what was for more."""
     ours = default.experiment
+    arguments = _gathered("--log", arguments)
     names = {argument.split("=")[0].replace("_", "-") for argument in arguments}
     dependent = {"num_byzantine": _largest_minority, "worker_chunk": _largest_divisor}
     if "--num-workers" not in names:
@@ -185,6 +195,7 @@ def read_run_flags(default: Run, arguments: Sequence[str]) -> tuple[Run, list[st
     options = read_flags(
         dataclasses.replace(default, experiment=blank), arguments, "run"
     )
+    options = _in_short(options, names)
     workers, fitted, lines = options.experiment.num_workers, {}, []
     for name, fit in dependent.items():
         given = getattr(ours, name)
@@ -200,6 +211,44 @@ def read_run_flags(default: Run, arguments: Sequence[str]) -> tuple[Run, list[st
     except ValueError as error:
         raise ValueError(f"{error}, as {ours.name} has it") from None
     return dataclasses.replace(options, experiment=experiment), lines
+
+
+def _in_short(options, names):
+    """The experiment, with what flags say that stand for an option of a name."""
+    changes = {}
+    if options.local_steps is not None:
+        if "--worker" in names:
+            raise ValueError("give --worker or --local-steps, not both")
+        changes["worker"] = f"local_steps:{options.local_steps}"
+    optimizer = options.experiment.optimizer
+    for option in ("momentum", "weight_decay"):
+        value = getattr(options, option)
+        if value is not None:
+            if f"{option}=" in optimizer:
+                raise ValueError(
+                    f"--optimizer {optimizer} has the option {option} already"
+                )
+            optimizer += f"{',' if ':' in optimizer else ':'}{option}={value}"
+    if optimizer != options.experiment.optimizer:
+        changes["optimizer"] = optimizer
+    return dataclasses.replace(
+        options, experiment=dataclasses.replace(options.experiment, **changes)
+    )
+
+
+def _gathered(flag, arguments):
+    """A flag that was given several times, given once with all its values."""
+    rest, values, taking = [], [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        taking = name == flag or (taking and not argument.startswith("-"))
+        if not taking:
+            rest.append(argument)
+        elif name != flag:
+            values.append(argument)
+        elif equals:
+            values.append(value)
+    return [*rest, flag, *values] if values or len(rest) < len(arguments) else rest
 
 
 def _largest_minority(given, before, workers):

@@ -18,11 +18,12 @@ The folders are those of a data folder, given by hand or by the variable `SIGNFD
 They may also be as torchvision and Kaggle leave them: `MNIST/raw/`,
 `FashionMNIST/raw/`, `cifar-10-batches-py/`, `cifar-100-python/`, files such as
 `train-images.idx3-ubyte`, or the files in the data folder itself. `DATASETS` lists the
-names, `DOWNLOADS` the sources.
+names, `DOWNLOADS` the sources. `from_arrays` makes a data set of your own arrays.
 """
 
 from signfd_jax.data._download import DOWNLOADS, Download
-from signfd_jax.data._loading import DATASETS, load
+from signfd_jax.data._loading import DATASETS, check_name, load
+from signfd_jax.data._own import from_arrays
 from signfd_jax.data.dataset import DataError, Dataset, standardise
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "DataError",
     "Dataset",
     "Download",
+    "check_name",
+    "from_arrays",
     "load",
     "standardise",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from signfd_jax.data._download import DOWNLOADS, Download, fetch
 from signfd_jax.data._files import read
+from signfd_jax.data._own import every_fifth, is_saved_set, read_npz, read_saved_set
 from signfd_jax.data._places import FILES, local_folder
 from signfd_jax.data.dataset import DataError, Dataset
 
@@ -35,8 +36,12 @@ def load(
     `digits` is bundled with scikit-learn and needs neither. Every fifth example of each
     class, in the stored order, is a test example; the split never changes.
 
+    A name that ends in `.npz` is a file of your own, with arrays `inputs` and `labels`;
+    one that is a folder of Hugging Face `datasets` (`save_to_disk`) has a column
+    `label` and one of inputs. `from_arrays` says what becomes of them.
+
     Args:
-        name: one of `DATASETS`.
+        name: one of `DATASETS`, or a path.
         data_dir: folder with one subfolder for each data set, as in the table of
             `signfd_jax.data`.
         progress: show a progress bar while downloading.
@@ -59,8 +64,13 @@ def load(
         Rasul and Vollgraf, [Fashion-MNIST](https://arxiv.org/abs/1708.07747);
         Krizhevsky, [CIFAR](https://www.cs.toronto.edu/~kriz/cifar.html), 2009.
     """
+    check_name(name)
     if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+        path = Path(os.path.expanduser(name))
+        try:
+            return read_npz(path) if path.suffix == ".npz" else read_saved_set(path)
+        except OSError as error:
+            raise DataError(f"cannot read {name}: {error}") from error
     if name == "digits":
         return _digits()
     if not isinstance(downloads, Mapping) or name not in downloads:
@@ -81,6 +91,31 @@ def load(
         raise DataError(f"cannot read {name}: {error}") from error
 
 
+def check_name(name: str) -> None:
+    """Refuse what is neither a data set's name nor the path of one.
+
+    Args:
+        name: as `load` takes it.
+
+    Raises:
+        DataError: it is neither.
+
+    Examples:
+        >>> check_name("digits")
+    """
+    if isinstance(name, str) and name not in DATASETS:
+        path = Path(os.path.expanduser(name))
+        if path.is_file() if path.suffix == ".npz" else is_saved_set(path):
+            return
+        if path.suffix == ".npz":
+            raise DataError(f"there is no file {name}")
+    if name not in DATASETS:
+        raise DataError(
+            f"unknown data set {name!r}; known are {', '.join(DATASETS)}, a file .npz "
+            "and a folder of Hugging Face datasets"
+        )
+
+
 def _bundled_digits():
     """Rows of 64 pixels and a label, as `sklearn.datasets.load_digits` reads them."""
     # Importing scikit-learn takes two seconds, reading its file a hundredth of one.
@@ -99,10 +134,7 @@ def _digits():
     table = _bundled_digits()
     inputs = table[:, :-1].reshape(-1, 8, 8, 1)
     labels = table[:, -1].astype(np.int32)
-    order = np.argsort(labels, kind="stable")
-    first = np.searchsorted(labels[order], np.arange(10))
-    is_test = np.empty(len(labels), bool)
-    is_test[order] = (np.arange(len(labels)) - first[labels[order]]) % 5 == 4
+    is_test = every_fifth(labels)
     train, test = ((inputs[i], labels[i]) for i in (~is_test, is_test))
     scaled = train[0] / 16
     mean = np.array([scaled.mean()], np.float32)

@@ -22,10 +22,11 @@ class Dataset:
     """Training and test examples, as stored; a pytree, so that it can enter a jit.
 
     Attributes:
-        name: its name in `DATASETS`; static under jit, as are the next two.
+        name: its name, of `DATASETS` or your own; static under jit, like the next two.
         num_classes: number of classes.
         scale: the stored value that stands for 1.
-        train_inputs: uint8 `[n, height, width, channels]`.
+        train_inputs: uint8 `[n, height, width, channels]`; your own may be float32 or
+            int32 `[n, ...]`.
         train_labels: int32 `[n]`, in `[0, num_classes)`.
         test_inputs: uint8 `[k, ...]`, as `train_inputs`.
         test_labels: int32 `[k]`, as `train_labels`.
@@ -48,13 +49,14 @@ def standardise(inputs: jax.Array | np.ndarray, dataset: Dataset) -> jax.Array:
     r"""Turn stored inputs into a network's: $(x / \text{scale} - \mu) / \sigma$.
 
     It is done batch by batch on the device, so that only uint8 is kept and gathered.
+    int32, such as tokens, stays as it is.
 
     Args:
-        inputs: uint8 `[..., channels]`.
+        inputs: uint8, float32 or int32 `[..., channels]`.
         dataset: whose `mean`, `std` and `scale` to use.
 
     Returns:
-        float32, shaped like `inputs`.
+        float32, or int32 of int32, shaped like `inputs`.
 
     Raises:
         ValueError: `inputs` is no array of that data set's channels, or `dataset` is no
@@ -74,6 +76,8 @@ def standardise(inputs: jax.Array | np.ndarray, dataset: Dataset) -> jax.Array:
             f"inputs must be an array [..., {channels}], but is "
             f"{type(inputs).__name__} of shape {np.shape(inputs)}"
         )
+    if inputs.dtype == jnp.int32:
+        return jnp.asarray(inputs)
     shape = (1,) * (inputs.ndim - 1) + (-1,)
     mean, std = (jnp.reshape(x, shape) for x in (dataset.mean, dataset.std))
     return (jnp.asarray(inputs).astype(jnp.float32) / dataset.scale - mean) / std

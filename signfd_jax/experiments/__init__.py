@@ -1,8 +1,8 @@
 """Experiments: configurations, presets, compiled runs, grids and their records.
 
 Start with `Experiment`, which says what to run. `run_experiment` runs it into a folder,
-`run_grid` runs many. `PRESETS` are experiments with a name. What needs the extra
-`experiments` is imported when it is asked for.
+`run_grid` runs many; `load` reads what they wrote. `PRESETS` are experiments with a
+name. What needs the extra `experiments` is imported when it is asked for.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from signfd_jax.experiments.config import Experiment, fingerprint, from_json, to
 from signfd_jax.experiments.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
+    from signfd_jax.experiments._storage.frames import load
     from signfd_jax.experiments._storage.params import load_params
     from signfd_jax.experiments.grid import Grid, run_grid
     from signfd_jax.experiments.run import run_experiment
@@ -23,6 +24,7 @@ __all__ = [
     "Preset",
     "fingerprint",
     "from_json",
+    "load",
     "load_params",
     "run_experiment",
     "run_grid",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Grid": "grid",
+    "load": "_storage.frames",
     "load_params": "_storage.params",
     "run_experiment": "run",
     "run_grid": "grid",

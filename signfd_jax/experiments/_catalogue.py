@@ -13,6 +13,7 @@ from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments import registry
 from signfd_jax.experiments._choices import written_options
 from signfd_jax.experiments.presets import PRESETS
+from signfd_jax.experiments.sinks import SINKS
 
 
 class Entry(NamedTuple):
@@ -34,23 +35,32 @@ class Entry(NamedTuple):
 
 def entries(kind: str) -> list[Entry]:
     """The entries of a kind, such as "attacks", in the order of its registry."""
-    if kind == "presets":
-        return [Entry(name, {}, "", p.description) for name, p in PRESETS.items()]
-    if kind == "datasets":
-        return [Entry(name, {}, "", _about_data(name)) for name in data.DATASETS]
     table, *groups = _REGISTRIES[kind]
     packages: dict[str, str] = {}
     for group in groups:
         packages |= plugins.PACKAGES[group]
+    if kind == "presets":
+        return [
+            Entry(name, {}, packages.get(name, ""), preset.description)
+            for name, preset in table.items()
+        ]
+    ours = data.DATASETS if kind == "datasets" else ()
     return [
-        Entry(name, written_options(factory), packages.get(name, ""), _about(factory))
-        for name, factory in table.items()
+        *(Entry(name, {}, "", _about_data(name)) for name in ours),
+        *(
+            Entry(
+                name, written_options(factory), packages.get(name, ""), _about(factory)
+            )
+            for name, factory in table.items()
+        ),
     ]
 
 
 # The registry of each kind, and the groups of entry points that add to it.
 _REGISTRIES: dict[str, tuple[Any, ...]] = {
-    "models": (registry.MODELS,),
+    "presets": (PRESETS, "signfd_jax.presets"),
+    "datasets": (registry.DATASETS, "signfd_jax.datasets"),
+    "models": (registry.MODELS, "signfd_jax.models"),
     "splits": (registry.SPLITS,),
     "decoders": (registry.SERVERS, "signfd_jax.decoders", "signfd_jax.rules"),
     "attacks": (registry.ATTACKS, "signfd_jax.attacks"),
@@ -58,6 +68,7 @@ _REGISTRIES: dict[str, tuple[Any, ...]] = {
     "workers": (registry.WORKERS,),
     "optimizers": (registry.OPTIMIZERS,),
     "schedules": (registry.SCHEDULES,),
+    "sinks": (SINKS,),
 }
 
 

@@ -1,7 +1,8 @@
 """Choices: a name of a registry with its options, as it is written.
 
 `name`, `name:value` or `name:option=value,option=value`: the options are the factory's
-own arguments, a lone value its first one. Arguments called like a fact of the
+own arguments, a lone value its first one. A model may also be `package.module:Name`,
+with its options behind another colon. Arguments called like a fact of the
 experiment (`FACTS`) are no options: they are filled in.
 """
 
@@ -28,6 +29,10 @@ FACTS = (
     "seed",
 )
 """What a factory may ask for by naming an argument so."""
+
+
+OWN = "own"
+"""The name of a model that is an object of Python; what follows describes it."""
 
 
 class Choice(NamedTuple):
@@ -81,11 +86,17 @@ class Choice(NamedTuple):
 def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> Choice:
     """Parse a choice and check it against its registry."""
     name, _, rest = text.partition(":")
-    if name not in registry:
-        if name in plugins.BROKEN:
-            raise ValueError(plugins.BROKEN[name])
+    factory = registry.get(name)
+    if factory is None and name in plugins.BROKEN:
+        raise ValueError(plugins.BROKEN[name])
+    if kind == "model" and name == OWN:
+        return Choice(text, (), _not_given)
+    if factory is None and kind == "model" and rest:
+        attribute, _, rest = rest.partition(":")
+        factory, name = plugins.imported(name, attribute), f"{name}:{attribute}"
+    if factory is None:
         raise ValueError(console.unknown(kind, name, sorted(registry)))
-    parameters = _options(registry[name])
+    parameters = _options(factory)
     accepted = list(parameters)
     options = {}
     for part in filter(None, rest.split(",")):
@@ -104,7 +115,14 @@ def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> 
                 f"{kind} {name} needs {option}: write {name}:{option}=..., or "
                 f"{name}:... where it is the only one"
             )
-    return Choice(name, tuple(sorted(options.items())), registry[name])
+    return Choice(name, tuple(sorted(options.items())), factory)
+
+
+def _not_given():
+    raise ValueError(
+        "the model was an object of Python, which no name stands for: give it to "
+        "run_experiment(model=...) again"
+    )
 
 
 def canonical(registry: Mapping[str, Callable[..., Any]], text: str) -> str:

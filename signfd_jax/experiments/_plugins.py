@@ -6,14 +6,20 @@ the groups there are, `PACKAGES` says who added what, and `BROKEN` what was left
 """
 
 import contextlib
+import importlib.util
 import inspect
+import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from typing import Any
 
 from signfd_jax.experiments._processes import console
 
-GROUPS = ("signfd_jax.attacks", "signfd_jax.decoders", "signfd_jax.rules")
+GROUPS = tuple(
+    f"signfd_jax.{kind}"
+    for kind in ("attacks", "datasets", "decoders", "models", "presets", "rules")
+)
 
 BROKEN: dict[str, str] = {}
 """Names that were left out, each with what is wrong, as one line."""
@@ -27,9 +33,7 @@ _told: set[str] = set()
 def load(
     group: str,
     taken: Collection[str] = (),
-    make: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: (
-        function
-    ),
+    make: Callable[[Callable[..., Any]], Any] = lambda function: function,
 ) -> dict[str, Any]:
     """Import what installed packages declare.
 
@@ -63,7 +67,8 @@ def _function(point, taken):
     """The function of an entry point, or what is wrong with it."""
     if point.name in taken:
         raise ValueError("the name is taken; choose another")
-    if not point.name.isidentifier():
+    of_words = point.group.endswith(".presets")  # no options follow
+    if not (point.name.replace("-", "_") if of_words else point.name).isidentifier():
         raise ValueError(
             "a name must consist of letters, digits and '_', because options follow it "
             "in a configuration"
@@ -79,6 +84,26 @@ def _function(point, taken):
         raise ValueError(f"{point.value} is no function")
     inspect.signature(function)  # by which its options are found
     return function
+
+
+def imported(module: str, name: str) -> Callable[..., Any]:
+    """What `module:name` stands for, also of a file in the folder where one is."""
+    where = f"{module}:{name}"
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise ValueError(f"{where} is no package.module:Name")
+    try:
+        found = importlib.util.find_spec(module.split(".")[0])
+        if found is None and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as `python -m` does
+        made = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{where} cannot be imported ({type(error).__name__}: "
+            f"{console.reason(error)}) from {os.getcwd()} or what is installed"
+        ) from None
+    if not callable(made):
+        raise ValueError(f"{where} is no class or function that makes a model")
+    return made
 
 
 def _points(group) -> Iterator[metadata.EntryPoint]:

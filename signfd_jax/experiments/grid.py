@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signfd_jax import data
 from signfd_jax._checks import check_flag
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._engine import prepare as training
@@ -26,6 +25,7 @@ from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment, fingerprint, to_json
+from signfd_jax.experiments.registry import load_dataset
 
 __all__ = ["Grid", "cells", "run_grid"]
 
@@ -158,7 +158,7 @@ def run_grid(
         records.keep_environment(path.parent, begun=begun and not force)
     names = {cell.dataset for cell in missing.values()}
     datasets = {
-        name: jax.tree.map(jnp.asarray, data.load(name, data_dir=data_dir))
+        name: jax.tree.map(jnp.asarray, load_dataset(name, data_dir))
         for name in sorted(names)
     }
     splits = _splits(missing.values(), datasets)

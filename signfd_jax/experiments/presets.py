@@ -4,8 +4,11 @@
 """
 
 import dataclasses
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments.config import Experiment
 
 __all__ = ["PRESETS", "Preset"]
@@ -106,3 +109,15 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+
+def _own_preset(function: Callable[[], Any]) -> Preset:
+    """A preset of another package: its function gives an `Experiment`."""
+    found = function()
+    if not isinstance(found, Experiment):
+        raise ValueError("a preset is a function that returns an Experiment")
+    line, *_ = (inspect.getdoc(function) or "").split("\n")
+    return Preset(found, line)
+
+
+PRESETS |= plugins.load("signfd_jax.presets", taken=PRESETS, make=_own_preset)

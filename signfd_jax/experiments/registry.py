@@ -1,7 +1,8 @@
 """Names: the only place where a decoder, an attack or a model becomes a string.
 
-Each registry is a plain dict from a name to a factory: `ATTACKS`, `DECODERS`,
-`MEMBERSHIPS`, `MODELS`, `OPTIMIZERS`, `SCHEDULES`, `SERVERS`, `SPLITS`, `WORKERS`.
+Each registry is a plain dict from a name to a factory: `ATTACKS`, `DATASETS`,
+`DECODERS`, `MEMBERSHIPS`, `MODELS`, `OPTIMIZERS`, `SCHEDULES`, `SERVERS`, `SPLITS`,
+`WORKERS`.
 Decoders, attacks and memberships are those that their packages list in `__all__`.
 `SERVERS` has all that may stand for a decoder: the decoders themselves, the rest of the
 sign family, and the aggregation rules, whose factories give an optax transformation;
@@ -14,12 +15,14 @@ options are the factory's own arguments, a lone value its first one. Arguments c
 like a fact of the experiment (`num_workers`, `decoder`, ...) are no options: they are
 filled in.
 
-Other packages add attacks, decoders and aggregation rules by entry points
-(`signfd_jax.experiments._plugins`).
+Other packages add attacks, data sets, decoders, models, presets and aggregation rules
+by entry points (`signfd_jax.experiments._plugins`). A model may also be
+`package.module:Name`, and a data set a path.
 """
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import attacks, decoders, models, transforms, workers
+from signfd_jax import attacks, data, decoders, models, transforms, workers
 from signfd_jax._checks import check_number, check_size
 from signfd_jax.aggregators import RULES, Rule, factory
 from signfd_jax.data import partition
@@ -40,6 +43,7 @@ from signfd_jax.transforms import scale_by_aggregator
 
 __all__ = [
     "ATTACKS",
+    "DATASETS",
     "DECODERS",
     "MEMBERSHIPS",
     "MODELS",
@@ -51,6 +55,8 @@ __all__ = [
     "SPLITS",
     "WORKERS",
     "Names",
+    "check_dataset",
+    "load_dataset",
     "resolve",
 ]
 
@@ -250,6 +256,62 @@ MODELS: dict[str, Callable[..., Any]] = {
     "mnist_cnn": models.MnistCNN,
     "resnet": models.ResNet,
 }
+MODELS |= plugins.load("signfd_jax.models", taken=MODELS)
+
+DATASETS: dict[str, Callable[[], data.Dataset]] = plugins.load(
+    "signfd_jax.datasets", taken=data.DATASETS
+)
+"""The data sets that other packages add."""
+
+
+def load_dataset(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> data.Dataset:
+    """Load a data set that a configuration names.
+
+    Args:
+        name: of this library, of another package, or a path, see `data.load`.
+        data_dir: the folder of this library's data sets; None: see `data.load`.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        DataError: see `data.load`.
+        ValueError: the other package gives no data set.
+
+    Examples:
+        >>> load_dataset("digits").num_classes
+        10
+    """
+    if name not in DATASETS:
+        return data.load(name, data_dir=data_dir)
+    found = DATASETS[name]()
+    if not isinstance(found, data.Dataset):
+        raise ValueError(
+            f"the data set {name} of another package must be a data.Dataset, such as "
+            f"data.from_arrays gives, but is {type(found).__name__}"
+        )
+    return found
+
+
+def check_dataset(name: str) -> None:
+    """Refuse a data set that is none.
+
+    Args:
+        name: as `load_dataset` takes it.
+
+    Raises:
+        ValueError: there is none of that name.
+
+    Examples:
+        >>> check_dataset("digits")
+    """
+    if name in plugins.BROKEN:
+        raise ValueError(plugins.BROKEN[name])
+    if name not in DATASETS:
+        data.check_name(name)
+
 
 SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "iid": partition.iid,
@@ -292,9 +354,31 @@ WORKERS: dict[str, Callable[..., workers.Worker]] = {
     "stochastic_signs": _stochastic_signs,
 }
 
+
+def _sgd(
+    learning_rate: Any,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """A step along the decoded sign, or along its momentum."""
+    check_number("weight_decay", weight_decay, 0, 1e30)
+    if not weight_decay:
+        return optax.sgd(learning_rate, momentum, nesterov)
+    # As in AdamW, what decays has no part in the momentum.
+    return optax.chain(
+        optax.trace(momentum or 0.0, nesterov),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    name: getattr(optax, name)
-    for name in ("sgd", "adam", "adamw", "lion", "nadam", "rmsprop", "adagrad")
+    "sgd": _sgd,
+    **{
+        name: getattr(optax, name)
+        for name in ("adam", "adamw", "lion", "nadam", "rmsprop", "adagrad")
+    },
 }
 
 

@@ -4,12 +4,14 @@ Shapes: `S` seeds, `M` workers.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from signfd_jax import data, theory
-from signfd_jax._checks import check_flag, check_size
+from signfd_jax._checks import check_flag, check_kind, check_size
 from signfd_jax.experiments import _plugins as plugins
+from signfd_jax.experiments._choices import OWN
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine import program_sharded as sharded
 from signfd_jax.experiments._engine.settings import check_settings
@@ -30,10 +33,12 @@ from signfd_jax.experiments._storage import checkpoints, files
 from signfd_jax.experiments._storage import resume as resuming
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
-from signfd_jax.experiments._storage.params import save_params
+from signfd_jax.experiments._storage.params import digest, save_params
 from signfd_jax.experiments.config import Experiment, to_json
+from signfd_jax.experiments.registry import load_dataset
 from signfd_jax.experiments.report._tables import mean
 from signfd_jax.experiments.report.communication import bits_per_round
+from signfd_jax.experiments.sinks import Sink, opened
 
 __all__ = ["run_experiment"]
 
@@ -52,6 +57,9 @@ def run_experiment(
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 2,
     distributed: bool = False,
+    sinks: Sequence[Sink] = (),
+    dataset: data.Dataset | None = None,
+    model: Any = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run an experiment into its folder, unless it has been; go on if it was stopped.
 
@@ -76,6 +84,12 @@ def run_experiment(
         keep_checkpoints: number of checkpoints that stay, the newest.
         distributed: share the workers out to all devices of all processes that have
             joined (`launch.join`), which must see the same `output_dir`.
+        sinks: where the records go besides, such as `sinks.TensorBoard()`, or
+            `sinks.Callback(function)`, which is called after each test.
+        dataset: a data set of your own, such as `data.from_arrays(inputs, labels)`; in
+            the configuration its name takes the place of what is there.
+        model: a flax module of your own, or one like it: `init(key, inputs)`, and
+            `apply(params, inputs)` gives logits float `[B, num_classes]`; likewise.
 
     Returns:
         The run's folder, and its summary. `summary["finished_before"]` is not in the
@@ -97,14 +111,22 @@ def run_experiment(
         >>> summary["rounds"], sorted(path.suffix for path in folder.iterdir())
         (2, ['', '.json', '.json', '.json', '.jsonl', '.npz'])
     """
-    training.check(config)
+    config = _of_own(config, dataset, model)
+    training.check(config, dataset, model)
     check_flag("force", force)
     check_flag("distributed", distributed)
     if checkpoint_every is not None:
         check_size("checkpoint_every", checkpoint_every)
     check_size("keep_checkpoints", keep_checkpoints)
+    for sink in sinks:
+        check_kind("each of sinks", sink, ("open", "write", "close"), "sinks.Csv()")
     folder = records.run_folder(output_dir, config)
     summary_path = folder / "summary.json"
+    if dataset is None and config.dataset not in data.DATASETS:
+        dataset = load_dataset(config.dataset)
+    own = None if dataset is None else digest(_arrays(dataset))
+    if not force:
+        _check_data(folder, own)
     if summary_path.exists() and not force:
         return folder, files.read_json(summary_path) | {"finished_before": True}
     if not force:
@@ -115,7 +137,8 @@ def run_experiment(
     if first:
         plugins.warn_of_broken()
     records.make_folder(folder.parent)
-    dataset = data.load(config.dataset, data_dir=data_dir)
+    if dataset is None:
+        dataset = load_dataset(config.dataset, data_dir)
     split = training.split_examples(config, dataset)
     prepare = sharded.prepare_sharded if distributed else training.prepare
     records.make_folder(folder)
@@ -124,9 +147,9 @@ def run_experiment(
         with lock if first else contextlib.nullcontext():
             if first and progress:
                 _report("compiling ...")
-            prepared = prepare(config, dataset, split)
+            prepared = prepare(config, dataset, split, model)
             if first:
-                _set_up(folder, config, force)
+                _set_up(folder, config, force, own)
             start = Checkpoint(prepared.start(), 0, 0.0)
             begin = resuming.resume(folder, config, start, report=_report)
             del start
@@ -141,7 +164,17 @@ def run_experiment(
                     last=config.rounds,
                     agree=resuming.agreed,
                 )
-                end = _train(folder, config, prepared, begin, offer, stopped, progress)
+                with _opened(sinks if first else (), folder, config) as record:
+                    end = _train(
+                        folder,
+                        config,
+                        prepared,
+                        begin,
+                        offer,
+                        stopped,
+                        progress,
+                        record,
+                    )
             if first:
                 summary = _summary(folder, config, prepared, end)
                 text = json.dumps(records.plain(summary), indent=2) + "\n"
@@ -158,17 +191,67 @@ def _report(line):
     tqdm.write(f"signfd: {line}", file=console.patient(sys.stderr))
 
 
-def _set_up(folder, config, force):
+def _of_own(config, dataset, model):
+    """The configuration, with the names of a data set and a model that are given."""
+    names = {}
+    if dataset is not None:
+        if not isinstance(dataset, data.Dataset):
+            raise ValueError(
+                "dataset must be a data.Dataset, such as data.from_arrays gives, but "
+                f"is {type(dataset).__name__}"
+            )
+        names["dataset"] = dataset.name
+    if model is not None:
+        kind = type(model)
+        fields = getattr(model, "__dataclass_fields__", {})
+        written = {
+            name: getattr(value, "__name__", value)
+            for name in fields
+            if name not in ("parent", "name")
+            and (value := getattr(model, name)) != fields[name].default
+        }
+        options = ",".join(f"{name}={value}" for name, value in written.items())
+        names["model"] = f"{OWN}:{kind.__module__}.{kind.__qualname__}({options})"
+    return dataclasses.replace(config, **names) if names else config
+
+
+def _arrays(dataset):
+    """What of a data set changes a run."""
+    return {
+        name: np.asarray(getattr(dataset, name))
+        for name in ("train_inputs", "train_labels", "test_inputs", "test_labels")
+    }
+
+
+def _check_data(folder, own):
+    """Refuse to go on in a folder that was begun with other data of the same name."""
+    path = folder / "environment.json"
+    before = files.read_json(path).get("data_sha256") if path.is_file() else own
+    if before != own:
+        raise ValueError(
+            f"{folder} was begun with other data of the same name; give the data "
+            "another name, choose another --output-dir, or begin again with --force"
+        )
+
+
+def _set_up(folder, config, force, own):
     if force:
         for name in ("summary.json", "params.npz", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    environment = json.dumps(records.environment(), indent=2) + "\n"
+    environment = records.environment() | ({"data_sha256": own} if own else {})
+    environment = json.dumps(environment, indent=2) + "\n"
     records.write_atomically(folder / "environment.json", environment)
     records.write_atomically(folder / "config.json", to_json(config))
 
 
-def _train(folder, config, prepared, begin, offer, stopped, progress):
+def _opened(sinks, folder, config):
+    """The sinks, told of what was recorded before."""
+    before = records.read_lines(folder / "metrics.jsonl") if sinks else []
+    return opened(sinks, folder, config, before, report=_report)
+
+
+def _train(folder, config, prepared, begin, offer, stopped, progress, record):
     """Train from a checkpoint to the end, which is returned as another one."""
     state, rounds, seconds = begin
     up, down = bits_per_round(config, prepared.num_coordinates)
@@ -183,6 +266,7 @@ def _train(folder, config, prepared, begin, offer, stopped, progress):
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
             if first:
                 records.append_lines(folder / "metrics.jsonl", lines)
+                record([records.plain(line) for line in lines])
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
             bar.update(rounds - bar.n)
             console.show(bar, config.name, f"accuracy {accuracy:.3f}")

@@ -11,6 +11,7 @@ from signfd_jax.cli import main
 from signfd_jax.experiments import PRESETS, _catalogue, registry
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._choices import choose
+from signfd_jax.experiments.sinks import SINKS
 
 NAMES = {
     "presets": PRESETS,
@@ -23,6 +24,7 @@ NAMES = {
     "workers": registry.WORKERS,
     "optimizers": registry.OPTIMIZERS,
     "schedules": registry.SCHEDULES,
+    "sinks": SINKS,
 }
 FIELDS = {"models": "model", "splits": "split", "decoders": "decoder"}
 FIELDS |= {"attacks": "attack", "memberships": "membership", "workers": "worker"}

@@ -14,17 +14,20 @@ import numpy as np
 
 from signfd_jax import data
 from signfd_jax.data import partition
+from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._engine.program import (
     Inputs,
     Metrics,
     compile_program,
     means,
+    model_of,
     parts,
     program_key,
     worker_of,
 )
+from signfd_jax.experiments._processes import console
 from signfd_jax.experiments.config import Experiment
-from signfd_jax.experiments.registry import resolve
+from signfd_jax.experiments.registry import MODELS, check_dataset, resolve
 from signfd_jax.signs import check_wire
 
 
@@ -57,14 +60,17 @@ class Training(NamedTuple):
 
 
 @jax.transfer_guard("allow")  # What is moved here to the device is meant to be.
-def check(config: Experiment) -> None:
-    """Refuse names and options that do not exist, before anything is loaded."""
+def check(config: Experiment, dataset: Any = None, model: Any = None) -> None:
+    """Refuse names and options that do not exist, before anything is loaded.
+
+    A data set or a model that is given has no name to check.
+    """
     if not isinstance(config, Experiment):
         raise ValueError(f"an experiment must be an Experiment(), but is {config!r}")
-    if config.dataset not in data.DATASETS:
-        raise ValueError(
-            f"unknown data set {config.dataset!r}; known are {', '.join(data.DATASETS)}"
-        )
+    if dataset is None:
+        check_dataset(config.dataset)
+    if model is None:
+        choose(MODELS, "model", config.model)
     check_wire(config.wire)
     # The factories refuse Python numbers out of range; in a program they are traced.
     worker_of(config, lambda params, batch: 0.0)
@@ -108,13 +114,20 @@ def prepare(
     config: Experiment,
     dataset: data.Dataset,
     split: partition.Partition | None = None,
+    model: Any = None,
 ) -> Training:
-    """Compile an experiment, or find it compiled, and set it up."""
-    check(config)
+    """Compile an experiment, or find it compiled, and set it up.
+
+    A model that is given stands for the one that the configuration names.
+    """
+    check(config, dataset, model)
+    check_model(config, dataset, model)
     split = split_examples(config, dataset) if split is None else split
     leaves, structure = jax.tree.flatten(_inputs(config, dataset, split))
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    program = functools.partial(compile_program, program_key(config), structure, shapes)
+    program = functools.partial(
+        compile_program, program_key(config), structure, shapes, model=model
+    )
     lengths = {min(config.eval_every, config.rounds), config.rounds % config.eval_every}
     begun = time.perf_counter()
     start = program(None)
@@ -137,6 +150,51 @@ def prepare(
         num_coordinates=sum(leaf.size for leaf in params) // config.seeds,
         compile_seconds=compile_seconds,
     )
+
+
+def check_model(config: Experiment, dataset: data.Dataset, model: Any) -> None:
+    """Refuse a model that cannot be trained on the data set, and say why."""
+    image = data.standardise(np.asarray(dataset.test_inputs[:1]), dataset)
+    if config.augment and image.ndim != 4:
+        raise ValueError(
+            "augment=True crops images [n, height, width, channels], but the inputs "
+            f"are {list(dataset.test_inputs.shape)}"
+        )
+    model = model_of(config, dataset.num_classes, model)
+    name = type(model).__name__
+    for method in ("init", "apply"):
+        if not callable(getattr(model, method, None)):
+            raise ValueError(
+                f"{config.model} gives a {name}, which has no method {method}: it must "
+                "be a module of flax.linen, or like one"
+            )
+    spoken = functools.partial(_cannot_read, name, image)
+    variables = spoken(lambda: jax.eval_shape(model.init, jax.random.key(0), image))
+    if isinstance(variables, dict) and (extra := sorted({*variables} - {"params"})):
+        raise ValueError(
+            f"{name} keeps {', '.join(extra)} beside its parameters, but workers vote "
+            "on parameters alone: take models.BatchNorm or a norm without state"
+        )
+    logits = spoken(lambda: jax.eval_shape(model.apply, variables, image))
+    wanted = (1, dataset.num_classes)
+    shape = getattr(logits, "shape", ())
+    if shape != wanted:
+        raise ValueError(
+            f"{name} gives logits of shape {list(shape)} for one input, but "
+            f"{list(wanted)} is wanted: {dataset.name} has "
+            f"{dataset.num_classes} classes"
+        )
+
+
+def _cannot_read(name, image, act):
+    """What `act` gives, or one line that says what a stranger's model raises."""
+    try:
+        return act()
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot read an input of shape {list(image.shape)} "
+            f"({type(error).__name__}: {console.reason(error)})"
+        ) from error
 
 
 def _inputs(config, dataset, split):

@@ -194,6 +194,13 @@ def step_of(
     return names.optimizer.make(facts)
 
 
+def model_of(config: Experiment, num_classes: int, model: Any = None) -> Any:
+    """The model that is given, or else made as the configuration names it."""
+    if model is not None:
+        return model
+    return resolve(config).model.make({"num_classes": num_classes})
+
+
 def worker_of(config: Experiment, loss_fn: Any) -> Worker:
     """Make what a configuration's workers do, with the loss of a model."""
     return resolve(config).worker.make({"loss_fn": loss_fn})
@@ -204,6 +211,13 @@ def _randomness(seed, user):
     # Of the numbers that `split` and `byzantine_mask` fold in these are none.
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - user))
     return {"key": key, "seed": jax.random.bits(key, dtype=jnp.uint32)}
+
+
+def nothing_like(dataset: data.Dataset) -> jax.Array:
+    """One input of zeros, by whose shape a model makes its parameters."""
+    tokens = dataset.test_inputs.dtype == jnp.int32
+    dtype = jnp.int32 if tokens else jnp.float32
+    return jnp.zeros((1, *dataset.test_inputs.shape[1:]), dtype)
 
 
 class _ByOperation(NamedTuple):
@@ -226,14 +240,18 @@ def compiled(function: Any, *arguments, options: Any = None) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def compile_program(
-    key: Experiment, structure: Any, leaves: tuple[Any, ...], num_rounds: int | None
+    key: Experiment,
+    structure: Any,
+    leaves: tuple[Any, ...],
+    num_rounds: int | None,
+    model: Any = None,
 ) -> Any:
     """Compile the start of an experiment, or a chunk of its rounds with a test."""
 
     def build(leaves, seed):
         inputs: Inputs = jax.tree.unflatten(structure, leaves)
         num_classes = inputs.dataset.num_classes
-        model = resolve(key).model.make({"num_classes": num_classes})
+        network = model_of(key, num_classes, model)
         server, attack, membership = parts(
             key,
             num_classes=num_classes,
@@ -243,7 +261,7 @@ def compile_program(
             seed=seed,
         )
         simulated = simulation(
-            worker_of(key, models.loss_fn(model)),
+            worker_of(key, models.loss_fn(network)),
             server,
             num_workers=key.num_workers,
             attack=attack,
@@ -252,19 +270,19 @@ def compile_program(
             lookup=batches.examples(inputs.dataset) if key.worker_chunk else None,
             worker_chunk=key.worker_chunk or None,
         )
-        return inputs, model, simulated
+        return inputs, network, simulated
 
     def start(seed, byzantine, leaves):
-        inputs, model, simulated = build(leaves, seed)
+        inputs, network, simulated = build(leaves, seed)
         model_key, run_key = jax.random.split(jax.random.key(seed))
-        image = jnp.zeros((1, *inputs.dataset.test_inputs.shape[1:]))
-        return simulated.init(run_key, model.init(model_key, image), byzantine)
+        image = nothing_like(inputs.dataset)
+        return simulated.init(run_key, network.init(model_key, image), byzantine)
 
     def chunk(state, seed, leaves):
         assert num_rounds is not None
-        inputs, model, simulated = build(leaves, seed)
+        inputs, network, simulated = build(leaves, seed)
         dataset = inputs.dataset
-        worker = worker_of(key, models.loss_fn(model))
+        worker = worker_of(key, models.loss_fn(network))
         size = key.batch_size * worker.num_batches
         if key.worker_chunk:
             sample_batch = batches.worker_indices(inputs.partition, size)
@@ -274,7 +292,7 @@ def compile_program(
             )
         state, infos = run(simulated, state, sample_batch, num_rounds)
         test = models.evaluate(
-            model,
+            network,
             state.params,
             dataset.test_inputs,
             dataset.test_labels,

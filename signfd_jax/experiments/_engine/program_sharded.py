@@ -32,11 +32,14 @@ from signfd_jax.experiments._engine.prepare import (
     Training,
     byzantine_mask,
     check,
+    check_model,
     split_examples,
 )
 from signfd_jax.experiments._engine.program import (
     compiled,
     means,
+    model_of,
+    nothing_like,
     parts,
     step_of,
     totals,
@@ -125,13 +128,15 @@ def prepare_sharded(
     config: Experiment,
     dataset: data.Dataset,
     split: partition.Partition | None = None,
+    model: Any = None,
 ) -> Training:
     """Compile an experiment for all devices, and set it up: `prepare`, in parallel.
 
     Every process calls it with the same arguments. `Metrics.sign_error` is NaN: nobody
     has the mean gradient.
     """
-    check(config)
+    check(config, dataset, model)
+    check_model(config, dataset, model)
     devices = jax.devices()
     check_sharded(config, len(devices))
     split = split_examples(config, dataset) if split is None else split
@@ -148,7 +153,7 @@ def prepare_sharded(
     masks = np.stack([byzantine_mask(config, int(seed)) for seed in seeds])
     begin = (_put(seeds, mesh, P()), _put(masks, mesh, P()), facts)
 
-    start, chunk, specs = _programs(config, len(devices), structure)
+    start, chunk, specs = _programs(config, len(devices), structure, model)
     shard_specs: Any = (P(_AXIS), P(_AXIS), P(_AXIS), P())
     begun = time.perf_counter()
     start = jax.shard_map(start, mesh=mesh, in_specs=P(), out_specs=specs)
@@ -204,7 +209,7 @@ def _parts(config, num_classes, learning_rate, seed=0):
     )
 
 
-def _programs(config, num_devices, structure):
+def _programs(config, num_devices, structure, given):
     """The start and a chunk of rounds, for one device, and the specs of the state."""
     workers, rows = config.num_workers, config.num_workers // num_devices
     decoder = resolve(config).decoder.make({"num_workers": workers})
@@ -223,19 +228,15 @@ def _programs(config, num_devices, structure):
         worker_state=P(None, _AXIS),
     )
 
-    def model_of(facts):
-        return resolve(config).model.make({"num_classes": facts.num_classes})
-
     def start(seeds, masks, leaves):
         facts: data.Dataset = jax.tree.unflatten(structure, leaves)
-        model = model_of(facts)
+        model = model_of(config, facts.num_classes, given)
         worker = worker_of(config, models.loss_fn(model))
         own = lax.axis_index(_AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)
 
         def of_seed(seed, byzantine):
             model_key, run_key = jax.random.split(jax.random.key(seed))
-            image = jnp.zeros((1, *facts.test_inputs.shape[1:]))
-            params = model.init(model_key, image)
+            params = model.init(model_key, nothing_like(facts))
             opt_state: Any = tx.init(params)
             return SimulationState(
                 params=params,
@@ -259,7 +260,7 @@ def _programs(config, num_devices, structure):
             facts, train_inputs=shards.inputs[0], train_labels=shards.labels[0]
         )
         first = lax.axis_index(_AXIS) * rows
-        model = model_of(facts)
+        model = model_of(config, facts.num_classes, given)
         worker = worker_of(config, models.loss_fn(model))
         sample_batch = batches.worker_batches(
             dataset,
