@@ -44,13 +44,14 @@ class Sink(Protocol):
         close: `close()` in the end, also where the run was stopped.
     """
 
-    def open(
-        self, folder: Path, config: Experiment, before: Sequence[Record]
-    ) -> None: ...  # noqa: D102
+    def open(self, folder: Path, config: Experiment, before: Sequence[Record]) -> None:
+        """Begin."""
 
-    def write(self, records: Sequence[Record]) -> None: ...  # noqa: D102
+    def write(self, records: Sequence[Record]) -> None:
+        """Take the records of a test."""
 
-    def close(self) -> None: ...  # noqa: D102
+    def close(self) -> None:
+        """End."""
 
 
 def entries(record: Record) -> dict[str, float]:

@@ -16,7 +16,7 @@ from signfd_jax.experiments import Experiment, run_experiment
 from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._storage.run_folder import read_lines
 
-NET = '''
+NET = """
 import flax.linen as nn
 
 class Net(nn.Module):
@@ -26,7 +26,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, inputs):
         return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.hidden)(inputs)))
-'''
+"""
 SHORT = {"rounds": 4, "eval_every": 2, "batch_size": 4}
 
 
@@ -79,7 +79,7 @@ def test_a_run_of_ones_own_goes_on_where_it_was_killed(scratch):
     process.kill()
     process.communicate()
     process = signfd(scratch, *whole)
-    out, err = process.communicate()
+    _, err = process.communicate()
     assert process.returncode == 0, err
     (one,), (other,) = scratch.glob("whole/*"), scratch.glob("runs/*")
     for name in ("metrics.jsonl", "metrics.csv", "params.npz"):
@@ -125,8 +125,10 @@ def test_objects_stand_for_names(tmp_path, monkeypatch):
     dataset = data.from_arrays(*arrays(), name="mine")
     config = Experiment(**SHORT)
     run = {"dataset": dataset, "progress": False}
-    folder, summary = run_experiment(config, tmp_path / "a", model=Net(), **run)
-    other, _ = run_experiment(config, tmp_path / "a", model=Net(activation=nn.tanh), **run)
+    folder, _ = run_experiment(config, tmp_path / "a", model=Net(), **run)
+    other, _ = run_experiment(
+        config, tmp_path / "a", model=Net(activation=nn.tanh), **run
+    )
     assert folder != other
     # The same by names.
     (tmp_path / "theirs.py").write_text(NET.replace("hidden: int = 16", "keeps = 0"))
