@@ -41,7 +41,7 @@ CORE = {"jax", "jaxlib", "jaxtyping", "numpy", "optax"}
 EXTRA = {
     "data": {"pooch", "sklearn"},
     "models": {"flax"},
-    "experiments": {"flax", "matplotlib", "orbax", "tqdm", "tyro"},
+    "experiments": {"flax", "matplotlib", "orbax", "pandas", "tqdm", "tyro"},
     "cli": {"rich", "tqdm", "tyro"},
 }
 

@@ -85,9 +85,9 @@ def _run_here(options, experiment, earlier) -> int:
 
     from signfd_jax.experiments._engine import prepare as training
     from signfd_jax.experiments._engine.settings import changed_settings
+    from signfd_jax.experiments._sinks import named
     from signfd_jax.experiments._storage import repeats
     from signfd_jax.experiments.run import run_experiment
-    from signfd_jax.experiments.sinks import named
 
     keep_compiled()
     sinks = named(options.log)

@@ -29,6 +29,7 @@ from signfd_jax.experiments._engine import program_sharded as sharded
 from signfd_jax.experiments._engine.settings import check_settings
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._processes import signals as interrupts
+from signfd_jax.experiments._sinks import opened
 from signfd_jax.experiments._storage import checkpoints, files
 from signfd_jax.experiments._storage import resume as resuming
 from signfd_jax.experiments._storage import run_folder as records
@@ -38,7 +39,7 @@ from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.registry import load_dataset
 from signfd_jax.experiments.report._tables import mean
 from signfd_jax.experiments.report.communication import bits_per_round
-from signfd_jax.experiments.sinks import Sink, opened
+from signfd_jax.experiments.sinks import Sink
 
 __all__ = ["run_experiment"]
 

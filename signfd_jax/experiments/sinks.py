@@ -1,20 +1,18 @@
 """Where a run's records go beside its folder: TensorBoard, W&B, MLflow, CSV, or you.
 
-A record is a line of `metrics.jsonl`, as a dict: one of each test and seed. Its numbers
-are the scalars, its lists have a number for each worker. `SINKS` are those that
+A `Record` is a line of `metrics.jsonl`, as a dict: one of each test and seed. Its
+numbers are the scalars, its lists have a number for each worker. `SINKS` are those that
 `signfd run --log` knows; any object with the three methods of `Sink` is one.
 """
 
-import contextlib
 import csv
 import dataclasses
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from signfd_jax._checks import check_callable
-from signfd_jax.experiments._processes import console
 from signfd_jax.experiments.config import Experiment
 
 __all__ = [
@@ -36,12 +34,10 @@ Record = Mapping[str, Any]
 class Sink(Protocol):
     """What takes the records of a run, as they are made.
 
-    Attributes:
-        open: `open(folder, config, before)`, once before the first record: the run's
-            folder, its `Experiment`, and the records of a run that goes on, which are
-            not written again.
-        write: `write(records)` after each test: a record of each seed.
-        close: `close()` in the end, also where the run was stopped.
+    `open(folder, config, before)` is called once before the first record, with the
+    run's folder, its `Experiment`, and the records of a run that goes on, which are not
+    written again. `write(records)` is called after each test, with a record of each
+    seed, and `close()` in the end, also where the run was stopped.
     """
 
     def open(self, folder: Path, config: Experiment, before: Sequence[Record]) -> None:
@@ -259,61 +255,3 @@ SINKS: dict[str, Callable[[], Sink]] = {
     "mlflow": MLflow,
 }
 """The sinks that have a name."""
-
-
-def named(names: Iterable[str]) -> list[Sink]:
-    """The sinks of these names, each once, where what they need is installed."""
-    found = []
-    for name in dict.fromkeys(names):
-        if name not in SINKS:
-            raise ValueError(console.unknown("sink", name, sorted(SINKS)))
-        package = getattr(SINKS[name], "package", None)
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"--log {name} needs the package {package}: pip install {package}"
-            )
-        found.append(SINKS[name]())
-    return found
-
-
-@contextlib.contextmanager
-def opened(
-    sinks: Iterable[Sink],
-    folder: Path,
-    config: Experiment,
-    before: Sequence[Record],
-    *,
-    report: Callable[[str], None],
-) -> Iterator[Callable[[Sequence[Record]], None]]:
-    """What writes to all of them; one that fails later is left out, with a line."""
-    at_work: list[Sink] = []
-
-    def spared(sink, act):
-        try:
-            act()
-        except Exception as error:  # whatever a stranger's library raises
-            at_work.remove(sink)
-            report(
-                f"{type(sink).__name__} is left out from here on "
-                f"({type(error).__name__}: {console.reason(error)}); the run goes on"
-            )
-
-    def write(records):
-        for sink in tuple(at_work):
-            spared(sink, lambda sink=sink: sink.write(records))
-
-    try:
-        for sink in sinks:
-            try:
-                sink.open(folder, config, before)
-            except Exception as error:
-                raise ValueError(
-                    f"the sink {type(sink).__name__} cannot be opened "
-                    f"({type(error).__name__}: {console.reason(error)}); nothing was "
-                    "trained"
-                ) from error
-            at_work.append(sink)
-        yield write
-    finally:
-        for sink in tuple(at_work):
-            spared(sink, sink.close)

@@ -1,9 +1,11 @@
 """A model and data of the user's own, in a folder of the user's own."""
 
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -16,17 +18,7 @@ from signfd_jax.experiments import Experiment, run_experiment
 from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._storage.run_folder import read_lines
 
-NET = """
-import flax.linen as nn
-
-class Net(nn.Module):
-    num_classes: int
-    hidden: int = 16
-
-    @nn.compact
-    def __call__(self, inputs):
-        return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.hidden)(inputs)))
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
 SHORT = {"rounds": 4, "eval_every": 2, "batch_size": 4}
 
 
@@ -38,10 +30,15 @@ def arrays(classes=3):
 
 @pytest.fixture
 def scratch(tmp_path):
-    (tmp_path / "mynet.py").write_text(NET)
-    inputs, labels = arrays()
-    np.savez(tmp_path / "my.npz", inputs=inputs, labels=labels)
+    """The files of the page that tells how, in a folder outside the repository."""
+    (tmp_path / "mynet.py").write_text(titled("mynet.py"))
+    subprocess.run([sys.executable, "-c", titled("data.py")], cwd=tmp_path, check=True)
     return tmp_path
+
+
+def titled(name):
+    """The block of the page with that title."""
+    return re.search(rf'^```python title="{name}"\n(.*?)^```', PAGE, re.M | re.S)[1]
 
 
 def signfd(folder, *arguments, **options):
@@ -61,24 +58,23 @@ def signfd(folder, *arguments, **options):
     )
 
 
-MINE = "run --model mynet:Net --dataset my.npz --optimizer adamw --local-steps 8"
-MINE += " --log csv --num-byzantine 6 --batch-size 4 --eval-every 2"
+RUN = re.search(r"^signfd (run .*?)\n```", PAGE, re.M | re.S)[1]
+MINE = RUN.replace("\\\n", " ").split()
 
 
 @pytest.mark.slow
 def test_a_run_of_ones_own_goes_on_where_it_was_killed(scratch):
-    whole = [*MINE.split(), "--rounds", "30"]
-    process = signfd(scratch, *whole, "--output-dir", "whole")
+    process = signfd(scratch, *MINE, "--output-dir", "whole")
     _, err = process.communicate()
     assert process.returncode == 0, err
-    process = signfd(scratch, *whole, "--checkpoint-every", "2")
+    process = signfd(scratch, *MINE, "--checkpoint-every", "2")
     deadline = time.monotonic() + 120
     while not list(scratch.glob("runs/my-*/checkpoints/*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    process = signfd(scratch, *whole)
+    process = signfd(scratch, *MINE)
     _, err = process.communicate()
     assert process.returncode == 0, err
     (one,), (other,) = scratch.glob("whole/*"), scratch.glob("runs/*")
@@ -99,7 +95,7 @@ def test_a_run_of_ones_own_goes_on_where_it_was_killed(scratch):
     ],
 )
 def test_what_is_wrong_is_one_line(scratch, arguments, wrong):
-    process = signfd(scratch, *MINE.split(), *arguments)
+    process = signfd(scratch, *MINE, *arguments)
     _, err = process.communicate()
     assert process.returncode == 2
     assert wrong in err
@@ -131,7 +127,6 @@ def test_objects_stand_for_names(tmp_path, monkeypatch):
     )
     assert folder != other
     # The same by names.
-    (tmp_path / "theirs.py").write_text(NET.replace("hidden: int = 16", "keeps = 0"))
     found = choose({}, "model", f"{__name__}:Net")
     assert found.make({"num_classes": 3}) == Net()
     np.savez(tmp_path / "mine.npz", inputs=arrays()[0], labels=arrays()[1])

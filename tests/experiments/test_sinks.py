@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from signfd_jax.experiments import Experiment, load, run_experiment, sinks
+from signfd_jax.experiments._sinks import named
 from signfd_jax.experiments._storage.run_folder import read_lines
 
 CONFIG = Experiment(rounds=6, eval_every=2, batch_size=4, num_workers=5, seeds=2)
@@ -184,12 +185,12 @@ def test_a_sink_that_cannot_be_opened_ends_the_run(tmp_path):
 
 
 def test_names_of_sinks(monkeypatch):
-    assert [type(s) for s in sinks.named(["csv", "csv"])] == [sinks.Csv]
+    assert [type(s) for s in named(["csv", "csv"])] == [sinks.Csv]
     with pytest.raises(ValueError, match="unknown sink 'cvs'"):
-        sinks.named(["cvs"])
+        named(["cvs"])
     monkeypatch.setattr(sinks.TensorBoard, "package", "no_such_package")
     with pytest.raises(ValueError, match="needs the package no_such_package"):
-        sinks.named(["tensorboard"])
+        named(["tensorboard"])
 
 
 def test_records_are_a_data_frame(tmp_path):
