@@ -3,7 +3,7 @@ r"""What a worker sends: a gradient, how far its own steps went, or a function o
 Shapes: everything here is of one worker, whose batch has leaves `[B, ...]`; what it
 sends is a tree like the parameters. `simulation` runs M of them side by side. Start
 with `gradient` or `local_steps`, and put `momentum`, `error_feedback`,
-`stochastic_signs`, `dct_top_k` or `transformed` around it.
+`stochastic_signs`, `dct_top_k`, `transformed` or `late` around it.
 
 A Byzantine worker keeps its state like an honest one; the attack changes what it sends.
 A worker that is absent keeps its state as it was.
@@ -33,6 +33,7 @@ __all__ = [
     "dct_top_k",
     "error_feedback",
     "gradient",
+    "late",
     "local_steps",
     "momentum",
     "stochastic_signs",
@@ -364,6 +365,90 @@ def dct_top_k(
         pairs = jax.tree.map(split, kept, sent)
         sent, kept = (jax.tree.map(lambda _, p, i=i: p[i], kept, pairs) for i in (0, 1))
         return sent, (own, kept), loss
+
+    return worker._replace(init=init, send=send)
+
+
+class _LateState(NamedTuple):
+    """State of `late`.
+
+    Attributes:
+        worker: the state of the worker whose votes are late.
+        under_way: tree of `[d, ...]`, the last d trees, each at its round modulo d.
+        place: int32 scalar, the place of the oldest one.
+        lag: int32 scalar, rounds from sending to arrival.
+    """
+
+    worker: Any
+    under_way: Any
+    place: jax.Array
+    lag: jax.Array
+
+
+def late(worker: Worker, delay: int = 1, *, drawn: bool = False) -> Worker:
+    """What is sent arrives some rounds later; until the first arrival it abstains.
+
+    What arrives in round t was made in round t - d, from the parameters of that round:
+    the signs are stale. In the first d rounds zeros arrive, which abstain. The loss is
+    that of the round itself. Rounds in which the worker is absent are not counted, and
+    nothing arrives in them. An attack changes what arrives.
+
+    Args:
+        worker: the `Worker` whose sent tree is late.
+        delay: rounds d from sending to arrival (int >= 0); 0 is `worker` itself.
+        drawn: whether each worker has a delay of its own, from 0 to `delay` with equal
+            probability, which stays.
+
+    Returns:
+        A `Worker`; its state is also d trees like the parameters.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Examples:
+        >>> worker = late(gradient(lambda x, batch: jnp.sum(x * batch)), delay=2)
+        >>> state = worker.init(jax.random.key(0), jnp.ones(1))
+        >>> for round in range(4):
+        ...     batch = jnp.full(1, 10.0 + round)
+        ...     sent, state, _ = worker.send(None, jnp.ones(1), batch, state)
+        ...     print(sent)
+        [0.]
+        [0.]
+        [10.]
+        [11.]
+    """
+    _check_worker(worker)
+    check_size("delay", delay, 0)
+    check_flag("drawn", drawn)
+    if delay == 0:
+        return worker
+
+    def init(key, params):
+        key, lag_key = jax.random.split(key)
+        given = jnp.full((), delay, jnp.int32)
+        return _LateState(
+            worker=worker.init(key, params),
+            under_way=jax.tree.map(
+                lambda leaf: jnp.zeros((delay, *jnp.shape(leaf)), leaf.dtype), params
+            ),
+            place=jnp.zeros((), jnp.int32),
+            lag=jax.random.randint(lag_key, (), 0, delay + 1) if drawn else given,
+        )
+
+    def send(key, params, batch, state):
+        sent, own, loss = worker.send(key, params, batch, state.worker)
+        sent = jax.tree.map(lambda s, u: s.astype(u.dtype), sent, state.under_way)
+        due = (state.place - state.lag) % delay
+
+        def arriving(sent, under_way):
+            return jnp.where(state.lag == 0, sent, under_way[due])
+
+        arrived = jax.tree.map(arriving, sent, state.under_way)
+        under_way = jax.tree.map(
+            lambda s, u: u.at[state.place].set(s), sent, state.under_way
+        )
+        place = (state.place + 1) % delay
+        return arrived, _LateState(own, under_way, place, state.lag), loss
 
     return worker._replace(init=init, send=send)
 

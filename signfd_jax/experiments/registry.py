@@ -340,6 +340,13 @@ def _momentum(loss_fn: Callable[..., jax.Array], decay: float = 0.9) -> workers.
     return workers.momentum(workers.gradient(loss_fn), decay)
 
 
+def _late(
+    loss_fn: Callable[..., jax.Array], delay: int = 1, drawn: bool = False
+) -> workers.Worker:
+    """Send the gradient, which arrives some rounds later."""
+    return workers.late(workers.gradient(loss_fn), delay, drawn=drawn)
+
+
 def _stochastic_signs(
     loss_fn: Callable[..., jax.Array], bound: float = 1.0
 ) -> workers.Worker:
@@ -349,6 +356,7 @@ def _stochastic_signs(
 
 WORKERS: dict[str, Callable[..., workers.Worker]] = {
     "gradient": workers.gradient,
+    "late": _late,
     "local_steps": _local_steps,
     "momentum": _momentum,
     "stochastic_signs": _stochastic_signs,

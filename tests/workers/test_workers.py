@@ -38,6 +38,8 @@ WORKERS = {
     "stochastic": workers.stochastic_signs(GRADIENT, 2.0),
     "dct": workers.dct_top_k(GRADIENT, 3, chunk=8),
     "clipped": workers.transformed(LOCAL, optax.clip(0.1)),
+    "late": workers.late(GRADIENT, 3),
+    "late, drawn": workers.late(workers.momentum(GRADIENT), 2, drawn=True),
 }
 
 
@@ -121,6 +123,46 @@ def test_stochastic_signs_have_the_right_mean_and_a_key_of_their_own():
     assert np.isnan(sent[:, 4]).all()
     mean = sent[:, :4].mean(0)
     np.testing.assert_allclose(mean, [-1, -0.25, 0, 0.5], atol=5 / np.sqrt(20_000))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_late_is_a_list_of_what_was_sent(drawn):
+    inner = workers.momentum(workers.stochastic_signs(GRADIENT))
+    worker = workers.late(inner, 3, drawn=drawn)
+    init = jax.jit(worker.init)
+    states = [init(key, PARAMS) for key in jax.random.split(jax.random.key(1), 40)]
+    lags = [int(state.lag) for state in states]
+    assert set(lags) == ({0, 1, 2, 3} if drawn else {3})
+    send, now = jax.jit(worker.send), jax.jit(inner.send)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    for lag in set(lags):
+        state, made = states[lags.index(lag)], []
+        own = state.worker
+        for round in range(9):
+            key, batch_key = jax.random.split(jax.random.key(round))
+            params = jax.tree.map(lambda x, t=round: x + t, PARAMS)
+            batch = draw(batch_key)[0]
+            fresh, own, loss_now = now(key, params, batch, own)
+            made.append(fresh)
+            arrived, state, loss_late = send(key, params, batch, state)
+            due = made[round - lag] if round >= lag else zeros
+            chex.assert_trees_all_equal(arrived, due)
+            assert loss_late == loss_now
+        chex.assert_trees_all_equal(state.worker, own)
+
+
+def test_delays_are_drawn_with_equal_probability():
+    """Of 4,000 workers, for each of four lags; five standard errors."""
+    worker = workers.late(GRADIENT, 3, drawn=True)
+    keys = jax.random.split(jax.random.key(0), 4_000)
+    lags = jax.vmap(lambda key: worker.init(key, PARAMS).lag)(keys)
+    shares = np.bincount(lags, minlength=4) / 4_000
+    np.testing.assert_allclose(shares, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / 4_000))
+
+
+def test_who_is_not_late_is_the_worker():
+    assert workers.late(GRADIENT, 0) is GRADIENT
+    assert workers.late(LOCAL, 0, drawn=True) is LOCAL
 
 
 # The cosine basis ---------------------------------------------------------------------
@@ -256,6 +298,59 @@ def test_who_is_absent_keeps_its_state():
         *(s.worker_state[1].ema["x"] for s in (state, after)),
     )
     np.testing.assert_array_equal(moved, present)
+
+
+def test_nothing_arrives_while_a_worker_is_absent():
+    """It goes on where it was: the rounds of its absence are as if they had not been.
+
+    Worker 2 is away for three rounds, and what it sent before them arrives after them.
+    """
+    arrived = []
+    recording = optax.GradientTransformation(
+        lambda params: jnp.zeros((M, N)),
+        lambda sent, state, params: (sent.sum(0), sent),
+    )
+    worker = workers.late(workers.gradient(lambda x, b: jnp.sum(x * b)), 2)
+    simulated = sfd.simulation(worker, recording, num_workers=M, sign_error=False)
+    state = simulated.init(jax.random.key(0), jnp.zeros(N), jnp.zeros(M, bool))
+    step = jax.jit(simulated.step)
+    for round in range(8):
+        present = (jnp.arange(M) != 2) | (round not in (3, 4, 5))
+        batch = jnp.full((M, N), 1.0 + round)
+        state, _ = step(state, batch, present=present)
+        arrived.append(np.asarray(state.opt_state)[:, 0])
+    arrived = np.array(arrived)
+    np.testing.assert_array_equal(arrived[:, 0], [0, 0, 1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(arrived[[0, 1, 2, 6, 7], 2], [0, 0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_late_inverters_gain_nothing(drawn):
+    """Weights as of those who are in time, from the second round after the delay on."""
+    many, size, delay = 9, 1000, 3
+    target = jnp.linspace(-1.0, 1.0, size)
+    worker = workers.gradient(lambda x, b: jnp.sum((x - b) ** 2) / 2)
+    simulated = sfd.simulation(
+        workers.late(worker, delay, drawn=drawn),
+        sfd.sign_sgd(0.01, many),
+        num_workers=many,
+        attack=attacks.sign_inversion(),
+    )
+    byzantine = jnp.arange(many) < 4
+
+    def sample(key):
+        return target[None] + 0.5 * jax.random.normal(key, (many, size))
+
+    @functools.partial(jax.jit, compiler_options=OPTIMISED)
+    def go(key):
+        state = simulated.init(key, jnp.zeros(size), byzantine)
+        return sfd.run(simulated, state, sample, 120)
+
+    state, infos = go(jax.random.key(0))
+    right = np.where(np.asarray(byzantine), -1, 1)
+    settled = infos.weights[delay + 1 :]
+    np.testing.assert_array_equal(settled, np.tile(right, (len(settled), 1)))
+    assert jnp.mean(jnp.abs(state.params - target)) < 0.1
 
 
 @pytest.mark.parametrize("steps", [5, 20])
