@@ -411,6 +411,9 @@ OF_ATTACKS = [
     ("alie", "z", "big", "z must be a number"),
     ("budgeted_swing", "budget", 1.5, "budget must lie in"),
     ("budgeted_swing", "decoder", "oracle", "decoder must be what"),
+    ("churn", "period", 0, "period must be a whole number of at least 1 rounds"),
+    ("churn", "groups", 1, "groups must be a whole number of at least 2"),
+    ("churn", "seed", -1, "seed must be a whole number of at least 0"),
     ("coordinate_specialist", "share", 2.0, "share must lie in"),
     ("coordinate_specialist", "start_round", -1, "start_round must be a whole number"),
     ("coordinate_specialist", "then", attacks.label_flip(10), "enters at the data"),
@@ -1273,6 +1276,9 @@ def sent_by(name, **given):
 
 for name, argument, bad, says in [
     ("gradient", "loss_fn", 3.0, "loss_fn must be a function"),
+    ("late", "delay", -1, "delay must be an int >= 0"),
+    ("late", "delay", 1.5, "delay must be an int >= 0"),
+    ("late", "drawn", "yes", "drawn must be True or False"),
     ("local_steps", "loss_fn", None, "loss_fn must be a function"),
     ("local_steps", "tx", optax.sgd, "tx must be what optax.sgd or the like gives"),
     ("local_steps", "num_steps", 0, "num_steps must be an int >= 1, but is 0"),
@@ -1289,7 +1295,9 @@ for name, argument, bad, says in [
         functools.partial(sent_by, name, **{argument: bad}),
         says,
     )
-for name in "transformed momentum error_feedback stochastic_signs dct_top_k".split():
+for name in (
+    "transformed momentum error_feedback stochastic_signs dct_top_k late"
+).split():
     row(
         f"signfd_jax.workers.{name}(worker)",
         functools.partial(sent_by, name, worker=lambda params, batch: 0.0),

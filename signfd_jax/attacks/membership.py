@@ -16,6 +16,7 @@ from signfd_jax._checks import check_count, check_number
 
 __all__ = [
     "Membership",
+    "churn",
     "drawn_each_round",
     "drop_out",
     "leaving",
@@ -26,6 +27,71 @@ __all__ = [
 Membership = Callable[
     [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]
 ]
+
+
+def churn(
+    period: int | jax.Array = 100,
+    groups: int | jax.Array = 5,
+    seed: int | jax.Array = 0,
+) -> Membership:
+    """Workers leave, and newcomers take their slots: honest ones and liars.
+
+    The workers are dealt into groups at random, and so are the liars among them. The
+    groups are away in turn, for one period each. Then newcomers fill the group's slots.
+    As many of them lie as before, and which of them is drawn anew. The other slots have
+    the workers that they had. What a decoder remembers of a slot, and the slot's own
+    worker state, pass on to the newcomer. Of 7 liars among 15 workers 6 may be present
+    among 12: a narrow majority can be gone for a period.
+
+    Args:
+        period: rounds that a group is away (int scalar >= 1, may be traced).
+        groups: their number (int scalar >= 2, may be traced); each of them is present
+            for one period less than that between two absences.
+        seed: groups and newcomers are drawn from it (int, or an integer scalar that may
+            be traced), so that they stay for a period; the round's key is not used.
+
+    Returns:
+        A membership function.
+
+    Raises:
+        ValueError: `period` is below 1, `groups` below 2 or `seed` below 0 (Python
+            ints).
+
+    Examples:
+        >>> membership = churn(period=10, groups=2)
+        >>> for round in (0, 9, 10):
+        ...     mask, present = membership(None, jnp.arange(4) < 2, round)
+        ...     print(mask, present)
+        [ True  True False False] [False  True False  True]
+        [ True  True False False] [False  True False  True]
+        [False  True  True False] [ True False  True False]
+    """
+    check_count("period", period, 1, unit="rounds")
+    check_count("groups", groups, 2)
+    check_count("seed", seed, 0)
+
+    def membership(key, byzantine, round):
+        del key
+        deal_key, newcomer_key = jax.random.split(jax.random.key(seed))
+        workers = jnp.arange(byzantine.shape[0], dtype=jnp.int32)
+        # Dealt like cards: all honest workers, then all liars.
+        shuffled = jax.random.permutation(deal_key, workers)
+        dealt = jnp.lexsort((shuffled, byzantine))
+        group = jnp.zeros_like(workers).at[dealt].set(workers % groups)
+        stretch = round // period
+        absences = (stretch - group - 1) // groups + 1  # so many have ended
+
+        def draw(worker, absences):
+            own_key = jax.random.fold_in(newcomer_key, worker)
+            return jax.random.bits(jax.random.fold_in(own_key, absences))
+
+        # Each group is shuffled by itself, but for the first time.
+        places = jnp.where(absences > 0, jax.vmap(draw)(workers, absences), 0)
+        before, after = jnp.argsort(group), jnp.lexsort((places, group))
+        byzantine = byzantine.at[after].set(byzantine[before])
+        return byzantine, group != stretch % groups
+
+    return membership
 
 
 def drawn_each_round() -> Membership:

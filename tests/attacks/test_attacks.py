@@ -1,5 +1,6 @@
 """Attacks: definitions by naive NumPy, and what every attack must do."""
 
+import functools
 import itertools
 import statistics
 
@@ -787,7 +788,62 @@ def test_sampled_takes_as_many_workers_every_round(share, key):
     np.testing.assert_allclose(present.mean(0), round(share * 25) / 25, atol=5 * error)
 
 
+@functools.cache
+def churned(period=4, groups=3, num_workers=11, liars=4, stretches=9, seed=0):
+    """Who lies and who is there in each round, `[T, M]` each."""
+    membership = attacks.churn(period, groups, seed)
+    byzantine = jnp.arange(num_workers) < liars
+    rounds = jnp.arange(period * stretches, dtype=jnp.int32)
+    of_rounds = jax.jit(jax.vmap(lambda t: membership(None, byzantine, t)))
+    return jax.tree.map(np.asarray, of_rounds(rounds))
+
+
+def test_churn_changes_only_who_was_away():
+    """And as many of a group's newcomers lie as of those who left."""
+    masks, present = churned()
+    np.testing.assert_array_equal(masks[0], np.arange(11) < 4)
+    changed = False
+    for t in range(1, len(masks)):
+        away = ~present[t - 1]
+        returned = away & present[t]
+        np.testing.assert_array_equal(masks[t][~returned], masks[t - 1][~returned])
+        assert masks[t][returned].sum() == masks[t - 1][returned].sum()
+        assert returned.any() == (t % 4 == 0)
+        changed |= bool((masks[t] != masks[t - 1]).any())
+    assert changed
+
+
+def test_churn_deals_everybody_and_the_liars_evenly():
+    """Every group is away once in turn, so that the honest stay the majority."""
+    masks, present = churned()
+    stretches = present.reshape(9, 4, 11)
+    assert (stretches == stretches[:, :1]).all()
+    away = ~stretches[:, 0]
+    np.testing.assert_array_equal(away[:3].sum(0), np.ones(11))
+    np.testing.assert_array_equal(away, np.tile(away[:3], (3, 1)))
+    assert set(away.sum(1)) == {3, 4}
+    assert set((masks & ~present).sum(1)) == {1, 2}
+    np.testing.assert_array_equal(masks.sum(1), 4)
+
+
+def test_newcomers_lie_with_equal_probability_in_each_slot():
+    """Over 400 seeds; five standard errors."""
+    membership = attacks.churn(2, 2)
+    byzantine = jnp.arange(8) < 4
+
+    def much_later(seed):
+        return attacks.churn(2, 2, seed)(None, byzantine, jnp.int32(20))[0]
+
+    masks = jax.vmap(much_later)(jnp.arange(400))
+    error = 0.5 / np.sqrt(400)
+    np.testing.assert_allclose(masks.mean(0), 0.5, atol=5 * error)
+    keys = jax.random.split(jax.random.key(0), 2)
+    one, other = (membership(k, byzantine, jnp.int32(20)) for k in keys)
+    chex.assert_trees_all_equal(one, other)  # by the seed and the round alone
+
+
 MEMBERSHIPS = {
+    "churn": attacks.churn(2, 3),
     "fixed": None,
     "drawn": attacks.drawn_each_round(),
     "rotating": attacks.rotating(3),

@@ -75,6 +75,7 @@ def trained(prepared):
         pytest.param({"membership": "drop_out"}, marks=pytest.mark.slow),
         pytest.param({"split": "dirichlet:0.3"}, marks=pytest.mark.slow),
         {"worker": "momentum", "membership": "drop_out"},
+        {"worker": "late:delay=2,drawn=true", "membership": "churn:3"},
         {
             "worker": "local_steps:2",
             "optimizer": "sgd:momentum=0.9",

@@ -180,7 +180,7 @@ def parts(
         decoder = majority_vote()
     facts["decoder"] = decoder
     attack = names.attack.make(facts | _randomness(seed, 2), **strengths)
-    membership = names.membership.make(facts)
+    membership = names.membership.make(facts | _randomness(seed, 3))
     return optax.chain(server, step_of(config, learning_rate)), attack, membership
 
 
@@ -207,7 +207,7 @@ def worker_of(config: Experiment, loss_fn: Any) -> Worker:
 
 
 def _randomness(seed, user):
-    """What a server or an attack of this seed draws from, as facts."""
+    """What a server, an attack or a membership of this seed draws from, as facts."""
     # Of the numbers that `split` and `byzantine_mask` fold in these are none.
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - user))
     return {"key": key, "seed": jax.random.bits(key, dtype=jnp.uint32)}
