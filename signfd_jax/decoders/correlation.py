@@ -114,8 +114,9 @@ def correlation_defense(
        $h_j = 1 / (1 + d_j)$ effective workers.
     2. The leading eigenvector of the significant signs of S, weighted by h, splits the
        workers into two sides $x_k = \pm 1$.
-    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, $s_j$ its standard error, from
-       the noise and the spread over k within the sides: unlike data make it large.
+    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, each weighted by the decayed
+       number of rounds behind it. $s_j$ is its standard error, from the noise and the
+       spread over k within the sides: unlike data make it large.
        $\tau_j$ is the least of $c_j / s_j$ and $\sqrt 2$ times the same with each side
        alone, which is half of the evidence. The side of more workers is right.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
@@ -264,7 +265,9 @@ def _judge(of, state, seen):
     exact = few * total(near_one(correlation, of.exact) * pairs)
 
     vector, share = two_sides(correlation, error, effective, members, of.significant)
-    share = jnp.where(pair, share[:, None], 0.0)
+    # With who is absent, a worker was last compared long ago.
+    recent = rounds / jnp.maximum(jnp.max(rounds, axis=0), 1e-6)[None]
+    share = share[:, None] * recent
     aligned, deviation, weakest = side_tests(vector, share, correlation, error)
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)

@@ -36,6 +36,11 @@ def members(membership, byzantine, rounds):
     return jax.tree.map(np.asarray, of_rounds(jnp.arange(rounds, dtype=jnp.int32)))
 
 
+def misread(weights, byzantine, present):
+    """Who is there and is read the wrong way round, `[RUNS, T, M]`."""
+    return (np.sign(weights) != np.where(byzantine, -1, 1)) & present
+
+
 @pytest.mark.parametrize("name", FORGETFUL)
 @pytest.mark.parametrize("away", [50, 300])
 def test_liars_who_return_are_read_backwards_at_once(name, away):
@@ -74,3 +79,19 @@ def test_a_newcomer_is_found_out(away, within):
     right = np.where(byzantine[-1], -1, 1)
     assert (weights[:, 100 + away + within :] == right).all()
     assert (weights[:, 1:, 1:6] == right[1:6]).all()
+
+
+def test_newcomers_among_many_absent_ones_are_found_out():
+    """Who is away was last seen with another worker in the newcomer's slot."""
+    period, within = 100, 60
+    byzantine = np.arange(15) < 5
+    masks, present = members(attacks.churn(period, 5), byzantine, 6 * period)
+    assert (masks[-1] != masks[0]).any()
+    votes, truth = votes_of(masks, present)
+    decoded, weights, _ = play(DEFAULT, votes)
+    settled = np.arange(6 * period) % period >= within
+    assert not misread(weights, masks, present)[:, settled].any()
+    wrong = (decoded != truth).mean((0, 2))
+    majority = (np.sign(votes.sum(2, dtype=np.int32)) != truth).mean((0, 2))
+    assert (wrong < majority).all()
+    assert wrong[settled].mean() < 0.05 < 0.25 < majority.mean()
