@@ -30,7 +30,8 @@ def varies(array: jax.Array, axis_name: str) -> bool:
 
 def vary(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """The same array, in a type that varies over these axes."""
-    return lax.pcast(array, axes, to="varying")
+    missing = tuple(axis for axis in axes if not varies(array, axis))
+    return lax.pcast(array, missing, to="varying") if missing else array
 
 
 def gather(
