@@ -74,3 +74,10 @@ def side_tests(
     smallest = jnp.min(tests, axis=0, where=counts, initial=jnp.inf)
     largest = jnp.max(tests, axis=0, where=counts, initial=-jnp.inf)
     return aligned, deviation, (smallest, -largest)
+
+
+def reached_by_half(tests: Float[Array, " M"], shares: Float[Array, " M"]):
+    """The largest number that more than half of the shares reach."""
+    order = jnp.argsort(tests, descending=True)
+    summed = jnp.cumsum(shares[order])
+    return tests[order][jnp.argmax(summed > jnp.sum(shares) / 2)]

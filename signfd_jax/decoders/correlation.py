@@ -11,7 +11,7 @@ The premise is that more than half of the workers are honest. Three laws follow.
    weight, where the confidence is 1 before and after.
 3. *In doubt a majority vote.* Where the confidence has always been 0 every worker
    weighs 1, but for exact duplicates, a minority, which share one vote or less (two
-   keep theirs). Later, who was wrong when that was last sure is read backwards still.
+   keep theirs). For want of signal alone, who was surely wrong is read backwards still.
 """
 
 import functools
@@ -31,7 +31,7 @@ from signfd_jax.decoders._pairs import (
     ramp,
     sampled_votes,
 )
-from signfd_jax.decoders._sides import side_tests, two_sides
+from signfd_jax.decoders._sides import reached_by_half, side_tests, two_sides
 from signfd_jax.decoders.base import DecodeInfo, Decoder
 from signfd_jax.signs._tally import vote_tree
 
@@ -114,9 +114,8 @@ def correlation_defense(
        $h_j = 1 / (1 + d_j)$ effective workers.
     2. The leading eigenvector of the significant signs of S, weighted by h, splits the
        workers into two sides $x_k = \pm 1$.
-    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, each weighted by the decayed
-       number of rounds behind it. $s_j$ is its standard error, from the noise and the
-       spread over k within the sides: unlike data make it large.
+    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, weighted by their rounds;
+       $s_j$ is its standard error, from the noise and the spread within the sides.
        $\tau_j$ is the least of $c_j / s_j$ and $\sqrt 2$ times the same with each side
        alone, which is half of the evidence. The side of more workers is right.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
@@ -124,7 +123,8 @@ def correlation_defense(
     5. $w_j = \alpha h_j^2 u_j + (1 - \alpha) v_j$. Here $u_j$ is -1 if $c_j / s_j$ is
        significantly negative, else 1. $v_j$ is $1 / \max(1, d'_j)^2$, where $d'_j$ is
        the number of workers that send exactly what j sends if these are a minority,
-       else 0. But where j was wrong when $\alpha$ was last near 1, $v_j$ is $-h_j^2$.
+       else 0. It is $-h_j^2$ for one that was wrong when $\alpha$ was last near 1, if
+       $|S|$ has come down to the noise since.
 
     Workers of one batch send the same, as colluders do. So $d'_j$ is 0 once more than
     half of the workers have an exact duplicate (so an honest one has), or there are two
@@ -266,8 +266,8 @@ def _judge(of, state, seen):
 
     vector, share = two_sides(correlation, error, effective, members, of.significant)
     # With who is absent, a worker was last compared long ago.
-    recent = rounds / jnp.maximum(jnp.max(rounds, axis=0), 1e-6)[None]
-    share = share[:, None] * recent
+    recent = jnp.maximum(jnp.max(rounds, axis=0, keepdims=True), 1e-6)
+    share = share[:, None] * (rounds / recent)
     aligned, deviation, weakest = side_tests(vector, share, correlation, error)
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
@@ -278,25 +278,22 @@ def _judge(of, state, seen):
     # Confidence: what more than half of the workers, and the effective ones, reach.
     tests = jnp.minimum(aligned / deviation, jnp.where(right > 0, *weakest))
     tests = jnp.where(seen, tests, -jnp.inf)
-    order = jnp.argsort(tests, descending=True)
-
-    def reached(shares):
-        summed = jnp.cumsum(shares[order])
-        return tests[order][jnp.argmax(summed > jnp.sum(shares) / 2)]
-
-    firm = jnp.minimum(reached(seen.astype(jnp.float32)), reached(effective))
+    counts = (seen.astype(jnp.float32), effective)
+    firm = jnp.minimum(*(reached_by_half(tests, each) for each in counts))
     confidence = ramp(firm, of.majority)
 
     # Weights.
     wrong = jnp.maximum(-polarity, 0.0)
-    judged = 1 - 2 * wrong
     sure = jnp.where(seen, ramp(confidence, 0.5), 0.0)
-    caught = state.cd_caught + sure * (wrong - state.cd_caught)
+    # Doubt that is not for want of signal: they change sides, or have unlike data.
+    signal = jnp.sum(rounds * state.cd_strength) / jnp.maximum(jnp.sum(rounds), 1e-6)
+    heard = ramp(signal / jnp.sqrt(state.cd_noise), of.significant)
+    caught = (1 - heard * (1 - confidence)) * state.cd_caught
+    caught = caught + sure * (wrong - caught)
     in_doubt = 1 / jnp.maximum(exact, 1.0) ** 2
     in_doubt = in_doubt - caught * (in_doubt + effective**2)
     # In this form what is equal stays equal, to the bit.
-    weights = in_doubt + confidence * (judged * effective**2 - in_doubt)
+    weights = in_doubt + confidence * ((1 - 2 * wrong) * effective**2 - in_doubt)
     typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
-    reliability = aligned / jnp.sqrt(jnp.maximum(typical, 1e-9))
-    reliability = jnp.clip(reliability, -1.0, 1.0)
+    reliability = jnp.clip(aligned / jnp.sqrt(jnp.maximum(typical, 1e-9)), -1.0, 1.0)
     return jnp.where(seen, weights, 1.0), caught, reliability

@@ -67,7 +67,7 @@ def test_a_newcomer_is_found_out(away, within):
     """An honest one in a liar's slot, and a liar in an honest one's.
 
     The longer the slot was empty, the sooner: 79, 44 and 3 rounds were seen. The
-    weights of all others stay.
+    honest others keep their weights.
     """
     byzantine = np.zeros((100 + away + within + 10, 7), bool)
     byzantine[:, 4:] = True
@@ -78,7 +78,7 @@ def test_a_newcomer_is_found_out(away, within):
     _, weights, _ = play(DEFAULT, votes)
     right = np.where(byzantine[-1], -1, 1)
     assert (weights[:, 100 + away + within :] == right).all()
-    assert (weights[:, 1:, 1:6] == right[1:6]).all()
+    assert (weights[:, :, 1:4] == 1).all()
 
 
 def test_newcomers_among_many_absent_ones_are_found_out():

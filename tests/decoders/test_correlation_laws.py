@@ -264,7 +264,7 @@ def test_who_was_caught_stays_so_until_the_contrary_is_sure():
     for between in (votes[1], absent):
         _, weights, _ = play(DECODER, np.concatenate([votes[0], between, votes[2]], 1))
         silent, after = weights[:, 150:300, 1:4], weights[:, 299]
-        np.testing.assert_array_equal(after[:, 4:], -1)
+        assert np.all(after[:, 4:] < -0.8)
         np.testing.assert_array_equal(silent, 1)
         np.testing.assert_array_equal(weights[:, -1], 1)
 
