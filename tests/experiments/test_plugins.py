@@ -54,7 +54,7 @@ def signfd(folder, *arguments):
 
 def test_a_stranger_compares_an_attack_and_a_rule(tmp_path):
     install(tmp_path, titled("stranger.py"), titled("pyproject.toml"))
-    command = re.search(r"^signfd (compare .*?)\n```", PAGE.read_text(), re.M | re.S)
+    command = re.search(r"^signfd (compare .*?)\nsignfd", PAGE.read_text(), re.M | re.S)
     assert command
     arguments = command[1].replace("\\\n", " ").split()
     process = signfd(tmp_path, *arguments, "--quiet")
@@ -70,6 +70,22 @@ def test_a_stranger_compares_an_attack_and_a_rule(tmp_path):
     assert len(losses) == 6  # two servers: nobody lies, three shift, three invert
     for decoder in {decoder for decoder, _ in losses}:
         assert losses[decoder, "shift:by=2"] != losses[decoder, "none"]
+
+
+@pytest.mark.slow
+def test_a_stranger_runs_a_model_on_data_as_a_preset_says(tmp_path):
+    install(tmp_path, titled("stranger.py"), titled("pyproject.toml"))
+    command = re.search(r"^signfd (run mine .*?)\n```", PAGE.read_text(), re.M | re.S)
+    assert command
+    process = signfd(tmp_path, *command[1].split(), "--quiet")
+    assert process.returncode == 0, process.stderr
+    accuracy = re.search(r"test accuracy ([.\d]+)", process.stdout)
+    assert accuracy and float(accuracy[1]) > 0.6
+    process = signfd(tmp_path, "list", "models", "datasets", "presets")
+    rows = [line.split("\t")[:4] for line in process.stdout.splitlines()]
+    assert ["models", "bilinear", "width=8", "stranger"] in rows
+    assert ["datasets", "clouds", "", "stranger"] in rows
+    assert ["presets", "mine", "", "stranger"] in rows
 
 
 @pytest.mark.slow
