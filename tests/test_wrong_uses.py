@@ -44,6 +44,7 @@ from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._storage import checkpoints
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
+from signfd_jax.experiments._storage.frames import load
 from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.run import run_experiment
@@ -939,6 +940,22 @@ row(
     "unknown data set 'mnits'",
 )
 row(
+    "signfd_jax.data.check_name(name)", lambda: data.check_name(3), "unknown data set 3"
+)
+for argument, bad, says in [
+    ("inputs", [1.0, 2.0], r"inputs must be numbers \[n, ...\]"),
+    ("labels", [0.5] * 10, "labels must be an integer for each of 10"),
+    ("test_inputs", [[1.0]], "test_inputs and test_labels come together"),
+    ("test_labels", [1], "test_inputs and test_labels come together"),
+    ("name", 3, "name must be a text"),
+]:
+    given = {"inputs": np.ones((10, 1)), "labels": [0] * 10, argument: bad}
+    row(
+        f"signfd_jax.data.from_arrays({argument})",
+        lambda given=given: data.from_arrays(**given),
+        says,
+    )
+row(
     "signfd_jax.data.load(data_dir)",
     lambda folder: data.load("mnist", data_dir=folder / "nowhere"),
     "nowhere",
@@ -1018,6 +1035,11 @@ row(
     lambda: training.prepare(Experiment(worker_chunk=4), DIGITS),
     "does not divide the 15 workers; take 3",
 )
+row(
+    "signfd_jax.experiments.load(folder)",
+    lambda folder: load(folder / "nowhere"),
+    "nowhere holds no run",
+)
 ONE = Experiment(rounds=1)
 for argument, bad, says in [
     ("config", "digits", "must be an Experiment"),
@@ -1028,6 +1050,9 @@ for argument, bad, says in [
     ("keep_checkpoints", 2.5, "keep_checkpoints must be"),
     ("distributed", 1, "distributed must be True or False"),
     ("distributed", True, "add --wire one_bit"),
+    ("sinks", [print], "each of sinks must be"),
+    ("dataset", "digits", "dataset must be a data.Dataset"),
+    ("model", print, "has no method init"),
 ]:
     given = {"config": ONE, "progress": False, argument: bad}
     if argument == "data_dir":

@@ -49,6 +49,8 @@ def from_arrays(
         >>> mine.train_inputs.shape, mine.test_inputs.shape, mine.num_classes
         ((8, 3), (2, 3), 2)
     """
+    if not isinstance(name, str):
+        raise DataError(f"name must be a text, but is {name!r}")
     inputs, labels = _checked(name, "inputs", inputs, "labels", labels)
     if (test_inputs is None) != (test_labels is None):
         raise DataError(f"{name}: test_inputs and test_labels come together, or not")

@@ -1,15 +1,18 @@
 """What the servers send and receive: each says so itself, in the registry.
 
-A function of this module is the `bits` of a server's factory. It takes the number of
-coordinates, the `Experiment`'s wire and numbers of workers, and the options that were
+A function of this module is the `bits` of a server's factory, or of a worker's that
+does not vote on every coordinate. It takes the number of coordinates, or the shapes of
+the arrays, the `Experiment`'s wire and numbers of workers, and the options that were
 given; it returns a `Ledger`.
 
 Shapes: `N` coordinates, `M` workers.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
+
+from signfd_jax.transforms.cosine import block_sides
 
 _FLOAT = 32
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -103,6 +106,28 @@ def top_k(
     if sum(down) >= _FLOAT * num_coordinates:
         down = _FLOAT * num_coordinates, 0
     return Ledger(_FLOAT * kept, index * kept, *down)
+
+
+def coefficients(
+    shapes: Iterable[tuple[int, ...]],
+    *,
+    wire: str,
+    k: int = 8,
+    chunk: int = 64,
+    **options: object,
+) -> Ledger:
+    r"""DCT top k: of each block k signs with their places up, all decoded signs down.
+
+    A place in a block of b coefficients takes $\lceil\log_2 b\rceil$ bits.
+    """
+    signs = places = coordinates = 0
+    for shape in shapes:
+        block = math.prod(block_sides(shape, chunk))
+        size = math.prod(shape)
+        kept = min(k, block) * (size // block) if size else 0
+        signs, coordinates = signs + kept, coordinates + size
+        places += kept * math.ceil(math.log2(max(block, 1)))
+    return Ledger(signs, places, votes(coordinates, wire=wire).down_values, 0)
 
 
 def _sparse(num_coordinates, fraction):

@@ -354,7 +354,19 @@ def _stochastic_signs(
     return workers.stochastic_signs(workers.gradient(loss_fn), bound)
 
 
+@traffic.sends(traffic.coefficients)
+def _dct_top_k(
+    loss_fn: Callable[..., jax.Array],
+    k: int = 8,
+    chunk: int = 64,
+    decay: float = 0.999,
+) -> workers.Worker:
+    """Send the largest cosine coefficients of a momentum (DeMo, DisTrO)."""
+    return workers.dct_top_k(workers.gradient(loss_fn), k, chunk=chunk, decay=decay)
+
+
 WORKERS: dict[str, Callable[..., workers.Worker]] = {
+    "dct_top_k": _dct_top_k,
     "gradient": workers.gradient,
     "late": _late,
     "local_steps": _local_steps,

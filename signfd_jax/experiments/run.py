@@ -255,7 +255,7 @@ def _opened(sinks, folder, config):
 def _train(folder, config, prepared, begin, offer, stopped, progress, record):
     """Train from a checkpoint to the end, which is returned as another one."""
     state, rounds, seconds = begin
-    up, down = bits_per_round(config, prepared.num_coordinates)
+    up, down = bits_per_round(config, prepared.num_coordinates, prepared.shapes)
     total, first = config.rounds, jax.process_index() == 0
     quiet = not (progress and first)
     with console.bar(total, initial=rounds, shown=not quiet) as bar:

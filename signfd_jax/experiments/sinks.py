@@ -150,7 +150,11 @@ class TensorBoard:
     def open(self, folder: Path, config: Experiment, before: Sequence[Record]) -> None:
         """Begin a file of each seed, which supersedes later steps of an earlier one."""
         writer = importlib.import_module(self.package).SummaryWriter
-        after = {"purge_step": before[-1]["round"] + 1} if before else {}
+        begun = before[-1]["round"] if before else 0
+        # Two files of one second would have one name without it.
+        after: dict[str, Any] = {"filename_suffix": f".from-{begun}"}
+        if before:
+            after["purge_step"] = begun + 1
         self._writers = {
             seed: writer(str(folder / "tensorboard" / f"seed-{seed}"), **after)
             for seed in range(config.seed, config.seed + config.seeds)

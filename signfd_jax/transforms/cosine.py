@@ -16,7 +16,7 @@ from jax import lax
 
 from signfd_jax._checks import check_flag, check_size
 
-__all__ = ["dct", "inverse_dct", "keep_largest", "undo_dct"]
+__all__ = ["block_sides", "dct", "inverse_dct", "keep_largest", "undo_dct"]
 
 
 def dct(array: jax.Array, chunk: int = 64) -> jax.Array:
@@ -73,7 +73,7 @@ def keep_largest(array: jax.Array, k: int, chunk: int = 64) -> jax.Array:
         >>> print(keep_largest(jnp.array([1.0, -3.0, 2.0, 0.5]), 1, chunk=2))
         [ 0. -3.  2.  0.]
     """
-    sides = [_side(size, chunk) for size in array.shape[-2:]]
+    sides = block_sides(array.shape, chunk)
     if 0 in array.shape or not sides:
         return array
     lead = array.shape[: -len(sides)]
@@ -149,6 +149,23 @@ def _along_blocks(array, chunk, inverse):
         )
         array = jnp.moveaxis(turned, -1, at + 1).reshape(shape)
     return array
+
+
+def block_sides(shape: tuple[int, ...], chunk: int = 64) -> tuple[int, ...]:
+    """The sides of a block of an array.
+
+    Args:
+        shape: the array's.
+        chunk: largest side of a block (int).
+
+    Returns:
+        Of two axes or more the last two sides, else as many as there are axes.
+
+    Examples:
+        >>> block_sides((3, 256, 100), 64)
+        (64, 50)
+    """
+    return tuple(_side(size, chunk) for size in shape[-2:])
 
 
 def _side(size, chunk):

@@ -2,10 +2,13 @@
 
 import math
 
+import jax
+import optax
 import pytest
 
+from signfd_jax import workers
 from signfd_jax.aggregators import RULES
-from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import Experiment, registry, run_experiment
 from signfd_jax.experiments._engine.prepare import check
 from signfd_jax.experiments._engine.program import program_key
 from signfd_jax.experiments.grid import run_grid
@@ -116,3 +119,44 @@ def test_ledger_by_hand(decoder, wire, expected):
     assert math.ceil(math.log2(N)) == 20
     config = Experiment(decoder=decoder, wire=wire, num_byzantine=6)
     assert ledger(config, N) == expected
+
+
+def test_coefficients_are_counted_as_they_are_sent():
+    """What the worker leaves from 0, with a sign and its place in its block."""
+    shapes = [(256, 100), (3, 7), (130,), ()]
+    params = [jax.random.normal(jax.random.key(n), s) for n, s in enumerate(shapes)]
+    worker = workers.dct_top_k(
+        workers.gradient(lambda x, batch: optax.tree.sum(optax.tree.mul(x, batch))), 2
+    )
+    state = worker.init(jax.random.key(0), params)
+    sent, _, _ = worker.send(jax.random.key(1), params, params, state)
+    signs = sum(int((leaf != 0).sum()) for leaf in sent)
+    # Eight blocks of 64 x 50, one of 3 x 7, five of 26, one of 1.
+    places = [2 * 8 * 12, 2 * 5, 2 * 5 * 5, 0]
+    size = sum(leaf.size for leaf in params)
+    found = ledger(Experiment(worker="dct_top_k:k=2"), size, shapes)
+    assert found == Ledger(signs, sum(places), 2 * size, 0)
+    with pytest.raises(ValueError, match="give their shapes"):
+        ledger(Experiment(worker="dct_top_k"), size)
+
+
+def test_the_run_of_coefficients_is_the_published_rule(tmp_path):
+    config = Experiment(rounds=20, eval_every=20, worker="dct_top_k:k=4,chunk=16")
+    _, summary = run_experiment(config, tmp_path, progress=False)
+    assert summary["test_accuracy"] > 0.5
+    up, down = summary["bits_per_worker_up"], summary["bits_per_worker_down"]
+    assert up < 0.2 * 20 * summary["num_coordinates"]
+    assert down == 2 * 20 * summary["num_coordinates"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"decoder": "krum"}, "needs a decoder of votes"),
+        ({"wire": "one_bit"}, "the ternary wire"),
+        ({"worker_chunk": 5}, "needs worker_chunk=0"),
+    ],
+)
+def test_coefficients_need_votes_that_abstain(fields, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        check(Experiment(worker="dct_top_k", **fields))

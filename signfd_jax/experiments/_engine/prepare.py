@@ -41,6 +41,7 @@ class Training(NamedTuple):
         rounds: number of rounds in all.
         num_coordinates: number N of the model's parameters.
         compile_seconds: time that compilation took; near 0 where all was at hand.
+        shapes: those of the model's arrays.
     """
 
     start: Callable[[], Any]
@@ -48,6 +49,7 @@ class Training(NamedTuple):
     rounds: int
     num_coordinates: int
     compile_seconds: float
+    shapes: tuple[tuple[int, ...], ...]
 
     @property
     def tests(self) -> Iterator[tuple[int, Metrics, float]]:
@@ -149,6 +151,7 @@ def prepare(
         rounds=config.rounds,
         num_coordinates=sum(leaf.size for leaf in params) // config.seeds,
         compile_seconds=compile_seconds,
+        shapes=tuple(leaf.shape[1:] for leaf in params),
     )
 
 

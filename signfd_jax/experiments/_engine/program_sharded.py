@@ -82,6 +82,11 @@ def check_sharded(config: Experiment, num_devices: int) -> None:
             f"{workers + num_devices - workers % num_devices} workers, or another "
             "number of devices"
         )
+    if resolve(config).worker.name == "dct_top_k":
+        raise ValueError(
+            "devices exchange one bit for each coordinate, but dct_top_k sends some "
+            "coefficients; run it in one process"
+        )
     if resolve(config).decoder.name not in DECODERS:
         raise ValueError(
             f"devices exchange votes, but {config.decoder} is no decoder of votes; "
@@ -181,13 +186,14 @@ def prepare_sharded(
         state, sums = chunks[length](state, begin[0], shards, facts)
         return state, rounds + length, means(jax.device_get(sums))
 
-    sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+    params = jax.tree.leaves(state.params)
     return Training(
         start=lambda: start(*begin),
         advance=advance,
         rounds=config.rounds,
-        num_coordinates=sum(sizes) // config.seeds,
+        num_coordinates=sum(leaf.size for leaf in params) // config.seeds,
         compile_seconds=compile_seconds,
+        shapes=tuple(leaf.shape[1:] for leaf in params),
     )
 
 
