@@ -5,12 +5,15 @@ standard deviation over the root of S).
 """
 
 import csv
+import dataclasses
 import io
 import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from signfd_jax.experiments.config import Experiment
 
 
 class Pivot(NamedTuple):
@@ -56,10 +59,12 @@ def mean(values: Iterable[float | None]) -> float:
 def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
     """Arrange the records of a grid."""
     records = list(records)
-    others = _differing([record["config"] for record in records])
+    # Records of before a field was there have its default.
+    default = dataclasses.asdict(Experiment())
+    configs = [default | record["config"] for record in records]
+    others = _differing(configs)
     accuracies = {}
-    for record in records:
-        config = record["config"]
+    for record, config in zip(records, configs, strict=True):
         key = _setting(config, others), _attackers(config), config["decoder"]
         accuracies[key] = record["test_accuracy"]
     settings, attackers, decoders = (
