@@ -395,9 +395,15 @@ def _sgd(
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": _sgd,
+    # Those of optax that take nothing but updates, and a schedule for a rate.
     **{
         name: getattr(optax, name)
-        for name in ("adam", "adamw", "lion", "nadam", "rmsprop", "adagrad")
+        for name in (
+            *("adabelief", "adadelta", "adagrad", "adam", "adamax"),
+            *("adamaxw", "adamw", "adan", "amsgrad", "fromage", "lamb", "lars", "lion"),
+            *("nadam", "nadamw", "novograd", "optimistic_gradient_descent", "radam"),
+            *("rmsprop", "yogi"),
+        )
     },
 }
 

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 import optax
 import pytest
 
@@ -10,7 +11,7 @@ from signfd_jax import workers
 from signfd_jax.aggregators import RULES
 from signfd_jax.experiments import Experiment, registry, run_experiment
 from signfd_jax.experiments._engine.prepare import check
-from signfd_jax.experiments._engine.program import program_key
+from signfd_jax.experiments._engine.program import program_key, step_of
 from signfd_jax.experiments.grid import run_grid
 from signfd_jax.experiments.report.communication import Ledger, ledger
 
@@ -160,3 +161,27 @@ def test_the_run_of_coefficients_is_the_published_rule(tmp_path):
 def test_coefficients_need_votes_that_abstain(fields, wrong):
     with pytest.raises(ValueError, match=wrong):
         check(Experiment(worker="dct_top_k", **fields))
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_every_optimizer_steps_against_the_sign(name):
+    config = Experiment(optimizer=name, schedule="linear", rounds=10)
+
+    @jax.jit
+    def step(rate):
+        tx = step_of(config, rate)
+        params = {"x": jax.numpy.ones((4, 3))}
+        updates, _ = tx.update(params, tx.init(params), params)
+        return updates["x"]
+
+    with jax.numpy_dtype_promotion("standard"):  # as users have it
+        assert (step(jax.numpy.float32(0.01)) < 0).all()
+
+
+def test_weight_decay_has_no_part_in_the_momentum():
+    config = Experiment(optimizer="sgd:momentum=0.5,weight_decay=0.1")
+    tx, params = step_of(config, 1.0), jax.numpy.full(2, 4.0)
+    state = tx.init(params)
+    for trace in (1.0, 1.5):
+        updates, state = tx.update(jax.numpy.ones(2), state, params)
+        np.testing.assert_allclose(updates, -(trace + 0.1 * 4), rtol=1e-6)
