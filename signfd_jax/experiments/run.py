@@ -157,7 +157,8 @@ def run_experiment(
             writer = checkpoints.writer(
                 folder, config, keep=keep_checkpoints, report=_report
             )
-            with writer as save, resuming.held_back_signals() as stopped:
+            told = _opened(sinks if first else (), folder, config)
+            with writer as save, resuming.held_back_signals() as stopped, told as tell:
                 offer = resuming.schedule(
                     save,
                     every=checkpoint_every,
@@ -165,17 +166,8 @@ def run_experiment(
                     last=config.rounds,
                     agree=resuming.agreed,
                 )
-                with _opened(sinks if first else (), folder, config) as record:
-                    end = _train(
-                        folder,
-                        config,
-                        prepared,
-                        begin,
-                        offer,
-                        stopped,
-                        progress,
-                        record,
-                    )
+                bar = progress and first
+                end = _train(folder, config, prepared, begin, offer, stopped, bar, tell)
             if first:
                 summary = _summary(folder, config, prepared, end)
                 text = json.dumps(records.plain(summary), indent=2) + "\n"
@@ -252,13 +244,12 @@ def _opened(sinks, folder, config):
     return opened(sinks, folder, config, before, report=_report)
 
 
-def _train(folder, config, prepared, begin, offer, stopped, progress, record):
+def _train(folder, config, prepared, begin, offer, stopped, progress, tell):
     """Train from a checkpoint to the end, which is returned as another one."""
     state, rounds, seconds = begin
     up, down = bits_per_round(config, prepared.num_coordinates, prepared.shapes)
     total, first = config.rounds, jax.process_index() == 0
-    quiet = not (progress and first)
-    with console.bar(total, initial=rounds, shown=not quiet) as bar:
+    with console.bar(total, initial=rounds, shown=progress) as bar:
         console.show(bar, config.name)
         while rounds < total:
             begun = time.perf_counter()
@@ -267,7 +258,7 @@ def _train(folder, config, prepared, begin, offer, stopped, progress, record):
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
             if first:
                 records.append_lines(folder / "metrics.jsonl", lines)
-                record([records.plain(line) for line in lines])
+                tell([records.plain(line) for line in lines])
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
             bar.update(rounds - bar.n)
             console.show(bar, config.name, f"accuracy {accuracy:.3f}")
