@@ -65,6 +65,11 @@ class Choice(NamedTuple):
         return self.factory(**(asked | dict(self.options) | options))
 
     @property
+    def server(self) -> Callable[..., Any] | None:
+        """What a worker's votes need in the place of the decoder's own server."""
+        return getattr(self.factory, "server", None)
+
+    @property
     def traced_options(self) -> dict[str, Any]:
         """The options that may be arrays, so that one program serves all."""
         parameters = _options(self.factory)

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from signfd_jax import attacks, data, decoders, models, transforms, workers
+from signfd_jax import attacks, data, decoders, models, transforms
 from signfd_jax._checks import check_number, check_size
 from signfd_jax.aggregators import RULES, Rule, factory
 from signfd_jax.data import partition
@@ -38,6 +38,7 @@ from signfd_jax.decoders import Decoder, Thresholds, correlation_defense
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments import _traffic as traffic
 from signfd_jax.experiments._choices import FACTS, Choice, choose
+from signfd_jax.experiments._workers import WORKERS
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.transforms import scale_by_aggregator
 
@@ -319,59 +320,6 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "everything": partition.everything,
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
-}
-
-
-def _local_steps(
-    loss_fn: Callable[..., jax.Array],
-    num_steps: int = 5,
-    rate: float = 0.05,
-    momentum: float = 0.0,
-) -> workers.Worker:
-    """Take steps of SGD, each on a batch, and send how far they went."""
-    check_number("rate", rate, 1e-30, 1e30)
-    check_number("momentum", momentum, 0, 1)
-    tx = optax.sgd(rate, momentum or None)
-    return workers.local_steps(loss_fn, tx, num_steps)
-
-
-def _momentum(loss_fn: Callable[..., jax.Array], decay: float = 0.9) -> workers.Worker:
-    """Send the moving mean of the gradients."""
-    return workers.momentum(workers.gradient(loss_fn), decay)
-
-
-def _late(
-    loss_fn: Callable[..., jax.Array], delay: int = 1, drawn: bool = False
-) -> workers.Worker:
-    """Send the gradient, which arrives some rounds later."""
-    return workers.late(workers.gradient(loss_fn), delay, drawn=drawn)
-
-
-def _stochastic_signs(
-    loss_fn: Callable[..., jax.Array], bound: float = 1.0
-) -> workers.Worker:
-    """Send random signs whose mean is proportional to the gradient."""
-    return workers.stochastic_signs(workers.gradient(loss_fn), bound)
-
-
-@traffic.sends(traffic.coefficients)
-def _dct_top_k(
-    loss_fn: Callable[..., jax.Array],
-    k: int = 8,
-    chunk: int = 64,
-    decay: float = 0.999,
-) -> workers.Worker:
-    """Send the largest cosine coefficients of a momentum (DeMo, DisTrO)."""
-    return workers.dct_top_k(workers.gradient(loss_fn), k, chunk=chunk, decay=decay)
-
-
-WORKERS: dict[str, Callable[..., workers.Worker]] = {
-    "dct_top_k": _dct_top_k,
-    "gradient": workers.gradient,
-    "late": _late,
-    "local_steps": _local_steps,
-    "momentum": _momentum,
-    "stochastic_signs": _stochastic_signs,
 }
 
 

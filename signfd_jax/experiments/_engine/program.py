@@ -25,8 +25,7 @@ from signfd_jax.decoders import Decoder, majority_vote
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import resolve
 from signfd_jax.simulate import run, simulation
-from signfd_jax.transforms import scale_by_mean_vote, scale_by_sign_decoder
-from signfd_jax.transforms.cosine import undo_dct
+from signfd_jax.transforms import scale_by_sign_decoder
 from signfd_jax.workers import Worker
 
 # Fields of a configuration that no program depends on.
@@ -175,8 +174,8 @@ def parts(
         "actual_byzantine": config.num_byzantine,
     }
     decoder = server = names.decoder.make(facts | _randomness(seed, 1))
-    if names.worker.name == "dct_top_k":
-        server = _of_coefficients(config, decoder, names.worker)
+    if names.worker.server is not None:
+        server = names.worker.server(config, decoder, **dict(names.worker.options))
     elif isinstance(decoder, Decoder):
         server = scale_by_sign_decoder(config.num_workers, decoder)
     if not isinstance(
@@ -187,22 +186,6 @@ def parts(
     attack = names.attack.make(facts | _randomness(seed, 2), **strengths)
     membership = names.membership.make(facts | _randomness(seed, 3))
     return optax.chain(server, step_of(config, learning_rate)), attack, membership
-
-
-def _of_coefficients(config, decoder, worker):
-    """The published rule: mean of the votes, inverse transform, sign."""
-    if not isinstance(decoder, Decoder) or config.wire != "ternary":
-        raise ValueError(
-            "dct_top_k votes on coefficients and abstains on most: it needs a decoder "
-            f"of votes and the ternary wire, but they are {config.decoder} and "
-            f"{config.wire}"
-        )
-    if config.worker_chunk:
-        raise ValueError(
-            "dct_top_k needs worker_chunk=0: its mean takes no packed votes"
-        )
-    chunk = dict(worker.options).get("chunk", 64)
-    return optax.chain(scale_by_mean_vote(config.num_workers, decoder), undo_dct(chunk))
 
 
 def step_of(

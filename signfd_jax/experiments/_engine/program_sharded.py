@@ -82,10 +82,11 @@ def check_sharded(config: Experiment, num_devices: int) -> None:
             f"{workers + num_devices - workers % num_devices} workers, or another "
             "number of devices"
         )
-    if resolve(config).worker.name == "dct_top_k":
+    worker = resolve(config).worker
+    if worker.server is not None:
         raise ValueError(
-            "devices exchange one bit for each coordinate, but dct_top_k sends some "
-            "coefficients; run it in one process"
+            f"devices exchange one bit for each coordinate, but {worker.name} needs "
+            "another server than that; run it in one process"
         )
     if resolve(config).decoder.name not in DECODERS:
         raise ValueError(
