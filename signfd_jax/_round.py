@@ -3,6 +3,7 @@
 Shapes: `M` workers.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -77,10 +78,19 @@ def begin(worker, key, index, params):
     return jax.vmap(worker.init, in_axes=(0, None))(own_keys(key, index), params)
 
 
-def send(worker, keys, params, batch, state, present=None):
-    """What some workers send, their new states and their losses, leaves `[m, ...]`."""
-    send_all = jax.vmap(worker.send, in_axes=(0, None, 0, 0))
-    sent, new, losses = send_all(keys, params, batch, state)
+def send(worker, keys, params, batch, state, present=None, inside=None, rows=()):
+    """What some workers send, their new states and their losses, leaves `[m, ...]`.
+
+    `inside(*row, step, gradient)` is what enters a worker's own steps, with its row of
+    each of `rows`.
+    """
+
+    def one_sends(key, params, batch, state, row):
+        taken = {} if inside is None else {"corrupt": functools.partial(inside, *row)}
+        return worker.send(key, params, batch, state, **taken)
+
+    send_all = jax.vmap(one_sends, in_axes=(0, None, 0, 0, 0))
+    sent, new, losses = send_all(keys, params, batch, state, rows)
     if present is not None:
         keep = jax.vmap(lambda here, new, old: jnp.where(here, new, old))
         new = jax.tree.map(lambda new, old: keep(present, new, old), new, state)

@@ -6,6 +6,7 @@ large for one array of gradients goes in chunks of `m` workers.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from signfd_jax._checks import (
 )
 from signfd_jax._round import SimulationInfo, begin, draw, finish, own_keys, send
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
-from signfd_jax.attacks._by_row import apply_by_row
+from signfd_jax.attacks._by_row import apply_by_row, check_row_wise, enter_step
 from signfd_jax.signs import packed
 from signfd_jax.signs._packed_rows import join_chunks
 from signfd_jax.signs._visits import over_workers
@@ -105,7 +106,8 @@ def simulation(
         tx: the server's transformation: leaves `[M, ...]` in, `[...]` out.
         num_workers: number M of workers.
         attack: what the Byzantine workers do; None: nobody lies. A row-wise attack
-            is applied to each worker by itself, under a key of the worker's own.
+            is applied to each worker by itself, under a key of the worker's own; under
+            `attacks.inside` to each of its own steps.
         wire: "ternary", or "one_bit": votes and decoded signs in the alphabet
             {-1, +1}, as `signs.to_wire` fills them.
         membership: `(key, byzantine, round) -> (byzantine, present)`, bool `[M]` each:
@@ -125,8 +127,9 @@ def simulation(
 
     Raises:
         ValueError: an unknown `wire`, a `worker_chunk` that does not divide the workers
-            or does not suit the attack or the server, or from `init` and `step` a mask
-            or a batch that does not have `num_workers` rows.
+            or does not suit the attack or the server, an attack inside the steps of a
+            worker that cannot be entered, or from `init` and `step` a mask or a batch
+            that does not have `num_workers` rows.
 
     Examples:
         >>> from signfd_jax import attacks, transforms
@@ -147,6 +150,8 @@ def simulation(
     signs.check_wire(wire)
     attack = no_attack() if attack is None else attack
     check_kind("attack", attack, ("init", "apply"), "signfd_jax.attacks")
+    if attack.entry == "inside":
+        _check_inside(attack, worker)
     _check_options(membership, lookup, sign_error)
     if worker_chunk is not None:
         _check_chunk(worker_chunk, num_workers, attack)
@@ -159,6 +164,11 @@ def simulation(
         params = jax.tree.map(jnp.asarray, params)
         opt_state = tx.init(params)
         attack_state = attack.init(num_workers, params)
+        if attack.entry == "inside" and jax.tree.leaves(attack_state):
+            raise ValueError(
+                "inside the workers' steps an attack has no memory, but this one has a "
+                "state; leave attacks.inside out"
+            )
         if worker_chunk is not None:
             _check_chunked_state(opt_state, attack_state)
         return SimulationState(
@@ -244,14 +254,19 @@ def _send(plan, state, attack_key, workers):
     if plan.attack.entry == "data":
         batch, attack_state = attacked(batch)
     keys = own_keys(attack_key, workers.index)
+    inside, rows = None, ()
+    if plan.attack.entry == "inside":
+        inside = functools.partial(enter_step, plan.attack, attack_key, context)
+        rows = workers.index, workers.byzantine
     sent, worker_state, losses = send(
-        plan.worker, keys, state.params, batch, workers.state, workers.present
+        *(plan.worker, keys, state.params, batch, workers.state, workers.present),
+        *(inside, rows),
     )
     total = None
     if plan.sign_error:
         honest = ~workers.byzantine & workers.present
         total = jax.tree.map(lambda g: _sum_honest(g, honest), sent)
-    if plan.attack.entry != "data":
+    if plan.attack.entry in ("gradient", "vote"):
         sent, attack_state = attacked(sent)
     return losses, total, sent, attack_state, worker_state
 
@@ -297,6 +312,17 @@ def _check_options(membership, lookup, sign_error):
     if lookup is not None:
         check_callable("lookup", lookup, "of the batch that step is given")
     check_flag("sign_error", sign_error)
+
+
+def _check_inside(attack, worker):
+    check_row_wise(attack)
+    taken = inspect.signature(worker.send).parameters
+    if "corrupt" not in taken:
+        raise ValueError(
+            "the attack enters the worker's own steps, but its send takes no corrupt, "
+            f"only {', '.join(taken)}; let it put each gradient through "
+            "corrupt(step, gradient), or leave attacks.inside out"
+        )
 
 
 def _check_chunk(worker_chunk, num_workers, attack):

@@ -5,10 +5,12 @@ sends is a tree like the parameters. `simulation` runs M of them side by side. S
 with `gradient` or `local_steps`, and put `momentum`, `error_feedback`,
 `stochastic_signs`, `dct_top_k`, `transformed` or `late` around it.
 
-A Byzantine worker keeps its state like an honest one; the attack changes what it sends.
-A worker that is absent keeps its state as it was.
+A Byzantine worker keeps its state like an honest one; the attack changes what it sends,
+or under `attacks.inside` the gradients of its own steps. A worker that is absent keeps
+its state as it was.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,6 +51,9 @@ class Worker(NamedTuple):
         send: `send(key, params, batch, state) -> (sent, state, loss)`. `sent` is a tree
             like the parameters that points up the loss, as a gradient does; `loss` is a
             float scalar, the loss at the parameters. The keys are the worker's own.
+            A worker that attacks can enter also takes `corrupt=None`, a function
+            `(step, gradient) -> gradient` through which it puts the gradient of each of
+            its steps, numbered from 0. It returns an honest worker's as it is.
         num_batches: how many batches a round takes (int): B is so many times their
             size.
 
@@ -87,10 +92,10 @@ def gradient(loss_fn: Callable[..., jax.Array]) -> Worker:
     check_callable("loss_fn", loss_fn, "(params, batch) -> scalar")
     compute = jax.value_and_grad(loss_fn)
 
-    def send(key, params, batch, state):
+    def send(key, params, batch, state, corrupt=None):
         del key
         loss, sent = compute(params, batch)
-        return sent, state, loss
+        return sent if corrupt is None else corrupt(0, sent), state, loss
 
     return Worker(lambda key, params: (), send)
 
@@ -142,21 +147,24 @@ def local_steps(
     check_flag("keep_state", keep_state)
     compute = jax.value_and_grad(loss_fn)
 
-    def send(key, params, batch, state):
+    def send(key, params, batch, state, corrupt=None):
         del key
         parts = jax.tree.map(lambda leaf: _cut(leaf, num_steps), batch)
+        numbers = None if corrupt is None else jnp.arange(num_steps, dtype=jnp.int32)
 
-        def step(carry, part):
-            moved, state = carry
+        def step(carry, given):
+            (moved, state), (number, part) = carry, given
             here = jax.tree.map(jnp.add, params, moved)
             loss, gradient = compute(here, part)
+            if corrupt is not None:
+                gradient = corrupt(number, gradient)
             updates, state = tx.update(gradient, state, here)
             moved = jax.tree.map(lambda m, u: m + u.astype(m.dtype), moved, updates)
             return (moved, state), loss
 
         nowhere = jax.tree.map(jnp.zeros_like, params)
         begun = state if keep_state else tx.init(params)
-        (moved, ended), losses = lax.scan(step, (nowhere, begun), parts)
+        (moved, ended), losses = lax.scan(step, (nowhere, begun), (numbers, parts))
         sent = jax.tree.map(jnp.negative, moved)
         return sent, ended if keep_state else state, losses[0]
 
@@ -204,9 +212,10 @@ def transformed(worker: Worker, tx: optax.GradientTransformation) -> Worker:
     def init(key, params):
         return worker.init(key, params), tx.init(params)
 
-    def send(key, params, batch, state):
+    @functools.wraps(worker.send)
+    def send(key, params, batch, state, **inside):
         own, state = state
-        sent, own, loss = worker.send(key, params, batch, own)
+        sent, own, loss = worker.send(key, params, batch, own, **inside)
         sent, state = tx.update(sent, state, params)
         return sent, (own, state), loss
 
@@ -300,9 +309,10 @@ def stochastic_signs(worker: Worker, bound: float | jax.Array = 1.0) -> Worker:
     _check_worker(worker)
     check_number("bound", bound, 1e-30, 1e30)
 
-    def send(key, params, batch, state):
+    @functools.wraps(worker.send)
+    def send(key, params, batch, state, **inside):
         key, draw_key = jax.random.split(key)
-        sent, state, loss = worker.send(key, params, batch, state)
+        sent, state, loss = worker.send(key, params, batch, state, **inside)
         leaves, structure = jax.tree.flatten(sent)
         keys = jax.random.split(draw_key, max(1, len(leaves)))
         pairs = zip(keys, leaves, strict=False)
@@ -359,9 +369,10 @@ def dct_top_k(
         sent = keep_largest(dct(value, chunk), k, chunk)
         return sent, value - inverse_dct(sent, chunk)
 
-    def send(key, params, batch, state):
+    @functools.wraps(worker.send)
+    def send(key, params, batch, state, **inside):
         own, kept = state
-        sent, own, loss = worker.send(key, params, batch, own)
+        sent, own, loss = worker.send(key, params, batch, own, **inside)
         pairs = jax.tree.map(split, kept, sent)
         sent, kept = (jax.tree.map(lambda _, p, i=i: p[i], kept, pairs) for i in (0, 1))
         return sent, (own, kept), loss
@@ -435,8 +446,9 @@ def late(worker: Worker, delay: int = 1, *, drawn: bool = False) -> Worker:
             lag=jax.random.randint(lag_key, (), 0, delay + 1) if drawn else given,
         )
 
-    def send(key, params, batch, state):
-        sent, own, loss = worker.send(key, params, batch, state.worker)
+    @functools.wraps(worker.send)
+    def send(key, params, batch, state, **inside):
+        sent, own, loss = worker.send(key, params, batch, state.worker, **inside)
         sent = jax.tree.map(lambda s, u: s.astype(u.dtype), sent, state.under_way)
         due = (state.place - state.lag) % delay
 

@@ -353,6 +353,14 @@ for option, bad, says in [
         says,
     )
 row(
+    "signfd_jax.simulation(attack)",
+    lambda: simulate(
+        loss_fn=workers.Worker(lambda key, params: (), lambda k, p, b, s: (p, s, 0.0)),
+        attack=attacks.inside(attacks.sign_inversion()),
+    ),
+    "its send takes no corrupt, only k, p, b, s",
+)
+row(
     "signfd_jax.simulation(worker_chunk)",
     lambda: simulate(worker_chunk=1, attack=attacks.alie()),
     "needs a row-wise attack",
@@ -427,6 +435,10 @@ OF_ATTACKS = [
     ("sampled", "share", -0.1, "share must lie in"),
     ("fang", "spread", 0.5, "spread must lie in"),
     ("gaussian", "standard_deviation", -1.0, "standard_deviation must lie in"),
+    ("inside", "attack", "sign_inversion", "attack must be what signfd_jax.attacks"),
+    ("inside", "attack", attacks.label_flip(3), "enters at the data"),
+    ("inside", "attack", attacks.random_vote(), "enters at the vote"),
+    ("inside", "attack", attacks.min_max(), "no gradient but its own"),
     ("ipm", "epsilon", -0.5, "epsilon must lie in"),
     (
         "label_flip",
@@ -452,7 +464,7 @@ OF_ATTACKS = [
     ("sleeper", "start_round", -5, "start_round must be a whole number"),
     ("sleeper", "then", "alie", "attack that follows must be"),
     ("stateless", "corrupt", None, "corrupt must be a function"),
-    ("stateless", "entry", "momentum", "entry must be one of data, gradient, vote"),
+    ("stateless", "entry", "momentum", "entry must be one of data, inside, gradient"),
     ("stateless", "row_wise", "no", "row_wise must be True or False"),
     ("stochastic_sign_flip", "probability", 1.5, "probability must lie in"),
     ("swing", "decoder", sfd.majority_vote, "decoder must be what"),

@@ -4,7 +4,8 @@ An attack changes only the rows of the Byzantine workers; the honest rows come b
 for bit as they were. `basic` needs no accomplice; in `omniscient` the attackers know
 the honest gradients coordinate by coordinate, in `geometric` as vectors; in `colluding`
 they aim at the vote, in `patient` at what the server has learned; in `searching` they
-look for the decoder's weak spot. `membership` changes who they are. `OPPOSITIONS`
+look for the decoder's weak spot. `inside` puts an attack on the gradients of a worker's
+own steps. `membership` changes who they are. `OPPOSITIONS`
 are the default candidates of `adaptive`, and `Membership` is the type of what
 `membership`'s functions return.
 """

@@ -21,7 +21,7 @@ __all__ = [
     "stateless",
 ]
 
-ENTRIES = ("data", "gradient", "vote")
+ENTRIES = ("data", "inside", "gradient", "vote")
 
 
 class AttackContext(NamedTuple):
@@ -45,9 +45,10 @@ class Attack(NamedTuple):
             `values` is the batch where `entry` is "data", else the tree of gradients
             `[M, ...]`; `byzantine` is bool `[M]` and may be traced; `context` is an
             `AttackContext`. The key is consumed.
-        entry: where the attack enters: "data" (the batch), "gradient" (real numbers,
-            whose sign is then the vote) or "vote" (the votes it wants, as -1, 0, +1 in
-            the gradients' dtype).
+        entry: where the attack enters: "data" (the batch), "inside" (the gradient of
+            each of a worker's own steps, see `inside`), "gradient" (what is sent: real
+            numbers, whose sign is then the vote) or "vote" (the votes it wants, as -1,
+            0, +1 in the gradients' dtype).
         row_wise: True where a row depends on no other worker's row, so that the attack
             can be applied to chunks of workers.
 

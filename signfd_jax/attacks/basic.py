@@ -8,12 +8,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from signfd_jax._checks import check_count, check_number
+from signfd_jax._checks import check_count, check_kind, check_number
+from signfd_jax.attacks._by_row import check_row_wise
 from signfd_jax.attacks.base import Attack, split_like, stateless
 
 __all__ = [
     "additive_noise",
     "gaussian",
+    "inside",
     "label_flip",
     "no_attack",
     "non_finite",
@@ -282,6 +284,49 @@ def label_flip(num_classes: int) -> Attack:
         return inputs, num_classes - 1 - labels
 
     return stateless(corrupt, entry="data")
+
+
+def inside(attack: Attack) -> Attack:
+    r"""The attack enters each of a Byzantine worker's own steps, before its optimiser.
+
+    $g_{m,h} \leftarrow a(g_{m,h})$ for each of its steps h = 0, ..., H - 1, where a is
+    what the attack makes of a row, drawn anew for each step. The rest of the worker is
+    that of an honest one: its optimiser, its momentum, its error feedback. Under
+    `sign_inversion` it ascends the loss. With H = 1 and SGD it sends what it would send
+    under the attack itself. `workers.local_steps` and `workers.gradient` have such
+    steps, also within the other workers; a worker of one's own takes `corrupt`.
+
+    Args:
+        attack: an `Attack` on gradients, row by row, without memory: a worker has no
+            gradient but its own.
+
+    Returns:
+        An `Attack` whose `entry` is "inside".
+
+    Raises:
+        ValueError: the attack enters elsewhere, or looks at other workers' rows.
+
+    Examples:
+        >>> import optax
+        >>> from signfd_jax import attacks, sign_sgd, simulation, workers
+        >>> loss_fn = lambda x, batch: jnp.mean((x - batch) ** 2) / 2
+        >>> worker = workers.local_steps(loss_fn, optax.sgd(0.5), num_steps=2)
+        >>> attack = inside(attacks.sign_inversion())
+        >>> tx = sign_sgd(0.1, num_workers=3)
+        >>> sim = simulation(worker, tx, num_workers=3, attack=attack)
+        >>> state = sim.init(jax.random.key(0), jnp.zeros(4), jnp.arange(3) < 1)
+        >>> state, _ = sim.step(state, jnp.ones((3, 2, 1)))
+        >>> print(state.params)
+        [0.1 0.1 0.1 0.1]
+    """
+    check_kind("attack", attack, ("init", "apply"), "signfd_jax.attacks")
+    if attack.entry != "gradient":
+        raise ValueError(
+            "inside needs an attack on gradients, but this one enters at the "
+            f"{attack.entry}; take sign_inversion or the like"
+        )
+    check_row_wise(attack)
+    return attack._replace(entry="inside")
 
 
 def _normal_like(key, values, standard_deviation):

@@ -236,9 +236,25 @@ def _adaptive(
     return attacks.adaptive(decoder, trials=trials, horizon=horizon, seed=seed)
 
 
+def _inside(
+    attack: str = "sign_inversion",
+    flip_probability: float | jax.Array = 0.5,
+    seed: int | jax.Array = 0,
+    decoder: Any = None,
+    num_classes: int | None = None,
+    num_workers: int | None = None,
+) -> attacks.Attack:
+    """Another attack, on the gradient of each of a worker's own steps."""
+    check_number("flip_probability", flip_probability, 0, 1)
+    facts = {"flip_probability": flip_probability, "seed": seed, "decoder": decoder}
+    facts |= {"num_classes": num_classes, "num_workers": num_workers}
+    return attacks.inside(choose(ATTACKS, "attack", attack).make(facts))
+
+
 ATTACKS = {"none": attacks.no_attack} | _factories(attacks, attacks.Attack)
 del ATTACKS["no_attack"]
 ATTACKS |= {"stochastic_sign_flip": _stochastic_sign_flip, "adaptive": _adaptive}
+ATTACKS["inside"] = _inside
 ATTACKS |= plugins.load("signfd_jax.attacks", taken=ATTACKS)
 
 

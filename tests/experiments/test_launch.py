@@ -78,6 +78,10 @@ def trained(prepared):
         {"worker": "late:delay=2,drawn=true", "membership": "churn:3"},
         {
             "worker": "local_steps:2",
+            "attack": "inside:stochastic_sign_flip:0.8",
+        },
+        {
+            "worker": "local_steps:2",
             "optimizer": "sgd:momentum=0.9",
             "schedule": "cosine:warmup=2",
         },

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from signfd_jax import data, models
 from signfd_jax._round import begin, draw, finish, own_keys, send
 from signfd_jax.attacks import AttackContext
-from signfd_jax.attacks._by_row import apply_by_row
+from signfd_jax.attacks._by_row import apply_by_row, enter_step
 from signfd_jax.data import batches, partition
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed._shard_map import vary
@@ -331,11 +331,16 @@ def _step(config, tx, worker, num_classes, first, rows, seed):
         params = jax.tree.map(lambda leaf: vary(leaf, (_AXIS,)), state.params)
         present = None if drawn.present is None else mine(drawn.present)
         keys = own_keys(drawn.attack_key, own)
+        inside, of_rows = None, ()
+        if attack.entry == "inside":
+            inside = functools.partial(enter_step, attack, drawn.attack_key, context)
+            of_rows = own, mine(byzantine)
         sent, worker_state, losses = send(
-            worker, keys, params, batch, state.worker_state, present
+            *(worker, keys, params, batch, state.worker_state, present),
+            *(inside, of_rows),
         )
         state = state._replace(worker_state=worker_state)
-        if attack.entry != "data":
+        if attack.entry in ("gradient", "vote"):
             sent = attacked(sent)
         if rows == 1:
             sent = jax.tree.map(lambda leaf: leaf[0], sent)
