@@ -22,6 +22,7 @@ from signfd_jax.cli._options import (
     Plot,
     Run,
     fitting,
+    local_steps_of,
     read_flags,
     read_run_flags,
     take_preset,
@@ -179,9 +180,13 @@ def _compare(arguments) -> int:
     from signfd_jax.experiments.report import _tables as tables
 
     keep_compiled()
+    worker = options.worker
+    if options.local_steps is not None:
+        worker = local_steps_of(options, given=worker is not None)
     given = {
         "rounds": options.rounds,
         "learning_rate": options.learning_rate,
+        "worker": worker,
         "membership": "drawn_each_round" if options.redraw_byzantine else None,
     }
     base = dataclasses.replace(

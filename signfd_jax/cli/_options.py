@@ -78,6 +78,8 @@ class Compare:
         seed: the first of them.
         rounds: number of rounds; none: the preset's.
         learning_rate: step along the decoded sign; none: the preset's.
+        worker: what a worker sends, e.g. local_steps:5; none: the preset's.
+        local_steps: steps of each worker in a round; --worker local_steps:H.
         wire: ternary or one_bit.
         flip_probability: r of stochastic_sign_flip, in [0, 1].
         redraw_byzantine: others lie each round.
@@ -102,6 +104,8 @@ class Compare:
     seed: int = 0
     rounds: int | None = None
     learning_rate: float | None = None
+    worker: str | None = None
+    local_steps: int | None = None
     wire: str = "ternary"
     flip_probability: float = 0.5
     redraw_byzantine: bool = False
@@ -217,9 +221,7 @@ def _in_short(options, names):
     """The experiment, with what flags say that stand for an option of a name."""
     changes = {}
     if options.local_steps is not None:
-        if "--worker" in names:
-            raise ValueError("give --worker or --local-steps, not both")
-        changes["worker"] = f"local_steps:{options.local_steps}"
+        changes["worker"] = local_steps_of(options, given="--worker" in names)
     optimizer = options.experiment.optimizer
     for option in ("momentum", "weight_decay"):
         value = getattr(options, option)
@@ -234,6 +236,13 @@ def _in_short(options, names):
     return dataclasses.replace(
         options, experiment=dataclasses.replace(options.experiment, **changes)
     )
+
+
+def local_steps_of(options: Run | Compare, *, given: bool) -> str:
+    """The worker that --local-steps stands for, unless --worker is given too."""
+    if given:
+        raise ValueError("give --worker or --local-steps, not both")
+    return f"local_steps:{options.local_steps}"
 
 
 def _gathered(flag, arguments):

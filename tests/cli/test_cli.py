@@ -88,6 +88,21 @@ def test_compare_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert capsys.readouterr().out == out
 
 
+def test_compare_takes_a_worker_as_run_does(tmp_path, capsys):
+    """Told in two ways it is one grid, whose cells are those workers'."""
+    command = """compare --decoders majority_vote --num-byzantine 2 --seeds 1
+        --rounds 2 --attacks inside sign_inversion --quiet --output-dir""".split()
+    outs = []
+    for flags in (["--local-steps", "2"], ["--worker", "local_steps:2"]):
+        assert main([*command, str(tmp_path), *flags]) == 0
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1]
+    (folder,) = tmp_path.iterdir()
+    lines = read_lines(folder / "cells.jsonl")
+    assert [line["config"]["worker"] for line in lines] == ["local_steps:2"] * 2
+    assert {line["config"]["attack"] for line in lines} == {"inside", "sign_inversion"}
+
+
 def test_compare_says_how_far_rules_step(tmp_path, capsys):
     """They get real numbers, which are smaller than a sign."""
     command = """compare --decoders majority_vote mean krum:scale=30 --seeds 1
@@ -180,7 +195,8 @@ def test_help_lists_the_options(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--num-byzantine", "--rounds", "--data-dir", "--flip-probability"):
+    flags = "--num-byzantine --rounds --data-dir --flip-probability --worker"
+    for flag in [*flags.split(), "--local-steps"]:
         assert flag in out
 
 
@@ -205,6 +221,11 @@ def test_help_lists_the_options(command, capsys):
         ("compare --rounds 0", "rounds must be >= 1"),
         ("compare --seeds 0", "seeds must be >= 1"),
         ("compare --format html", "--format"),
+        ("compare --worker steps", "unknown worker 'steps'"),
+        ("compare --worker momentum --local-steps 2", "give --worker or --local-steps"),
+        ("compare --local-steps 0", "num_steps must be an int >= 1, but is 0"),
+        ("compare --attacks inside:alie", "no gradient but its own"),
+        ("run --worker momentum --local-steps 2", "give --worker or --local-steps"),
         ("plot", "give the folders"),
         ("plot nowhere", "nowhere holds no run"),
         ("list all", "unknown kind 'all'; known are presets"),
