@@ -1,5 +1,6 @@
 """How every test runs: strict dtypes and ranks, eight CPU devices, no hidden caches."""
 
+import gc
 import os
 from importlib import metadata
 
@@ -11,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"  # splitting costs more than it saves
     + (
         " --xla_cpu_use_fusion_emitters=false"
         if metadata.version("jaxlib").startswith("0.10.")  # it exits over unknown flags
@@ -44,6 +46,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("signfd_jax")
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: the garbage collector need not look."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ the groups there are, `PACKAGES` says who added what, and `BROKEN` what was left
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import os
@@ -106,10 +107,16 @@ def imported(module: str, name: str) -> Callable[..., Any]:
     return made
 
 
+@functools.lru_cache(maxsize=1)
+def _installed(path):
+    """All entry points, read once: it opens a file of every package on the path."""
+    return metadata.entry_points()
+
+
 def _points(group) -> Iterator[metadata.EntryPoint]:
     """The entry points of a group; of all packages but those that cannot be read."""
     try:
-        yield from metadata.entry_points(group=group)
+        yield from _installed(tuple(sys.path)).select(group=group)
         return
     except Exception:  # whatever Python makes of a damaged file
         seen = set()
