@@ -182,8 +182,8 @@ def test_unlike_batches_have_the_gradients_of_batches_of_their_sizes(key):
     batch = jax.jit(batches.worker_batches(dataset, split, sizes))(key)
     model = models.SoftmaxRegression()
     params = model.init(key, batch[0][0])
-    gradient = jax.grad(models.loss_fn(model))
-    together = jax.vmap(gradient, (None, 0))(params, batch)
+    gradient = jax.jit(jax.grad(models.loss_fn(model)))
+    together = jax.jit(jax.vmap(gradient, (None, 0)))(params, batch)
     for worker, size in enumerate(sizes):
         alone = gradient(params, tuple(leaf[worker, :size] for leaf in batch[:2]))
         row = jax.tree.map(lambda leaf, worker=worker: leaf[worker], together)

@@ -12,6 +12,7 @@ from jax import lax
 import signfd_jax as sfd
 
 SIZE, ROUNDS, STEP = 1000, 100, 0.03
+AT_ONCE = 20  # cases that a program runs: it is compiled once for any number of them
 
 
 class Case(NamedTuple):
@@ -36,7 +37,7 @@ class Case(NamedTuple):
 
 
 def final_errors(cases, decoder, rows):
-    """Mean distances from the optimum at the end, `[len(cases)]`, in one program.
+    """Mean distances from the optimum at the end, `[len(cases)]`.
 
     Workers beyond a case's number of workers, up to `rows`, are absent.
     """
@@ -49,22 +50,21 @@ def final_errors(cases, decoder, rows):
         groups.append(np.arange(rows) // case.shared_by)
         present.append(np.arange(rows) < case.num_workers)
         noises.append(case.noise)
-    return np.asarray(
-        _program(decoder)(
-            jnp.asarray(np.array(rates), jnp.float32),
-            jnp.asarray(groups),
-            jnp.asarray(present),
-            jnp.asarray(noises, jnp.float32),
-            jax.random.split(jax.random.key(0), len(cases)),
-        )
-    )
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), len(cases)))
+    inputs = (np.float32(rates), groups, present, np.float32(noises), keys)
+    inputs = [np.asarray(each) for each in inputs]
+    errors = []
+    for begin in range(0, len(cases), AT_ONCE):
+        some = np.arange(begin, begin + AT_ONCE) % len(cases)  # the first fill the rest
+        errors.append(_program(decoder)(*(jnp.asarray(each[some]) for each in inputs)))
+    return np.concatenate(errors)[: len(cases)]
 
 
 @functools.cache
 def _program(decoder):
     def run(rates, groups, present, noise, key):
         rows = len(groups)
-        first_key, key = jax.random.split(key)
+        first_key, key = jax.random.split(jax.random.wrap_key_data(key))
         first = 2 * jax.random.uniform(first_key, (SIZE,))  # 1 in the mean
 
         def step(carry, t):

@@ -83,9 +83,7 @@ def test_nor_are_those_who_share_a_batch():
 @slow
 @pytest.mark.parametrize(("workers", "rows"), [((5, 15, 16), 16), ((51,), 51)])
 def test_nearly_identical_workers_over_the_grid(workers, rows):
-    cases, rows = grid(workers, rows)
-    for begin in range(0, len(cases), 60):
-        assert_no_farther(cases[begin : begin + 60], rows)
+    assert_no_farther(*grid(workers, rows))
 
 
 def test_all_on_one_batch_are_all_heard():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import OPTIMISED
 from jax import lax
 from played import coin_votes, play
 
@@ -83,7 +84,7 @@ def votes_of(key, t, crossover, identical, deed):
     return options[deed, jnp.arange(ROWS)], honest_sum, truth
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=OPTIMISED)
 @jax.vmap
 def attacked(key, crossover, identical, deed):
     """A run of `ROUNDS` rounds: weights, decoded signs and what they are judged by."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from channels import channel_votes
+from compiling import OPTIMISED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,8 +36,13 @@ NEAR_TIES = 1e-3
 
 
 @functools.cache
-def jitted(decoder):
-    return jax.jit(decoder.decode)
+def _jitted(decoder, options):
+    return jax.jit(decoder.decode, compiler_options=dict(options))
+
+
+def jitted(decoder, options=None):
+    """One function for each decoder and each set of the compiler's options."""
+    return _jitted(decoder, tuple((options or {}).items()))
 
 
 def play(decoder, votes):
@@ -248,6 +254,21 @@ def honest_gradients(setting):
     return np.float32(truth * signal[order][:, None] + noise)
 
 
+@functools.cache
+def votes_under(attack_name):
+    """A round's votes under an attack, as one program, and the attack's next state."""
+
+    def votes(t, gradient, byzantine, state, attack_state):
+        key = jax.random.fold_in(jax.random.key(0), t)
+        context = attacks.AttackContext(t, state)
+        sent, attack_state = CATALOGUE[attack_name].apply(
+            key, gradient, byzantine, context, attack_state
+        )
+        return sfd.votes(sent), attack_state
+
+    return jax.jit(votes, compiler_options=OPTIMISED)
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("attack_name", CATALOGUE)
 def test_what_all_honest_workers_agree_on_is_decoded(attack_name, setting):
@@ -255,17 +276,14 @@ def test_what_all_honest_workers_agree_on_is_decoded(attack_name, setting):
     attack = CATALOGUE[attack_name]
     num_byzantine, _ = SETTINGS[setting]
     byzantine = jnp.arange(15) < num_byzantine
-    apply = jax.jit(attack.apply)
     state = DEFAULT.init(15, jnp.zeros(10_000))
     attack_state = attack.init(15, jnp.zeros(10_000))
     agreed = decoded_so = 0
     for t, gradient in enumerate(honest_gradients(setting)):
-        context = attacks.AttackContext(jnp.int32(t), state)
-        key = jax.random.fold_in(jax.random.key(0), t)
-        sent, attack_state = apply(
-            key, jnp.asarray(gradient), byzantine, context, attack_state
+        sent, attack_state = votes_under(attack_name)(
+            jnp.int32(t), jnp.asarray(gradient), byzantine, state, attack_state
         )
-        decoded, state, _ = jitted(DEFAULT)(state, sfd.votes(sent))
+        decoded, state, _ = jitted(DEFAULT, OPTIMISED)(state, sent)
         if t > 5:
             honest = np.sign(gradient[num_byzantine:])
             unanimous = np.all(honest == honest[:1], axis=0)

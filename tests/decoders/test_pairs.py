@@ -53,22 +53,24 @@ def one_of_each_block(numbers, total, block):
 def test_one_coordinate_of_each_block_however_they_are_laid_out(lengths, size):
     keys, total = jax.random.split(jax.random.key(0), 10), sum(lengths)
     block = -(-(PADDED * -(-total // PADDED)) // size)
-    layouts = {
-        "one leaf": leaves_of([total], list),
-        "many leaves": leaves_of(lengths, list),
-        "packed": leaves_of(lengths, packed.pack_ternary),
-        "one bit": leaves_of([total], packed.pack_one_bit),
-    }
+    one, many = leaves_of([total], list), leaves_of(lengths, list)
 
     @jax.jit
-    @jax.vmap
-    def samples(key):
+    def samples(keys, one, many):
+        layouts = {
+            "one leaf": one,
+            "many leaves": many,
+            "packed": packed.pack_ternary(many),
+            "one bit": packed.pack_one_bit(one),
+        }
         return {
-            name: _pairs.sampled_votes(key, leaves, size)
+            name: jax.vmap(
+                lambda key, leaves=leaves: _pairs.sampled_votes(key, leaves, size)
+            )(keys)
             for name, leaves in layouts.items()
         }
 
-    found = samples(keys)
+    found = samples(keys, one, many)
     for number in range(len(keys)):
         chosen = {name: read_numbers(votes[number]) for name, votes in found.items()}
         assert one_of_each_block(chosen["one leaf"], total, block)

@@ -332,18 +332,16 @@ def test_the_default_at_any_number_of_workers(num_workers):
         state, expected = first, first_expected
         for number in range(4):
             truth = jax.tree.map(lambda p: rng.choice([-0.5, 0.5], p.shape), params)
+            lies = np.where(np.arange(num_workers) < num_liars, -1.0, 1.0)
             gradients = jax.tree.map(
-                lambda p: jnp.float32(p + rng.normal(size=(num_workers, *p.shape))),
+                lambda p, lies=lies: jnp.asarray(
+                    (p + rng.normal(size=(num_workers, *p.shape)))
+                    * lies.reshape(-1, *(1,) * p.ndim),
+                    jnp.float32,
+                ),
                 truth,
             )
-            lies = jnp.where(jnp.arange(num_workers) < num_liars, -1.0, 1.0)
-            gradients = jax.tree.map(
-                lambda leaf, lies=lies: (
-                    leaf * lies.reshape(-1, *(1,) * (leaf.ndim - 1))
-                ),
-                gradients,
-            )
-            present = jnp.arange(num_workers) % 8 != number
+            present = jnp.asarray(np.arange(num_workers) % 8 != number)
             updates, state = step(gradients, state, present)
             wanted, expected = one(gradients, expected, present)
             assert_equal(updates, wanted)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 
@@ -25,12 +26,19 @@ def one_line(capsys, *arguments):
     return err
 
 
-@pytest.fixture
-def run(tmp_path, capsys):
-    """The folder of a finished run."""
-    assert main(["run", *TINY, "--output-dir", str(tmp_path / "runs")]) == 0
-    (folder,) = (tmp_path / "runs").iterdir()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, which no test changes."""
+    runs = tmp_path_factory.mktemp("finished")
+    assert main(["run", *TINY, "--output-dir", str(runs)]) == 0
+    (folder,) = runs.iterdir()
     return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """The folder of a finished run, for one test to change."""
+    return shutil.copytree(finished, tmp_path / "runs" / finished.name)
 
 
 # ----------------------------------------------------------------------------- texts

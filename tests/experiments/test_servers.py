@@ -130,7 +130,7 @@ def test_coefficients_are_counted_as_they_are_sent():
         workers.gradient(lambda x, batch: optax.tree.sum(optax.tree.mul(x, batch))), 2
     )
     state = worker.init(jax.random.key(0), params)
-    sent, _, _ = worker.send(jax.random.key(1), params, params, state)
+    sent, _, _ = jax.jit(worker.send)(jax.random.key(1), params, params, state)
     signs = sum(int((leaf != 0).sum()) for leaf in sent)
     # Eight blocks of 64 x 50, one of 3 x 7, five of 26, one of 1.
     places = [2 * 8 * 12, 2 * 5, 2 * 5 * 5, 0]
