@@ -28,7 +28,7 @@ from signfd_jax.experiments._engine.prepare import byzantine_mask, split_example
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment
 
-__all__ = ["Trial", "accuracies", "paired", "read", "write"]
+__all__ = ["Trial", "accuracies", "paired", "read", "watched", "write"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +73,32 @@ def accuracies(
     data_dir: Path | None = None,
 ) -> list[float]:
     """Test accuracy at the end of training, of each seed."""
+    found, _, _ = watched(trial, make_decoder, thresholds, seeds, data_dir)
+    return np.asarray(found).tolist()
+
+
+def watched(
+    trial: Trial,
+    make_decoder: Callable[[Any], sfd.Decoder],
+    thresholds: Any,
+    seeds: int,
+    data_dir: Path | None = None,
+    watch: Callable[[Any], Any] | None = None,
+) -> tuple[jax.Array, np.ndarray, Any]:
+    """Accuracies `[S]`, who lied, bool `[S, M]`, and what is watched, `[S, T, ...]`.
+
+    `watch` reads the simulation's state after each round.
+    """
     config = _experiment(trial)
     dataset = _dataset(trial.dataset, data_dir)
     split = split_examples(config, dataset)
     masks = np.stack([byzantine_mask(config, seed) for seed in range(seeds)])
-    program = _program(_program_key(trial), make_decoder)
+    program = _program(_program_key(trial), make_decoder, watch)
     width = -(-split.indices.shape[1] // 4096) * 4096
     indices = np.pad(
         split.indices, ((0, 0), (0, max(0, width - split.indices.shape[1])))
     )
-    found = program(
+    found, seen = program(
         dataset,
         jax.tree.map(jnp.asarray, split._replace(indices=indices)),
         _rates(trial),
@@ -91,7 +107,7 @@ def accuracies(
         jnp.arange(seeds, dtype=jnp.uint32),
         jnp.asarray(masks),
     )
-    return np.asarray(found).tolist()
+    return found, masks, seen
 
 
 def _experiment(trial):
@@ -133,7 +149,7 @@ def _rates(trial):
 
 
 @functools.lru_cache(maxsize=256)
-def _program(trial: Trial, make_decoder):
+def _program(trial: Trial, make_decoder, watch):
     def one(dataset, split, rates, rate, thresholds, seed, byzantine):
         model = _choose(registry.MODELS, trial.model, {"num_classes": 10})
         decoder = make_decoder(thresholds)
@@ -162,14 +178,20 @@ def _program(trial: Trial, make_decoder):
             batches.worker_batches(dataset, split, trial.batch_size), trial.shared_by
         )
         state = simulated.init(run_key, params, byzantine)
-        state, _ = sfd.run(simulated, state, draw, trial.rounds)
-        return models.evaluate(
+
+        def one_round(state, _):
+            state, _ = sfd.run(simulated, state, draw, 1)
+            return state, None if watch is None else watch(state)
+
+        state, seen = lax.scan(one_round, state, length=trial.rounds)
+        end = models.evaluate(
             model,
             state.params,
             dataset.test_inputs,
             dataset.test_labels,
             preprocess=functools.partial(data.standardise, dataset=dataset),
-        ).accuracy
+        )
+        return end.accuracy, seen
 
     def all_seeds(dataset, split, rates, rate, thresholds, seeds, masks):
         return lax.map(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         llr_weights,
         majority_vote,
         oracle,
+        verdicts,
     )
     from signfd_jax.signs import votes
     from signfd_jax.simulate import (
@@ -69,6 +70,7 @@ __all__ = [
     "sign_sgd_fd",
     "sign_sgd_mv",
     "simulation",
+    "verdicts",
     "votes",
 ]
 

@@ -26,6 +26,7 @@ from signfd_jax._checks import (
 from signfd_jax._round import SimulationInfo, begin, draw, finish, own_keys, send
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
 from signfd_jax.attacks._by_row import apply_by_row, check_row_wise, enter_step
+from signfd_jax.decoders._known import KNOWN
 from signfd_jax.signs import packed
 from signfd_jax.signs._packed_rows import join_chunks
 from signfd_jax.signs._visits import over_workers
@@ -66,8 +67,10 @@ class Simulation(NamedTuple):
     Attributes:
         init: `init(key, params, byzantine) -> SimulationState`; `byzantine` is bool
             `[M]`.
-        step: `step(state, batch, present=None) -> (state, SimulationInfo)`; the leaves
-            of `batch` are `[M, B, ...]`, `present` is bool `[M]` or None (all).
+        step: `step(state, batch, present=None, **known) -> (state, SimulationInfo)`;
+            the leaves of `batch` are `[M, B, ...]`, `present` is bool `[M]` or None
+            (all). `known` are `trusted`, `stakes` and `shares`, as
+            `scale_by_sign_decoder` takes them.
     """
 
     init: Callable[..., SimulationState]
@@ -181,8 +184,12 @@ def simulation(
             worker_state=begin(worker, key, jnp.arange(num_workers), params),
         )
 
-    def step(state, batch, present=None):
+    def step(state, batch, present=None, **known):
         _check_batch(batch, num_workers)
+        if unknown := sorted(set(known) - set(KNOWN)):
+            raise ValueError(
+                f"unknown argument {', '.join(unknown)}; known are {', '.join(KNOWN)}"
+            )
         if present is not None:
             check_mask("present", present, num_workers)
             present = jnp.asarray(present)
@@ -211,6 +218,7 @@ def simulation(
             present=present,
             wire=wire,
             honest_sign=signs.votes(total) if sign_error else None,
+            **known,
         )
         return finish(
             *(state, drawn, updates, opt_state, losses),
@@ -362,6 +370,7 @@ def run(
     state: SimulationState,
     sample_batch: Callable[[jax.Array], Any],
     num_rounds: int,
+    **known,
 ) -> tuple[SimulationState, SimulationInfo]:
     """Run many rounds as one `lax.scan`.
 
@@ -373,6 +382,7 @@ def run(
         sample_batch: `key -> batch`, a tree of `[M, B, ...]`, drawn on the device. The
             key is consumed.
         num_rounds: number T of rounds (Python int).
+        **known: what `step` is given in every round: `trusted`, `stakes`, `shares`.
 
     Returns:
         The state after the last round, and `SimulationInfo` with leaves `[T, ...]`.
@@ -399,7 +409,8 @@ def run(
 
     def one_round(state, _):
         key, batch_key = jax.random.split(state.key)
-        return simulation.step(state._replace(key=key), sample_batch(batch_key))
+        state = state._replace(key=key)
+        return simulation.step(state, sample_batch(batch_key), **known)
 
     return lax.scan(one_round, state, length=num_rounds)
 

@@ -281,6 +281,47 @@ row(
     lambda: updated(GRADIENTS, present=jnp.ones(4, bool)),
     "present",
 )
+for known, bad, says in [
+    ("trusted", jnp.ones(4, bool), "trusted must be a mask of 5 workers"),
+    ("trusted", jnp.ones(M), "trusted must be a mask of bools"),
+    ("stakes", jnp.ones(4), "stakes must have a number for each of the 5 workers"),
+    ("shares", 2.0, "shares must have a number for each of the 5 workers"),
+    ("stakes", jnp.full(M, NAN), lambda out: finite((out[0], out[1].decoder_state))),
+    ("shares", -jnp.ones(M), lambda out: all((u == 0).all() for u in out[0].values())),
+    (
+        "shares",
+        jnp.full(M, INF),
+        lambda out: all((u == 1).all() for u in out[0].values()),
+    ),
+]:
+    row(
+        f"update({known})",
+        functools.partial(updated, GRADIENTS, **{known: bad}),
+        says,
+    )
+row(
+    "update(trusted): a decoder that cannot use it",
+    lambda: updated(
+        *(GRADIENTS,),
+        tx=sfd.scale_by_sign_decoder(M, sfd.majority_vote()),
+        trusted=jnp.ones(M, bool),
+    ),
+    "this decoder cannot use trusted",
+)
+row(
+    "signfd_jax.verdicts(state)",
+    lambda: sfd.verdicts(sfd.majority_vote().init(M, PARAMS)),
+    "holds 0 states of correlation_defense",
+)
+row(
+    "signfd_jax.decoders.verdict_lines(said)",
+    lambda: decoders.verdict_lines(
+        jax.vmap(lambda _: sfd.verdicts(sfd.correlation_defense().init(M, PARAMS)))(
+            jnp.arange(2)
+        )
+    ),
+    "verdicts of one seed are wanted",
+)
 row(
     "signfd_jax.votes(gradients)",
     lambda: sfd.votes(jnp.array([[NAN, -0.0, INF, -INF, 1e-30]])),
@@ -403,6 +444,12 @@ for option, bad, says in [
         ),
         says,
     )
+
+row(
+    "signfd_jax.run(known)",
+    lambda: sfd.run(*started(), lambda key: jnp.ones((M, 3)), 1, trust=jnp.ones(M)),
+    "unknown argument trust; known are trusted, stakes, shares",
+)
 
 # Attacks ------------------------------------------------------------------------------
 
@@ -765,6 +812,13 @@ for argument, call, says in [
         lambda: reduced(present=jnp.ones(3, bool)),
         "present must be",
     ),
+    (
+        "sign_all_reduce(trusted)",
+        lambda: reduced(trusted=jnp.ones(4, bool)),
+        "this decoder cannot use trusted",
+    ),
+    ("sign_all_reduce(stakes)", lambda: reduced(stakes=1.0), "stakes must have"),
+    ("sign_all_reduce(shares)", lambda: reduced(shares=1.0), "shares must have"),
     (
         "sign_all_reduce(param_specs)",
         lambda: reduced(param_specs=P("workers")),

@@ -262,7 +262,7 @@ def label_flip(num_classes: int) -> Attack:
 
     Returns:
         An `Attack` on the data, row by row: the batch must be `(inputs, labels)` with
-        integer labels `[M, B]`.
+        integer labels `[M, B]`; what follows stays.
 
     Raises:
         ValueError: `num_classes` is below 2.
@@ -280,8 +280,8 @@ def label_flip(num_classes: int) -> Attack:
 
     def corrupt(key, values):
         del key
-        inputs, labels = values
-        return inputs, num_classes - 1 - labels
+        inputs, labels, *counted = values
+        return inputs, num_classes - 1 - labels, *counted
 
     return stateless(corrupt, entry="data")
 

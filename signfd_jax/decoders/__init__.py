@@ -12,6 +12,8 @@ A `Decoder` is three functions, `init`, `decode` and `weights`. Start with
 | `dawid_skene` | one round's votes, by expectation maximisation |
 | `released_code` | as `federated_defense`, in the way of the authors' code |
 | `oracle` | the true crossover probabilities, which it is told |
+
+`verdicts` tells who lies, from the default's state; `VERDICTS` are its words.
 """
 
 from signfd_jax.decoders import (
@@ -21,6 +23,7 @@ from signfd_jax.decoders import (
     federated,
     likelihood,
     released,
+    verdict,
 )
 from signfd_jax.decoders.base import *
 from signfd_jax.decoders.correlation import *
@@ -28,6 +31,7 @@ from signfd_jax.decoders.default import *
 from signfd_jax.decoders.federated import *
 from signfd_jax.decoders.likelihood import *
 from signfd_jax.decoders.released import *
+from signfd_jax.decoders.verdict import *
 
 __all__: list[str] = []
 __all__ += base.__all__
@@ -36,3 +40,4 @@ __all__ += default.__all__
 __all__ += federated.__all__
 __all__ += likelihood.__all__
 __all__ += released.__all__
+__all__ += verdict.__all__

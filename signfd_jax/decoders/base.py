@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from signfd_jax._checks import check_number, checked
+from signfd_jax.decoders._known import heaviness
 from signfd_jax.signs._tally import count_agreements, vote_tree
 from signfd_jax.signs._totals import check_coordinates
 
@@ -36,11 +37,19 @@ class DecodeInfo(NamedTuple):
             mean over coordinates likewise. It includes the votes of this round.
         margin: float32 scalar in [0, 1]: |tally| over the sum of the |weights|,
             the mean over the coordinates that did not tie.
+        confidence: float32 scalar in [0, 1], how sure it is which workers are right; -1
+            from a decoder that does not say.
+        polarity: float32 `[M]` in [-1, 1], -1 for a worker that is surely wrong more
+            often than right, 1 for one that is surely right; 0 if nothing is known.
+        duplicates: int32 `[M]`, the first worker that sends the same; -1: none known.
     """
 
     weights: jax.Array
     crossover: jax.Array
     margin: jax.Array
+    confidence: Any = None
+    polarity: Any = None
+    duplicates: Any = None
 
 
 class Decoder(NamedTuple):
@@ -48,12 +57,14 @@ class Decoder(NamedTuple):
 
     Attributes:
         init: `init(num_workers, params) -> state`. Reads only shapes of `params`.
-        decode: `decode(state, votes, axis_name=None) -> (decoded, state, info)`.
+        decode: `decode(state, votes, axis_name=None, **known)`, which gives
+            `(decoded, state, info)`.
             `votes` is a tree of int8 `[M, ...]` in {-1, 0, +1}, `decoded` the tree
             of int8 `[...]`, `info` a `DecodeInfo`. With `axis_name`, the votes hold
             this device's slice of the coordinates, and statistics pooled over
-            coordinates are summed over that mesh axis, or tuple of axes. Jitted in this
-            library's own.
+            coordinates are summed over that mesh axis, or tuple of axes. `known` are
+            the arguments in `uses`, which may be left out. Jitted in this library's
+            own.
         weights: `weights(state)`: the weights that the next `decode` would use, for
             inspection: float32 `[M]` where all coordinates share them, else a tree
             of `[M, ...]`.
@@ -62,6 +73,8 @@ class Decoder(NamedTuple):
             votes through `tally` and `packed` alone, with weights `[M]`.
         unit: what a weight is counted in: "votes", or "nats" of a log-likelihood
             ratio.
+        uses: which of "trusted", "stakes" and "shares" `decode` takes (see
+            `transforms.scale_by_sign_decoder`).
 
     Examples:
         >>> decoder = majority_vote()
@@ -77,6 +90,7 @@ class Decoder(NamedTuple):
     weights: Callable[..., Any]
     needs_unpacked: str = "it does not say that it can read them"
     unit: str = "votes"
+    uses: tuple[str, ...] = ()
 
 
 @jax.jit
@@ -160,8 +174,10 @@ def majority_vote() -> Decoder:
         return MajorityVoteState(jnp.ones((num_workers,), jnp.float32))
 
     @functools.partial(jax.jit, static_argnames="axis_name")
-    def decode(state, votes, axis_name=None):
+    def decode(state, votes, axis_name=None, *, stakes=None, shares=None):
         weights = jnp.ones_like(state.mv_weights)
+        heavy = heaviness(weights.size, stakes, shares)
+        weights = weights if heavy is None else heavy
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
         # Not votes less agreements: that would be a difference of rounded numbers.
         opposite = jax.tree.map(jnp.negative, decoded)
@@ -169,4 +185,10 @@ def majority_vote() -> Decoder:
         crossover = (losses + 1) / (counted + 2)
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
-    return Decoder(init, decode, lambda state: state.mv_weights, needs_unpacked="")
+    return Decoder(
+        init,
+        decode,
+        weights=lambda state: state.mv_weights,
+        needs_unpacked="",
+        uses=("stakes", "shares"),
+    )

@@ -21,17 +21,16 @@ import jax
 import jax.numpy as jnp
 
 from signfd_jax._checks import check_count, check_flag, check_number, check_size
+from signfd_jax.decoders._judge import judge
+from signfd_jax.decoders._known import KNOWN, as_stakes, heaviness
 from signfd_jax.decoders._pairs import (
     batches_shared,
-    count,
-    median,
-    near_one,
     noise_of_a_round,
     pair_counts,
-    ramp,
     sampled_votes,
 )
-from signfd_jax.decoders._sides import reached_by_half, side_tests, two_sides
+from signfd_jax.decoders._trust import learn_from_trusted, trust
+from signfd_jax.decoders._verdicts import VerdictState, first_verdicts, next_verdicts
 from signfd_jax.decoders.base import DecodeInfo, Decoder
 from signfd_jax.signs._tally import vote_tree
 
@@ -81,6 +80,9 @@ class CorrelationDefenseState(NamedTuple):
         cd_shared: float32 scalar in [0, 1], whether workers seem to share batches.
         cd_caught: float32 `[M]` in [0, 1], who was wrong when that was last sure.
         cd_weights: float32 `[M]`, weights of the last round; ones at first.
+        cd_root_mean: float32 `[M]`, mean correlation with the trusted workers.
+        cd_root_rounds: float32 `[M]`, how many rounds that is of, decayed.
+        cd_verdict: `VerdictState`, what `verdicts` tells.
     """
 
     cd_round: jax.Array
@@ -92,6 +94,9 @@ class CorrelationDefenseState(NamedTuple):
     cd_shared: jax.Array
     cd_caught: jax.Array
     cd_weights: jax.Array
+    cd_root_mean: jax.Array
+    cd_root_rounds: jax.Array
+    cd_verdict: VerdictState
 
 
 def correlation_defense(
@@ -193,27 +198,53 @@ def correlation_defense(
             cd_shared=jnp.full((), float(shared_batches), jnp.float32),
             cd_caught=jnp.zeros((num_workers,), jnp.float32),
             cd_weights=jnp.ones((num_workers,), jnp.float32),
+            cd_root_mean=jnp.zeros((num_workers,), jnp.float32),
+            cd_root_rounds=jnp.zeros((num_workers,), jnp.float32),
+            cd_verdict=first_verdicts(num_workers),
         )
 
     @functools.partial(jax.jit, static_argnames="axis_name")
-    def decode(state, votes, axis_name=None):
+    def decode(state, votes, axis_name=None, *, trusted=None, stakes=None, shares=None):
         members = state.cd_committee
         everybody = members.shape == state.cd_weights.shape
         size = (8192 if everybody else 512) if sample is None else sample
         key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
         rows = sampled_votes(key, votes, size, axis_name)
         counts = pair_counts(rows if everybody else rows[members], rows, axis_name)
-        state, seen = _learn(thresholds, state, *counts)
-        weights, caught, reliability = _judge(thresholds, state, seen)
+        state, here, seen = _learn(thresholds, state, *counts)
+        held = None if stakes is None else as_stakes(stakes, seen)
+        said = judge(thresholds, state, seen, held)
+        if trusted is not None:
+            state = learn_from_trusted(
+                thresholds.forgetting, state, rows, trusted, axis_name
+            )
+            said = trust(thresholds, state, said, trusted, seen)
+        heavy = heaviness(rows.shape[0], stakes, shares)
+        weights = said.weights if heavy is None else heavy * said.weights
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
-        info = DecodeInfo(weights, (1 - reliability) / 2, margin)
-        return decoded, state._replace(cd_caught=caught, cd_weights=weights), info
+        state = state._replace(cd_caught=said.caught, cd_weights=weights)
+        info = DecodeInfo(
+            weights=weights,
+            crossover=(1 - said.reliability) / 2,
+            margin=margin,
+            confidence=said.confidence,
+            polarity=said.polarity,
+            duplicates=said.copied,
+        )
+        verdict = next_verdicts(thresholds, state, said, here)
+        return decoded, state._replace(cd_verdict=verdict), info
 
-    return Decoder(init, decode, lambda state: state.cd_weights, needs_unpacked="")
+    return Decoder(
+        init,
+        decode,
+        weights=lambda state: state.cd_weights,
+        needs_unpacked="",
+        uses=KNOWN,
+    )
 
 
 def _learn(of, state, balance, pairs):
-    """The state after a round's counts, and who has ever voted, bool `[M]`."""
+    """The state after a round's counts, who voted in it, and who ever has, `[M]`."""
     members = state.cd_committee
     workers = jnp.arange(pairs.shape[1], dtype=jnp.int32)
     voted = (pairs > 0) & (members[:, None] != workers[None])
@@ -232,68 +263,4 @@ def _learn(of, state, balance, pairs):
         cd_noise=noise_of_a_round(state, voted, known, jnp.abs(now), pairs),
         cd_shared=jnp.maximum(state.cd_shared, shared),
     )
-    return state, seen
-
-
-def _judge(of, state, seen):
-    """Weights, who is caught, and reliabilities of the workers, float32 `[M]`."""
-    members, rounds = state.cd_committee, state.cd_rounds
-    pair = rounds > 0
-    correlation = jnp.where(pair, state.cd_mean, 0.0)
-    strength = jnp.abs(correlation)
-    error = jnp.sqrt(state.cd_noise / jnp.maximum(rounds, 1e-6))
-    voters = jnp.maximum(count(seen), 1.0)
-    met = count(pair, axis=0)
-
-    # Duplicates.
-    rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
-    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)[None]
-    ranked = jnp.sort(jnp.where(pair, strength, -1.0), axis=0, descending=True)
-    usual = jnp.maximum(jnp.take_along_axis(ranked, rank, axis=0)[0], 1e-6)
-    explained = usual[members][:, None] * usual[None] / median(usual, seen)
-    beyond = strength - of.slack * jnp.minimum(explained, 1.0)
-    others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
-
-    def total(values):
-        return others * jnp.sum(jnp.where(pair, values, 0.0), axis=0)
-
-    effective = jnp.where(seen, 1 / (1 + total(ramp(beyond, of.duplicate))), 0.0)
-    like_me = 1 + total(near_one(correlation, of.alike))
-    # Of more than half of the workers one is honest.
-    few = (1 - jnp.clip(2 * like_me - voters, 0.0, 1.0)) * (1 - state.cd_shared)
-    pairs = jnp.minimum(few[members][:, None], few[None])
-    exact = few * total(near_one(correlation, of.exact) * pairs)
-
-    vector, share = two_sides(correlation, error, effective, members, of.significant)
-    # With who is absent, a worker was last compared long ago.
-    recent = jnp.maximum(jnp.max(rounds, axis=0, keepdims=True), 1e-6)
-    share = share[:, None] * (rounds / recent)
-    aligned, deviation, weakest = side_tests(vector, share, correlation, error)
-    size = jnp.abs(aligned)
-    polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)
-    lead = jnp.sum(polarity * effective) / jnp.maximum(jnp.sum(effective), 1e-9)
-    right = jnp.where(lead + jnp.sum(polarity) / voters < 0, -1.0, 1.0)
-    polarity, aligned = right * polarity, right * aligned
-
-    # Confidence: what more than half of the workers, and the effective ones, reach.
-    tests = jnp.minimum(aligned / deviation, jnp.where(right > 0, *weakest))
-    tests = jnp.where(seen, tests, -jnp.inf)
-    counts = (seen.astype(jnp.float32), effective)
-    firm = jnp.minimum(*(reached_by_half(tests, each) for each in counts))
-    confidence = ramp(firm, of.majority)
-
-    # Weights.
-    wrong = jnp.maximum(-polarity, 0.0)
-    sure = jnp.where(seen, ramp(confidence, 0.5), 0.0)
-    # Doubt that is not for want of signal: they change sides, or have unlike data.
-    signal = jnp.sum(rounds * state.cd_strength) / jnp.maximum(jnp.sum(rounds), 1e-6)
-    heard = ramp(signal / jnp.sqrt(state.cd_noise), of.significant)
-    caught = (1 - heard * (1 - confidence)) * state.cd_caught
-    caught = caught + sure * (wrong - caught)
-    in_doubt = 1 / jnp.maximum(exact, 1.0) ** 2
-    in_doubt = in_doubt - caught * (in_doubt + effective**2)
-    # In this form what is equal stays equal, to the bit.
-    weights = in_doubt + confidence * ((1 - 2 * wrong) * effective**2 - in_doubt)
-    typical = jnp.sum(effective * size) / jnp.maximum(jnp.sum(effective), 1e-9)
-    reliability = jnp.clip(aligned / jnp.sqrt(jnp.maximum(typical, 1e-9)), -1.0, 1.0)
-    return jnp.where(seen, weights, 1.0), caught, reliability
+    return state, here, seen

@@ -20,6 +20,7 @@ from signfd_jax._checks import (
     check_unmasked,
 )
 from signfd_jax.decoders import DecodeInfo, Decoder
+from signfd_jax.decoders._known import check_known
 from signfd_jax.decoders.released import ReleasedCodeState
 from signfd_jax.distributed._layout import Layout, flatten, is_real, unflatten
 from signfd_jax.distributed._shard_map import devices_on, gather, varies
@@ -37,6 +38,9 @@ def sign_all_reduce(
     round,
     workers_per_device: int = 1,
     present=None,
+    trusted=None,
+    stakes=None,
+    shares=None,
     param_specs: Any = None,
 ) -> tuple[Any, Any, DecodeInfo]:
     r"""Decode one sign per coordinate from the gradients of all devices' workers.
@@ -73,6 +77,10 @@ def sign_all_reduce(
             workers of device d are K d to K d + K - 1.
         present: bool `[M]`, the workers that take part. A device reads only its own
             workers' entries, so each may know but its own. None: all.
+        trusted: bool `[M]`, workers that are known to be honest, as in
+            `transforms.scale_by_sign_decoder`; alike on all devices, as the next two.
+        stakes: float `[M]`, how many workers each counts as, likewise.
+        shares: float `[M]`, how much a vote may weigh, likewise.
         param_specs: tree of `PartitionSpec` of the parameters, or a prefix of it, where
             they are sharded over other axes of the mesh: `gradients` are then this
             device's shards. None: they are not.
@@ -84,7 +92,8 @@ def sign_all_reduce(
     Raises:
         ValueError: not inside `shard_map`, or one that is not manual over all axes; a
             gradient that was summed over the workers, or has no axis of K workers; a
-            state of other slices; or `released_code`, which counts zeros, with
+            state of other slices; a decoder that cannot use what is known; or
+            `released_code`, which counts zeros, with
             padding.
 
     Examples:
@@ -119,6 +128,8 @@ def sign_all_reduce(
     check_count("round", round, 0)
     check_size("workers_per_device", workers_per_device)
     num_workers = devices_on(axis_name) * workers_per_device
+    known = dict(trusted=trusted, stakes=stakes, shares=shares)
+    known = check_known(decoder, num_workers, known)
     if present is not None:
         check_mask("present", present, num_workers)
         present = jnp.asarray(present)
@@ -147,7 +158,7 @@ def sign_all_reduce(
     votes, present = _exchange(sent, here, layout)
     heard = present[:, None] & is_real(layout)[None, :]
     decoded, state, info = decoder.decode(
-        state, votes * heard.astype(jnp.int8), axis_name=layout.axes
+        state, votes * heard.astype(jnp.int8), axis_name=layout.axes, **known
     )
     decoded = signs.fill_ties(decoded, round, first_coordinate=layout.first_of_slice())
     bits = gather(signs.pack(decoded), axis_name).reshape(layout.num_devices, -1)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from signfd_jax._checks import check_decoder, check_size
 from signfd_jax.decoders import DecodeInfo, Decoder, default_decoder
-from signfd_jax.decoders._first_info import first_info
+from signfd_jax.decoders._first_info import completed, first_info
 from signfd_jax.distributed._layout import axes_of, specs_of_leaves
 from signfd_jax.distributed._states import slice_state, specs_of_state, whole_state
 from signfd_jax.distributed.collective import sign_all_reduce
@@ -72,8 +72,8 @@ def scale_by_sign_decoder_sharded(
     in place of the all-reduce of the gradients, one bit of each coordinate goes up and
     one comes down (`sign_all_reduce`, which says what is exact). `update` runs inside
     `jax.shard_map`, manual over all axes of the mesh; the gradients are this device's
-    own, not yet reduced. It takes the keyword argument `present`, bool `[M]`, as
-    `sign_all_reduce` does.
+    own, not yet reduced. It takes the keyword arguments `present`, `trusted`, `stakes`
+    and `shares`, `[M]`, as `sign_all_reduce` does.
 
     `init` may be called inside `shard_map`, or outside: there the state is split over
     the mesh of `jax.set_mesh`, or of the parameters, in the type that `update` keeps;
@@ -149,7 +149,7 @@ def scale_by_sign_decoder_sharded(
     state_specs = ShardedSignDecoderState(
         sign_round=everywhere,
         decoder_state=specs_of_state(decoder, num_workers, axes),
-        info=DecodeInfo(everywhere, everywhere, everywhere),
+        info=DecodeInfo(*(everywhere for _ in DecodeInfo._fields)),
     )
 
     def state_of(decoder_state):
@@ -185,7 +185,17 @@ def scale_by_sign_decoder_sharded(
             out_specs=state_specs,
         )()
 
-    def update_fn(updates, state, params=None, *, present=None, **extra_args):
+    def update_fn(
+        updates,
+        state,
+        params=None,
+        *,
+        present=None,
+        trusted=None,
+        stakes=None,
+        shares=None,
+        **extra_args,
+    ):
         del extra_args
         rounds = jnp.asarray(optax.safe_increment(state.sign_round))
         like = updates if params is None else params
@@ -201,9 +211,13 @@ def scale_by_sign_decoder_sharded(
             axis_name,
             round=state.sign_round,
             present=present,
+            trusted=trusted,
+            stakes=stakes,
+            shares=shares,
             **options,
         )
         check_devices(jax.lax.axis_size(axis_name))
+        info = completed(info, num_workers)
         new_state = ShardedSignDecoderState(rounds, decoder_state, info)
         return cast_like(decoded, like), new_state
 

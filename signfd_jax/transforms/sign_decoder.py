@@ -24,7 +24,8 @@ from signfd_jax.decoders import (
     federated_defense,
     majority_vote,
 )
-from signfd_jax.decoders._first_info import first_info
+from signfd_jax.decoders._first_info import completed, first_info
+from signfd_jax.decoders._known import check_known
 from signfd_jax.signs import packed
 from signfd_jax.signs._packed_rows import votes_structure
 from signfd_jax.signs._totals import check_coordinates
@@ -85,6 +86,14 @@ def scale_by_sign_decoder(
     - `wire`: "ternary", or "one_bit": abstentions and decoded ties are filled as in
       `signs.to_wire`, and a wholly non-finite worker counts as absent.
     - `honest_sign`: tree of int8 `[...]`, a sign to compare with, for `sign_error`.
+    - `trusted`: bool `[M]`, may be traced: workers that are known to be honest, such as
+      the server with examples of its own. Then it is they that say which side is right,
+      and no majority is needed. Their own votes weigh no more than any other's.
+    - `stakes`: float `[M]`, may be traced: how many workers each counts as, in the vote
+      and where a majority is asked for. Only ratios matter. None counts as more than
+      half of all others together; a negative number or a NaN counts as 0.
+    - `shares`: float `[M]`, may be traced: how much a vote may weigh, such as a site's
+      number of examples; likewise, but the majority is still one of workers.
 
     Instead of gradients `update` also takes votes already cast (`signs.cast_votes`) and
     packed (`packed.pack_ternary`, `packed.pack_one_bit`), if the decoder decodes them.
@@ -114,7 +123,8 @@ def scale_by_sign_decoder(
     Raises:
         ValueError: `num_workers` is not a positive Python int, or, from `update`, the
             gradients have no worker axis, another number of workers or another tree
-            than the parameters, or the decoder cannot decode packed votes.
+            than the parameters, or the decoder cannot decode packed votes, or cannot
+            use what is known of the workers.
 
     Examples:
         >>> tx = optax.chain(
@@ -148,10 +158,15 @@ def scale_by_sign_decoder(
         present=None,
         wire="ternary",
         honest_sign=None,
+        trusted=None,
+        stakes=None,
+        shares=None,
         **extra_args,
     ):
         del extra_args
         signs.check_wire(wire)
+        known = dict(trusted=trusted, stakes=stakes, shares=shares)
+        known = check_known(decoder, num_workers, known)
         if any(
             map(packed.is_packed, jax.tree.leaves(updates, is_leaf=packed.is_packed))
         ):
@@ -166,13 +181,15 @@ def scale_by_sign_decoder(
         if size_of(votes) == 0:  # nothing to decode
             nothing = jax.tree.map(lambda vote: vote[0], votes)
             return cast_like(nothing, like), state._replace(sign_round=rounds)
-        decoded, decoder_state, info = decoder.decode(state.decoder_state, votes)
+        decoded, decoder_state, info = decoder.decode(
+            state.decoder_state, votes, **known
+        )
         if wire == "one_bit":
             decoded = signs.fill_ties(decoded, state.sign_round)
         new_state = SignDecoderState(
             sign_round=rounds,
             decoder_state=decoder_state,
-            info=info,
+            info=completed(info, num_workers),
             sign_error=_sign_error(decoded, honest_sign),
         )
         return cast_like(decoded, like), new_state
