@@ -704,6 +704,7 @@ OF_THEORY = {
     "safely_decoded": (jnp.array([3, -1, 2]), 1.0),
     "samples_to_tell_sides": (5.0, 0.4, 0.1),
     "sides_error_bound": (5.0, 0.4, 100.0),
+    "trusted_error_bound": (0.4, 0.2, 100.0),
     "unimodal_convergence_bound": (1.0, 1.0, 1.0, 0.1, 10, 5, 4),
     "unimodal_crossover_bound": (P3,),
 }

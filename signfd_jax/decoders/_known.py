@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from signfd_jax._checks import check_mask
 
@@ -34,7 +34,7 @@ def check_known(decoder, num_workers: int, known: dict[str, Any]) -> dict[str, A
     return {name: jnp.asarray(value) for name, value in given.items()}
 
 
-def capped(values: Float[Array, " M"]) -> Float[Array, " M"]:
+def capped(values: Num[Array, " M"]) -> Float[Array, " M"]:
     """Non-negative numbers of which none is more than half of all others together.
 
     So nobody decides alone: with three equal workers, each has a third. Of the largest
@@ -42,7 +42,7 @@ def capped(values: Float[Array, " M"]) -> Float[Array, " M"]:
     """
     values = jnp.maximum(jnp.nan_to_num(values.astype(jnp.float32), nan=0.0), 0.0)
     values = jnp.minimum(values, 1e30)
-    # The third's share of the rest decides: what one may have, or both of the largest.
+    # One giant may have half of all others; two have what these have together.
     ranked = jnp.sort(values, descending=True)
     second = ranked[1] if len(values) > 1 else ranked[0]
     rest = jnp.sum(ranked[2:])

@@ -60,7 +60,8 @@ def trust(of, state, said, trusted: Bool[Array, " M"], seen: Bool[Array, " M"]):
     most = jnp.maximum(jnp.max(size * heard), 1e-9)
     # Who may be as good as the best weighs as much.
     relative = jnp.minimum((size + of.significant * error) / most, 1.0)
-    weights = lone**2 * heard * jnp.sign(mean) * relative
+    # In steps, so that how a compiler rounds does not reach the vote.
+    weights = jnp.round(256 * lone**2 * heard * jnp.sign(mean) * relative) / 256
     told = said._replace(
         weights=jnp.where(trusted | ~seen, 1.0, weights),
         polarity=jnp.where(trusted, 1.0, jnp.sign(mean) * heard),

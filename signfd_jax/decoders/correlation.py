@@ -131,6 +131,18 @@ def correlation_defense(
        else 0. It is $-h_j^2$ for one that was wrong when $\alpha$ was last near 1, if
        $|S|$ has come down to the noise since.
 
+    What is known beforehand is said in every call (`uses`). *Stakes* are how many
+    workers each counts as wherever workers are counted, $h_j$ aside. *Stakes* and
+    *shares* multiply the weights. None counts as more than half of all others together,
+    so nobody decides alone. Only ratios matter.
+
+    Where some worker is *trusted*, steps 2 to 5 give way: $c_j$ is the mean of $S_{j0}$
+    with the trusted workers' majority vote and of $S_{jk} c_k / \max c$ over who
+    correlates with it significantly, and $w_j = h_j^2 c_j / \max |c|$, where $h_j$
+    counts only workers that send the same. Who may be as good as the best within two
+    standard errors weighs as much, who may be chance weighs nothing, and a trusted
+    worker weighs 1. No majority is needed: `theory.trusted_error_bound`.
+
     Workers of one batch send the same, as colluders do. So $d'_j$ is 0 once more than
     half of the workers have an exact duplicate (so an honest one has), or there are two
     groups of them; and always with `shared_batches=True`.

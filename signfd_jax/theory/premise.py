@@ -18,7 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from signfd_jax._checks import check_number, checked
 
-__all__ = ["safely_decoded", "samples_to_tell_sides", "sides_error_bound"]
+__all__ = [
+    "safely_decoded",
+    "samples_to_tell_sides",
+    "sides_error_bound",
+    "trusted_error_bound",
+]
 
 Scalar = float | Float[Array, ""]
 
@@ -150,3 +155,43 @@ def samples_to_tell_sides(
     pairs = jnp.asarray(num_workers * (num_workers - 1) / 2)
     enough = jnp.maximum(jnp.log(pairs / failure), 0)
     return 2 * enough / jnp.square(jnp.square(reliability))
+
+
+@checked
+def trusted_error_bound(
+    reliability: Scalar, of_trusted: Scalar, num_samples: Scalar
+) -> Float[Array, ""]:
+    r"""Bound of the probability that a trusted worker's votes misjudge another worker.
+
+    $e^{-n v^2 v_0^2 / 2}$, where both err independently. It bounds the probability that
+    their correlation over n independent votes is 0 or has not the sign of v. How many
+    others lie does not matter.
+
+    Proof: the n products of both votes lie in [-1, 1] and have the mean $v v_0$, where
+    $v_0 > 0$. By Hoeffding's inequality, on one side, their average falls short of it
+    by $|v| v_0$ with probability $e^{-2 n^2 v^2 v_0^2 / (4 n)}$ or less.
+
+    Args:
+        reliability: v in [-1, 1] of the worker that is judged: how much more often it
+            is right than wrong; negative for one that inverts.
+        of_trusted: $v_0$ in [0, 1], the same of the trusted worker.
+        num_samples: n, rounds times independent coordinates, as a float.
+
+    Returns:
+        The bound, in [0, 1].
+
+    Raises:
+        ValueError: an argument has another shape than it should, or is out of range.
+
+    Examples:
+        >>> print(trusted_error_bound(-0.4, 0.2, 2000.0).round(4))
+        0.0017
+
+    References:
+        Hoeffding, [Probability inequalities for sums of bounded random variables](
+        https://doi.org/10.1080/01621459.1963.10500830), JASA 1963.
+    """
+    check_number("reliability", reliability, -1, 1)
+    check_number("of_trusted", of_trusted, 0, 1)
+    check_number("num_samples", num_samples, 0, float("inf"))
+    return jnp.exp(-num_samples * jnp.square(reliability * of_trusted) / 2)

@@ -213,6 +213,7 @@ def update_on(
     per_device=1,
     param_specs=None,
     compiler_options=None,
+    **known,
 ):
     """`tx.update` under `jit` and `shard_map`, and its first state.
 
@@ -222,7 +223,7 @@ def update_on(
     def update(gradients, state, present):
         if per_device == 1:
             gradients = jax.tree.map(lambda leaf: leaf[0], gradients)
-        return tx.update(gradients, state, present=present)
+        return tx.update(gradients, state, present=present, **known)
 
     param_specs = P() if param_specs is None else param_specs
     is_spec = lambda node: isinstance(node, P)  # noqa: E731
@@ -257,11 +258,11 @@ def update_on(
         return step, tx.init(params)
 
 
-def reference(decoder, num_workers=M, params=PARAMS, compiler_options=None):
+def reference(decoder, num_workers=M, params=PARAMS, compiler_options=None, **known):
     tx = sfd.scale_by_sign_decoder(num_workers, decoder)
     step = jax.jit(
         lambda gradients, state, present=None: tx.update(
-            gradients, state, params, present=present, wire="one_bit"
+            gradients, state, params, present=present, wire="one_bit", **known
         ),
         compiler_options=compiler_options,
     )
@@ -349,6 +350,24 @@ def test_the_default_at_any_number_of_workers(num_workers):
         assert_equal(state.decoder_state, expected.decoder_state)
         weights = np.asarray(state.info.weights)
         np.testing.assert_array_equal(weights, np.asarray(lies))
+
+
+def test_what_is_known_of_the_workers_is_known_on_a_mesh():
+    """Who is trusted, stakes and shares: the same signs and weights."""
+    known = {
+        "trusted": jnp.arange(M) == 5,
+        "stakes": jnp.linspace(1.0, 2.0, M),
+        "shares": jnp.linspace(3.0, 1.0, M),
+    }
+    decoder, mesh = sfd.default_decoder(), mesh_of(4)
+    tx = scale_by_sign_decoder_sharded(M, decoder=decoder, workers_per_device=2)
+    step, state = update_on(mesh, tx, per_device=2, **known)
+    one, expected = reference(decoder, **known)
+    for gradients in random_gradients(4):
+        updates, state = step(gradients, state)
+        wanted, expected = one(gradients, expected)
+        assert_equal(updates, wanted)
+        np.testing.assert_array_equal(state.info.weights, expected.info.weights)
 
 
 def test_absent_and_non_finite_workers_abstain():

@@ -484,6 +484,7 @@ def test_everything_jits():
         "safely_decoded": (jnp.array([3, -1, 2]), scalar),
         "samples_to_tell_sides": (scalar, jnp.array(0.3), jnp.array(0.1)),
         "sides_error_bound": (scalar, jnp.array(0.3), jnp.array(100.0)),
+        "trusted_error_bound": (jnp.array(-0.4), jnp.array(0.3), jnp.array(100.0)),
         "additive_error_bound": (crossover, crossover),
         "additive_error_exponential_bound": (crossover, crossover),
         "multiplicative_error_bound": (crossover, jnp.array(0.3)),

@@ -128,6 +128,22 @@ def test_a_few_times_fewer_samples_are_too_few_for_all_signs(reliability):
     assert wrong > 5 * failure * draws
 
 
+@pytest.mark.parametrize("reliability", [-0.8, -0.3, 0.4])
+@pytest.mark.parametrize("of_trusted", [0.15, 0.5])
+def test_a_trusted_worker_misjudges_as_seldom_as_promised(reliability, of_trusted):
+    """4,000 draws where the bound is .2; 5 standard errors are a chance below 3e-7."""
+    draws, bound = 4_000, 0.2
+    samples = math.ceil(-2 * math.log(bound) / (reliability * of_trusted) ** 2)
+    promised = theory.trusted_error_bound(reliability, of_trusted, float(samples))
+    np.testing.assert_allclose(promised, bound, rtol=0.1)  # whole samples
+    rng = np.random.default_rng(1)
+    # The product of both votes is 1 with probability (1 + v v_0) / 2.
+    agreed = rng.binomial(samples, (1 + reliability * of_trusted) / 2, draws)
+    wrong = np.sign(2 * agreed - samples) != np.sign(reliability)
+    assert np.mean(wrong) <= promised + 5 * math.sqrt(bound * (1 - bound) / draws)
+    assert np.mean(wrong) > 0
+
+
 def test_forgetting_counts_as_so_many_rounds():
     """Hoeffding's effective number of samples of weights gamma^i."""
     forgetting = 0.98
