@@ -120,10 +120,11 @@ def report(options: Options) -> str:
     ]
     for name in CLEAN:
         if name in results:
-            by_kind = [np.array(results[name][kind]).any(axis=1) for kind in NAMED]
-            each = " | ".join(str(int(of.sum())) for of in by_kind)
-            any_of = int(np.any(by_kind, axis=0).sum())
-            lines.append(f"| {name} | {len(by_kind[0])} | {any_of} | {each} |")
+            rounds = np.array([results[name][kind] for kind in NAMED])
+            alarms = (rounds > 0).any(axis=2)  # by kind and run
+            each = " | ".join(str(number) for number in alarms.sum(axis=1))
+            any_of = alarms.any(axis=0).sum()
+            lines.append(f"| {name} | {alarms.shape[1]} | {any_of} | {each} |")
     lines += [
         "",
         "| attack | liars | named | round (median) | as | honest named | accuracy |",
