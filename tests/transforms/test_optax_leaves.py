@@ -43,13 +43,14 @@ TRANSFORMATIONS = {
     "distributed_lion": lambda: variants.scale_by_distributed_lion(M),
 }
 
+# Of 0, 1 or 4 coordinates: leaves of unlike kinds meet the same programs.
 TREES = {
     "no leaves": {},
     "nested without leaves": {"a": {}, "b": None},
     "Python number": {"b": 0.0},
-    "NumPy float64": {"w": np.zeros((2, 3)), "b": np.float64(1.0)},
+    "NumPy float64": {"w": np.zeros((1, 3)), "b": np.float64(1.0)},
     "0-d": {"b": jnp.zeros(())},
-    "empty leaf": {"e": jnp.zeros((0, 2)), "w": jnp.zeros(3)},
+    "empty leaf": {"e": jnp.zeros((0, 2)), "w": jnp.zeros(4)},
     "only empty leaves": {"e": jnp.zeros((0,))},
     "half": {"w": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros((), jnp.float16)},
 }
