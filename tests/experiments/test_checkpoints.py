@@ -1,6 +1,7 @@
 """Runs that survive: checkpoints, damage to them, kills, locks, repeats."""
 
 import dataclasses
+import functools
 import gc
 import json
 import os
@@ -48,6 +49,7 @@ TINY = Experiment(
 )
 
 
+@functools.cache
 def state_of(config):
     """A state that such an experiment may have, of two seeds."""
     server, attack, membership = parts(
@@ -64,7 +66,7 @@ def state_of(config):
     params = {"params": {"a": jnp.ones((2, 3)), "b": jnp.zeros(4)}}
     byzantine = jnp.arange(workers) < 2
     keys = jax.random.split(jax.random.key(1), 2)
-    return jax.vmap(lambda key: simulated.init(key, params, byzantine))(keys)
+    return jax.jit(jax.vmap(lambda key: simulated.init(key, params, byzantine)))(keys)
 
 
 def written(folder, config=TINY, rounds=(10, 20), keep=2):

@@ -281,8 +281,7 @@ def compiled(tmp_path_factory):
         ("{} | true; exit ${{PIPESTATUS[0]}}", {}),
         ("{} 2>&1 >/dev/null | true; exit ${{PIPESTATUS[0]}}", {}),
         ("{} --processes 2 --wire one_bit --num-workers 6 >&- 2>&-", {}),
-        ("{}", {"PYTHONIOENCODING": "ascii"}),
-        ("{}", {"MPLBACKEND": "no such backend"}),
+        ("{}", {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "no such backend"}),
         ("{}", {"MATPLOTLIBRC": "matplotlibrc"}),
     ],
 )
