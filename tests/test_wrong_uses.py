@@ -48,7 +48,7 @@ from signfd_jax.experiments._storage.frames import load
 from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.run import run_experiment
-from signfd_jax.transforms import scale_by_aggregator
+from signfd_jax.transforms import scale_by_aggregator, scale_by_zeno
 
 NAN, INF = float("nan"), float("inf")
 KEY = jax.random.key(0)
@@ -327,6 +327,18 @@ row(
     lambda: sfd.votes(jnp.array([[NAN, -0.0, INF, -INF, 1e-30]])),
     lambda votes: votes.tolist() == [[0, 0, 1, -1, 1]],
 )
+
+
+def zeno(**options):
+    given = {"num_workers": M, "loss_fn": lambda params, batch: 0.0}
+    given |= {"num_byzantine": 1, "learning_rate": 0.1}
+    return scale_by_zeno(**(given | options))
+
+
+def zeno_updated(gradients=GRADIENTS, params=PARAMS, root_batch=0, **extra):
+    return updated(gradients, params, tx=zeno(), root_batch=root_batch, **extra)
+
+
 row(
     "scale_by_aggregator(rule)",
     lambda: scale_by_aggregator(aggregators.krum, M),
@@ -353,6 +365,54 @@ row(
     ),
     "fill the rows of absent workers",
 )
+for known in ("trusted", "stakes", "shares"):
+    row(
+        f"scale_by_aggregator: {known}",
+        functools.partial(
+            updated,
+            GRADIENTS,
+            tx=scale_by_aggregator(aggregators.stateless(aggregators.mean), M),
+            **{known: jnp.ones(M, bool)},
+        ),
+        f"cannot use {known}",
+    )
+    row(
+        f"scale_by_zeno: {known}",
+        functools.partial(zeno_updated, **{known: jnp.ones(M, bool)}),
+        f"cannot use {known}",
+    )
+row(
+    "scale_by_aggregator: fltrust without trusted",
+    lambda: updated(
+        GRADIENTS,
+        tx=scale_by_aggregator(aggregators.stateless(aggregators.fltrust), M),
+    ),
+    "needs trusted",
+)
+for option, bad, says in (
+    ("num_workers", 0, "num_workers must be an int >= 1"),
+    ("loss_fn", "loss", "loss_fn must be a function"),
+    ("num_byzantine", -1, "num_byzantine must be"),
+    ("num_byzantine", M, "nothing would be left"),
+    ("learning_rate", -1.0, "learning_rate must lie in"),
+    ("penalty", NAN, "penalty must lie in"),
+):
+    row(
+        f"scale_by_zeno({option})",
+        functools.partial(zeno, **{option: bad}),
+        says,
+    )
+for given, says in (
+    ({"params": None}, "params is missing"),
+    ({"root_batch": None}, "root_batch is missing"),
+    ({"present": jnp.ones(M - 1, bool)}, "present must be a mask"),
+    ({"gradients": PARAMS}, "workers need|worker axis|workers"),
+):
+    row(
+        f"scale_by_zeno: {next(iter(given))}",
+        functools.partial(zeno_updated, **given),
+        says,
+    )
 row(
     "optax.MultiSteps around",
     lambda: updated(GRADIENTS, tx=optax.MultiSteps(sfd.sign_sgd(0.1, M), 2)),
@@ -566,6 +626,7 @@ RULES = {
 def aggregate(name, rows=ROWS, **options):
     parameters = inspect.signature(RULES[name]).parameters
     needed = {"num_byzantine": 1, "key": KEY, "center": jnp.zeros(3)}
+    needed["trusted"] = jnp.arange(len(ROWS)) == 0
     given = {k: v for k, v in needed.items() if k in parameters} | options
     return RULES[name](gradients=rows, **given)
 
@@ -634,6 +695,9 @@ for name, option, bad, says in [
     ("signguard", "sample_fraction", 1.5, "sample_fraction must lie in"),
     ("top_k", "fraction", 0.0, "fraction must lie in"),
     ("top_k", "fraction", 1.5, "fraction must lie in"),
+    ("fltrust", "trusted", jnp.ones(7), r"trusted must be bool \[M\] with M = 7"),
+    ("fltrust", "trusted", jnp.ones(6, bool), r"trusted must be bool \[M\] with M = 7"),
+    ("fltrust_sign", "trusted", None, r"trusted must be bool \[M\] with M = 7"),
 ]:
     row(
         f"signfd_jax.aggregators.{name}({option})",

@@ -5,7 +5,7 @@ Each rule is a function of `gradients [M, D]` (one row for each worker) that ret
 that `scale_by_aggregator` takes, and `chain` puts pre-aggregations before it.
 
 To add a rule, write the function and list it in `__all__` of its module: then it is in
-`RULES` (or in `PREAGGREGATIONS`), and the conformance tests cover it.
+`RULES`, `PREAGGREGATIONS` or `TRUSTED_RULES`, and the conformance tests cover it.
 """
 
 from signfd_jax.aggregators import (
@@ -15,6 +15,7 @@ from signfd_jax.aggregators import (
     filtering,
     preaggregation,
     registry,
+    trusted,
 )
 from signfd_jax.aggregators.base import *
 from signfd_jax.aggregators.coordinate import *
@@ -22,6 +23,7 @@ from signfd_jax.aggregators.distance import *
 from signfd_jax.aggregators.filtering import *
 from signfd_jax.aggregators.preaggregation import *
 from signfd_jax.aggregators.registry import *
+from signfd_jax.aggregators.trusted import *
 
 __all__: list[str] = []
 __all__ += base.__all__
@@ -29,4 +31,5 @@ __all__ += coordinate.__all__
 __all__ += distance.__all__
 __all__ += filtering.__all__
 __all__ += preaggregation.__all__
+__all__ += trusted.__all__
 __all__ += registry.__all__

@@ -4,6 +4,8 @@ Shapes: `M` workers, `D` coordinates. A rule maps `[M, D]` to `[D]`; a
 pre-aggregation is a rule that maps `[M, D]` to `[M', D]`, to be chained before one.
 """
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ from jaxtyping import PRNGKeyArray
 from signfd_jax._checks import check_callable, check_key, check_kind
 
 __all__ = ["Rule", "chain", "keyed", "recurrent", "stateless"]
+
+_PAIR = ("init", "aggregate")
 
 
 class Rule(NamedTuple):
@@ -27,11 +31,16 @@ class Rule(NamedTuple):
             once in the abstract, so that a precondition that does not hold (Krum's
             M > 2f + 2, say) is a ValueError here and not in the first round.
         aggregate: `(state, gradients [M, D]) -> (aggregate [D], state)`; the
-            aggregate has the dtype of the gradients.
+            aggregate has the dtype of the gradients. A rule that has `needs` takes
+            them as keyword arguments.
+        needs: `("trusted",)` if `aggregate` must be told which workers are known to be
+            honest, bool `[M]`. `stateless`, `keyed` and `recurrent` see it in the
+            arguments of the function.
     """
 
     init: Callable[..., Any]
-    aggregate: Callable[[Any, Any], tuple[Any, Any]]
+    aggregate: Callable[..., tuple[Any, Any]]
+    needs: tuple[str, ...] = ()
 
 
 def stateless(function: Callable[..., Any], **options) -> Rule:
@@ -61,13 +70,14 @@ def stateless(function: Callable[..., Any], **options) -> Rule:
     check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
-        jax.eval_shape(aggregate, (), _rows(num_workers, dimension, dtype))
+        _check(aggregate, needs, (), _rows(num_workers, dimension, dtype))
         return ()
 
-    def aggregate(state, gradients):
-        return function(gradients, **options), state
+    def aggregate(state, gradients, **known):
+        return function(gradients, **known, **options), state
 
-    return Rule(init, aggregate)
+    needs = _needs(function)
+    return Rule(init, aggregate, needs)
 
 
 def keyed(function: Callable[..., Any], key: PRNGKeyArray, **options) -> Rule:
@@ -97,14 +107,15 @@ def keyed(function: Callable[..., Any], key: PRNGKeyArray, **options) -> Rule:
     check_callable("function", function, "of gradients [M, D]")
 
     def init(num_workers, dimension, dtype=jnp.float32):
-        jax.eval_shape(aggregate, key, _rows(num_workers, dimension, dtype))
+        _check(aggregate, needs, key, _rows(num_workers, dimension, dtype))
         return key
 
-    def aggregate(state, gradients):
+    def aggregate(state, gradients, **known):
         state, subkey = jax.random.split(state)
-        return function(subkey, gradients, **options), state
+        return function(subkey, gradients, **known, **options), state
 
-    return Rule(init, aggregate)
+    needs = _needs(function)
+    return Rule(init, aggregate, needs)
 
 
 def recurrent(function: Callable[..., Any], **options) -> Rule:
@@ -136,14 +147,15 @@ def recurrent(function: Callable[..., Any], **options) -> Rule:
 
     def init(num_workers, dimension, dtype=jnp.float32):
         state = jnp.zeros(dimension, dtype)
-        jax.eval_shape(aggregate, state, _rows(num_workers, dimension, dtype))
+        _check(aggregate, needs, state, _rows(num_workers, dimension, dtype))
         return state
 
-    def aggregate(state, gradients):
-        result = function(gradients, state, **options)
+    def aggregate(state, gradients, **known):
+        result = function(gradients, state, **known, **options)
         return result, result
 
-    return Rule(init, aggregate)
+    needs = _needs(function)
+    return Rule(init, aggregate, needs)
 
 
 def chain(*rules: Rule) -> Rule:
@@ -158,7 +170,9 @@ def chain(*rules: Rule) -> Rule:
         The composed rule; its state is the tuple of the states.
 
     Raises:
-        ValueError: by `init`, when a rule that is not the last gives no rows.
+        ValueError: a rule needs to know which rows are trusted, which may be other
+            rows after a pre-aggregation; or, by `init`, a rule that is not the last
+            gives no rows.
 
     Examples:
         >>> from signfd_jax.aggregators import krum, nearest_neighbour_mixing
@@ -175,9 +189,14 @@ def chain(*rules: Rule) -> Rule:
         check_kind(
             f"rule {position} of the chain",
             rule,
-            Rule._fields,
+            _PAIR,
             "stateless, keyed or recurrent",
         )
+        if rule.needs:
+            raise ValueError(
+                f"rule {position} of the chain needs {', '.join(rule.needs)}, but the "
+                "rows of a chain are no longer those of the workers; use it by itself"
+            )
 
     def init(num_workers, dimension, dtype=jnp.float32):
         rows = _rows(num_workers, dimension, dtype)
@@ -201,6 +220,19 @@ def chain(*rules: Rule) -> Rule:
         return gradients, tuple(states)
 
     return Rule(init, aggregate)
+
+
+def _needs(function):
+    """What of the workers the function must be told."""
+    with contextlib.suppress(ValueError):  # one written in C may have no signature
+        return ("trusted",) * ("trusted" in inspect.signature(function).parameters)
+    return ()
+
+
+def _check(aggregate, needs, state, rows):
+    """Trace a rule in the abstract."""
+    known = {name: jax.ShapeDtypeStruct(rows.shape[:1], bool) for name in needs}
+    jax.eval_shape(aggregate, state, rows, **known)
 
 
 def _rows(num_workers, dimension, dtype):

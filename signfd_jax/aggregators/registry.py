@@ -1,6 +1,7 @@
 """The rules by name, and how a function becomes one.
 
-`RULES` has those that map rows to one, `PREAGGREGATIONS` those that map rows to rows:
+`RULES` has those that map rows to one, `PREAGGREGATIONS` those that map rows to rows,
+`TRUSTED_RULES` those that map rows to one and must be told which workers are trusted:
 name -> (the number f of Byzantine workers assumed, key, **options) -> Rule.
 """
 
@@ -11,12 +12,18 @@ from typing import Any
 from jaxtyping import PRNGKeyArray
 
 from signfd_jax._checks import check_callable
-from signfd_jax.aggregators import coordinate, distance, filtering, preaggregation
+from signfd_jax.aggregators import (
+    coordinate,
+    distance,
+    filtering,
+    preaggregation,
+    trusted,
+)
 from signfd_jax.aggregators.base import Rule, chain, keyed, recurrent, stateless
 from signfd_jax.aggregators.distance import multi_krum
 from signfd_jax.aggregators.preaggregation import top_k
 
-__all__ = ["PREAGGREGATIONS", "RULES", "factory"]
+__all__ = ["PREAGGREGATIONS", "RULES", "TRUSTED_RULES", "factory"]
 
 
 def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
@@ -25,7 +32,8 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
     The function's own arguments say what it is: where `key` comes first it draws at
     random (`keyed`); where it needs one more than the gradients, it is told its last
     result (`recurrent`); where it has `num_byzantine` it is told the number f that is
-    assumed. Those with a default are its options, which the signature shows.
+    assumed, and where it has `trusted`, which workers are honest. Those with a default
+    are its options, which the signature shows.
 
     Args:
         function: the rule, `([key], gradients [M, D], [last result], **options)`.
@@ -49,7 +57,7 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
     is_keyed = next(iter(parameters), "") == "key"
     empty = inspect.Parameter.empty
     needed = [name for name, p in parameters.items() if p.default is empty]
-    is_recurrent = len(set(needed) - {"key", "num_byzantine"}) > 1
+    is_recurrent = len(set(needed) - {"key", "num_byzantine", "trusted"}) > 1
 
     def make(num_byzantine: int, key: PRNGKeyArray, **options) -> Rule:
         if assumes_f:
@@ -99,3 +107,5 @@ RULES = _factories(coordinate, distance, filtering) | {
 }
 
 PREAGGREGATIONS = _factories(preaggregation)
+
+TRUSTED_RULES = _factories(trusted)

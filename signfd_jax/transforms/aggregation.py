@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signfd_jax._checks import check_kind, check_size, check_worker_gradients
+from signfd_jax._checks import (
+    check_kind,
+    check_mask,
+    check_size,
+    check_worker_gradients,
+)
 from signfd_jax.aggregators import Rule
 from signfd_jax.signs._totals import MOST_IN_LEAF
 from signfd_jax.signs._trees import dtype_of, size_of
@@ -42,7 +47,11 @@ def scale_by_aggregator(
 
     `update` takes the keyword arguments that the simulator gives, but a real-valued
     rule has no votes: `wire` and `honest_sign` change nothing, and `present` must be
-    None. No rule here is defined on fewer rows than it counts on, so whoever drives the
+    None. `trusted`, bool `[M]`, may be traced, says which workers are known to be
+    honest; the rules of `aggregators.TRUSTED_RULES` need it, the others cannot use it.
+    `stakes` and `shares` no rule can use.
+
+    No rule here is defined on fewer rows than it counts on, so whoever drives the
     rounds decides what stands in the row of an absent worker (zeros, its last
     gradient, or NaN: most rules leave a row that is not finite out, and count it as one
     of the f Byzantine).
@@ -60,8 +69,8 @@ def scale_by_aggregator(
     Raises:
         ValueError: `num_workers` is not a positive int; from `init`, a precondition of
             the rule does not hold for M workers; from `update`, `present` is given, or
-            the gradients have no worker axis, another number of workers or another
-            tree than the parameters.
+            what the rule cannot use, or what it needs is not; or the gradients have no
+            worker axis, another number of workers or another tree than the parameters.
 
     Examples:
         >>> from signfd_jax.aggregators import stateless, trimmed_mean
@@ -76,7 +85,9 @@ def scale_by_aggregator(
         [-0.2  0.1]
     """
     check_size("num_workers", num_workers)
-    check_kind("rule", rule, Rule._fields, "stateless, keyed, recurrent or chain")
+    check_kind(
+        "rule", rule, ("init", "aggregate"), "stateless, keyed, recurrent or chain"
+    )
 
     def init_fn(params):
         dimension = size_of(params)
@@ -97,6 +108,9 @@ def scale_by_aggregator(
         present=None,
         wire=None,
         honest_sign=None,
+        trusted=None,
+        stakes=None,
+        shares=None,
         **extra_args,
     ):
         del wire, honest_sign, extra_args
@@ -107,6 +121,8 @@ def scale_by_aggregator(
                 "(with zeros, their last gradient, or NaN for rules that leave such "
                 "rows out) and pass present=None"
             )
+        given = dict(trusted=trusted, stakes=stakes, shares=shares)
+        known = _check_needs(rule, num_workers, given)
         check_worker_gradients(updates, params, num_workers)
         like = updates if params is None else params
         leaves = jax.tree.leaves(jax.tree.map(jnp.asarray, updates))
@@ -117,7 +133,7 @@ def scale_by_aggregator(
         rows = jnp.concatenate(
             [leaf.reshape(num_workers, -1).astype(dtype) for leaf in leaves], axis=1
         )
-        aggregate, rule_state = rule.aggregate(state.rule_state, rows)
+        aggregate, rule_state = rule.aggregate(state.rule_state, rows, **known)
 
         results, start = [], 0
         for leaf, target in zip(leaves, jax.tree.leaves(like), strict=True):
@@ -129,6 +145,25 @@ def scale_by_aggregator(
         return aggregated, AggregatorState(rule_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_needs(rule, num_workers, known):
+    """What the rule must be told of the workers; an error if that is not what is."""
+    given = {name: value for name, value in known.items() if value is not None}
+    if unused := [name for name in given if name not in rule.needs]:
+        raise ValueError(
+            f"this aggregation rule cannot use {', '.join(unused)}; leave it out, or "
+            "take a rule or decoder that can: fltrust needs trusted, and "
+            "correlation_defense uses trusted, stakes and shares"
+        )
+    if missing := [name for name in rule.needs if name not in given]:
+        raise ValueError(
+            f"this aggregation rule needs {', '.join(missing)}; give it to update, as "
+            f"a mask of the {num_workers} workers"
+        )
+    for name, value in given.items():
+        check_mask(name, value, num_workers)
+    return {name: jnp.asarray(value) for name, value in given.items()}
 
 
 def _row_dtype(leaves):

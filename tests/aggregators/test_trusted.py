@@ -1,0 +1,217 @@
+"""Rules that are told whom to trust: naive definitions, laws, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from signfd_jax import attacks
+from signfd_jax.aggregators import (
+    TRUSTED_RULES,
+    chain,
+    factory,
+    fltrust,
+    fltrust_sign,
+    keyed,
+    mean,
+    recurrent,
+    stateless,
+    trimmed_mean,
+)
+from signfd_jax.simulate import run, simulation
+from signfd_jax.transforms import scale_by_aggregator
+
+M, D = 9, 40
+ROOT = np.arange(M) == M - 1
+TWO = np.isin(np.arange(M), [2, 5])
+
+
+def gradients(seed=0, noise=2.0):
+    """Noisy copies of one vector at many lengths; the first three are inverted."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=D) + noise * rng.normal(size=(M, D))
+    rows *= 10 ** rng.uniform(-2, 2, size=(M, 1))
+    rows[:3] *= -1
+    return rows.astype(np.float32)
+
+
+def naive_fltrust(rows, trusted):
+    root = np.mean([r for r, t in zip(rows, trusted, strict=True) if t], axis=0)
+    total, aggregate = 0.0, np.zeros(rows.shape[1])
+    for row, is_root in zip(rows, trusted, strict=True):
+        if not is_root:
+            lengths = np.linalg.norm(row) * np.linalg.norm(root)
+            score = max(0.0, sum(a * b for a, b in zip(row, root, strict=True)))
+            score /= lengths
+            total += score
+            aggregate += score * np.linalg.norm(root) / np.linalg.norm(row) * row
+    return aggregate / total
+
+
+def naive_fltrust_sign(rows, trusted):
+    return np.sign(naive_fltrust(np.sign(rows), trusted))
+
+
+NAIVE = {"fltrust": naive_fltrust, "fltrust_sign": naive_fltrust_sign}
+FUNCTIONS = {
+    "fltrust": lambda *given: fltrust(*map(jnp.asarray, given)),
+    "fltrust_sign": lambda *given: fltrust_sign(*map(jnp.asarray, given)),
+}
+
+
+def test_every_rule_has_a_definition():
+    assert TRUSTED_RULES.keys() == NAIVE.keys() == FUNCTIONS.keys()
+
+
+@pytest.mark.parametrize("trusted", [ROOT, TWO], ids=["one root", "two"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NAIVE)
+def test_equals_the_naive_loop(name, seed, trusted):
+    rows = gradients(seed)
+    rule = TRUSTED_RULES[name](0, jax.random.key(0))
+    state = rule.init(M, D)
+    result, _ = jax.jit(rule.aggregate)(state, rows, trusted=trusted)
+    expected = NAIVE[name](rows.astype(np.float64), trusted)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_the_mask_is_traced(name):
+    rows = jnp.asarray(gradients())
+    masks = jnp.stack([jnp.asarray(ROOT), jnp.asarray(TWO)])
+    both = jax.vmap(FUNCTIONS[name], in_axes=(None, 0))(rows, masks)
+    for mask, result in zip(masks, both, strict=True):
+        alone = FUNCTIONS[name](rows, mask)
+        np.testing.assert_allclose(result, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_what_a_liar_cannot_do(name):
+    """A longer or an inverted row changes nothing, nor does one that is not finite."""
+    rows = gradients()
+    result = FUNCTIONS[name](rows, ROOT)
+    rows[:3] *= 1e3  # inverted
+    rows[4] *= 1e6
+    np.testing.assert_allclose(FUNCTIONS[name](rows, ROOT), result, rtol=1e-4)
+    rows[:3] = np.array([[np.nan], [1e30], [-np.inf]])
+    found = FUNCTIONS[name](rows, ROOT)
+    assert np.isfinite(found).all()
+    if name == "fltrust":  # as a vote, 1e30 is but a 1
+        np.testing.assert_allclose(found, result, rtol=1e-4)
+
+
+def test_the_aggregate_is_no_longer_than_the_root():
+    for seed in range(5):
+        rows = gradients(seed)
+        found = np.linalg.norm(FUNCTIONS["fltrust"](rows, ROOT))
+        assert found <= np.linalg.norm(rows[-1]) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_nobody_to_believe_gives_zero(name):
+    rows = np.tile(gradients()[:1], (M, 1))
+    assert not FUNCTIONS[name](rows, np.zeros(M, bool)).any()
+    assert not FUNCTIONS[name](rows, np.ones(M, bool)).any()
+    rows[-1] *= -1
+    assert not FUNCTIONS[name](rows, ROOT).any()
+    rows[-1] = np.nan
+    assert not FUNCTIONS[name](rows, ROOT).any()
+    assert not FUNCTIONS[name](np.zeros((M, D), np.float32), ROOT).any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", NAIVE)
+def test_narrow_rows_are_only_rounded(name, dtype):
+    rows = jnp.full((M, D), 300, dtype)
+    result = FUNCTIONS[name](rows, ROOT)
+    assert result.dtype == rows.dtype
+    np.testing.assert_allclose(result.astype(float), 300 if name == "fltrust" else 1)
+
+
+# In a transformation ------------------------------------------------------------------
+
+
+def transformation(rule):
+    tx = scale_by_aggregator(rule, M)
+    params = {"a": jnp.zeros(D - 6), "b": jnp.zeros((2, 3))}
+    rows = jnp.asarray(gradients())
+    tree = {"a": rows[:, : D - 6], "b": rows[:, D - 6 :].reshape(M, 2, 3)}
+    return tx, tx.init(params), params, tree
+
+
+def test_trees_are_one_row_a_worker():
+    tx, state, params, tree = transformation(stateless(fltrust))
+    updates, _ = jax.jit(tx.update)(tree, state, params, trusted=ROOT)
+    flat = jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(updates)])
+    np.testing.assert_allclose(flat, FUNCTIONS["fltrust"](gradients(), ROOT), rtol=1e-5)
+
+
+@pytest.mark.parametrize("known", ["trusted", "stakes", "shares"])
+def test_what_a_rule_cannot_use_is_refused(known):
+    tx, state, params, tree = transformation(stateless(trimmed_mean, num_byzantine=2))
+    with pytest.raises(ValueError, match=f"cannot use {known}"):
+        tx.update(tree, state, params, **{known: jnp.asarray(ROOT)})
+
+
+@pytest.mark.parametrize("known", ["stakes", "shares"])
+def test_fltrust_has_no_use_for_stakes(known):
+    tx, state, params, tree = transformation(stateless(fltrust))
+    with pytest.raises(ValueError, match=f"cannot use {known}"):
+        tx.update(tree, state, params, trusted=ROOT, **{known: jnp.ones(M)})
+
+
+def test_what_a_rule_needs_must_be_given():
+    tx, state, params, tree = transformation(stateless(fltrust))
+    with pytest.raises(ValueError, match="needs trusted; give it to update"):
+        tx.update(tree, state, params)
+    with pytest.raises(ValueError, match="trusted must be a mask of 9 workers"):
+        tx.update(tree, state, params, trusted=ROOT[1:])
+    with pytest.raises(ValueError, match="mask of bools"):
+        tx.update(tree, state, params, trusted=jnp.ones(M))
+
+
+def test_a_chain_refuses_what_needs_to_know_the_workers():
+    with pytest.raises(ValueError, match="rule 1 of the chain needs trusted"):
+        chain(stateless(trimmed_mean, num_byzantine=0), stateless(fltrust))
+
+
+def test_each_kind_of_rule_may_be_told():
+    def drawn(key, gradients, trusted):
+        return jnp.where(trusted, jax.random.uniform(key), 0.0) @ gradients
+
+    def moved(gradients, previous, trusted):
+        return previous + jnp.where(trusted, 1.0, 0.0) @ gradients
+
+    key = jax.random.key(0)
+    rows = jnp.asarray(gradients())
+    for rule in (keyed(drawn, key), factory(drawn)(0, key)):
+        assert rule.needs == ("trusted",)
+        found, _ = rule.aggregate(rule.init(M, D), rows, trusted=ROOT)
+        assert jnp.any(found)
+    for rule in (recurrent(moved), factory(moved)(0, key)):
+        found, state = rule.aggregate(rule.init(M, D), rows, trusted=ROOT)
+        again, _ = rule.aggregate(state, rows, trusted=ROOT)
+        np.testing.assert_allclose(again, 2 * found, rtol=1e-6)
+    assert stateless(mean).needs == stateless(max).needs == ()
+
+
+def test_trains_where_all_others_but_one_lie():
+    """Linear regression; of nine workers six invert, and the root has few examples."""
+    truth = jnp.arange(1.0, 6.0)
+
+    def sample_batch(key):
+        inputs = jax.random.normal(key, (M, 16, 5))
+        return inputs, jnp.einsum("mbn,n->mb", inputs, truth)
+
+    def loss_fn(params, batch):
+        inputs, labels = batch
+        return jnp.mean(jnp.square(inputs @ params - labels))
+
+    tx = optax.chain(
+        scale_by_aggregator(stateless(fltrust), M), optax.scale_by_learning_rate(0.05)
+    )
+    sim = simulation(loss_fn, tx, num_workers=M, attack=attacks.sign_inversion())
+    state = sim.init(jax.random.key(0), jnp.zeros(5), jnp.arange(M) < 6)
+    _, infos = run(sim, state, sample_batch, 150, trusted=ROOT)
+    assert infos.loss[-1] < 1e-2 * infos.loss[0]
