@@ -198,3 +198,66 @@ def test_population_benchmark():
     section = {"environment": measure.environment(), "rounds": [found]}
     assert "| M = 200, N = 130, corr" in table.table({"population": section})
     assert population.exponent([1, 10, 100], [2.0, 20.0, 200.0]) == pytest.approx(1)
+
+
+def test_trusted_benchmark(tmp_path):
+    trusted = importlib.import_module("benchmarks.trusted")
+    path = tmp_path / "trusted.json"
+    options = trusted.Options(
+        json=path,
+        seeds=1,
+        rounds=2,
+        roots=(100,),
+        attacks=("none", "label flip", "random collusion"),
+        liars=(14,),
+    )
+    trusted.run(options)
+    before = path.stat().st_mtime_ns
+    trusted.run(options)  # nothing is run again
+    assert path.stat().st_mtime_ns == before
+    rows = [line for line in trusted.report(options).splitlines() if "| 14 |" in line]
+    assert len(rows) == 2
+    # Where all but the root lie, the honest alone are the root alone.
+    for line in rows:
+        *_, ceiling, alone, _ = (cell.strip() for cell in line.split("|"))
+        assert ceiling == alone != ""
+
+
+def test_the_root_row_is_the_gradient_of_all_its_examples():
+    trusted = importlib.import_module("benchmarks.trusted")
+    server = sfd.scale_by_sign_decoder(3, sfd.majority_vote())
+    tx = trusted.with_root(server, lambda x, batch: jnp.sum(x * batch), jnp.ones(2))
+    rows = jnp.array([[1.0, -1.0], [-1.0, -1.0], [-1.0, -1.0]])
+    updates, _ = tx.update(rows, tx.init(jnp.zeros(2)), jnp.zeros(2))
+    assert updates.tolist() == [1.0, -1.0]
+
+
+def test_unequal_benchmark(tmp_path):
+    unequal = importlib.import_module("benchmarks.unequal")
+    options = unequal.Options(
+        json=tmp_path / "unequal.json",
+        seeds=1,
+        rounds=2,
+        attacks=("none", "scaling by -1000"),
+        splits=("unlike",),
+    )
+    unequal.run(options)
+    assert unequal.report(options).count("| unlike |") == 2
+
+
+@pytest.mark.parametrize("split", ["i.i.d.", "unlike"])
+def test_unequal_sites_share_all_examples(split):
+    unequal = importlib.import_module("benchmarks.unequal")
+    parts = unequal.sites(np.arange(1442) % 10, split)
+    held = [row[:size] for row, size in zip(parts.indices, parts.sizes, strict=True)]
+    assert np.array_equal(np.sort(np.concatenate(held)), np.arange(1442))
+    assert parts.sizes[unequal.LARGEST] / 1442 == pytest.approx(0.517, abs=1e-3)
+    assert parts.sizes[unequal.SMALLEST] / 1442 == pytest.approx(0.006, abs=1e-3)
+
+
+def test_influence_is_the_share_of_signs_that_a_site_changes():
+    unequal = importlib.import_module("benchmarks.unequal")
+    tx = unequal.influence(sfd.scale_by_sign_decoder(3, sfd.majority_vote()), site=0)
+    rows = jnp.array([[1.0, 1.0], [1.0, 1.0], [1.0, -1.0]])  # one tie without it
+    _, state = tx.update(rows, tx.init(jnp.zeros(2)), jnp.zeros(2))
+    assert state.changed == 0.5
