@@ -123,8 +123,8 @@ def report(options: Options) -> str:
             rounds = np.array([results[name][kind] for kind in NAMED])
             alarms = (rounds > 0).any(axis=2)  # by kind and run
             each = " | ".join(str(number) for number in alarms.sum(axis=1))
-            any_of = alarms.any(axis=0).sum()
-            lines.append(f"| {name} | {alarms.shape[1]} | {any_of} | {each} |")
+            runs, any_of = len(results[name]["accuracy"]), alarms.any(axis=0).sum()
+            lines.append(f"| {name} | {runs} | {any_of} | {each} |")
     lines += [
         "",
         "| attack | liars | named | round (median) | as | honest named | accuracy |",
