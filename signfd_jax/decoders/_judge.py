@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from signfd_jax.decoders._pairs import count, median, near_one, ramp
 from signfd_jax.decoders._sides import reached_by_half, side_tests, two_sides
 
+# After so many rounds a duplicate is named: in the first ones all gradients may agree.
+_ROUNDS = 2
+
 
 class Judgement(NamedTuple):
     """What is made of the workers; float32 `[M]` where nothing else is said.
@@ -24,7 +27,7 @@ class Judgement(NamedTuple):
         correlation: its mean correlation with the right side.
         error: the standard error of that.
         test: how many standard errors it is, and both sides say so.
-        copied: int32 `[M]`, the first worker that sends the same; -1: none.
+        copied: int32 `[M]`, the first worker that has long sent the same; -1: none.
     """
 
     weights: jax.Array
@@ -81,7 +84,8 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     few = few * (1 - state.cd_shared)
     pairs = jnp.minimum(few[members][:, None], few[None])
     exact = few * total(near_one(correlation, of.exact) * pairs)
-    same = jnp.where(pair & (strength > 1 - of.alike) & (beyond > 0), pairs, 0.0) > 0
+    named = (rounds > _ROUNDS) & (strength > 1 - of.alike) & (beyond > 0)
+    same = named & (pairs > 0)
     copied = jnp.min(jnp.where(same, members[:, None], len(seen)), axis=0)
     copied = jnp.where(copied < len(seen), copied, -1)
 
