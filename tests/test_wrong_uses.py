@@ -789,7 +789,7 @@ for name, good in OF_THEORY.items():
             if position:
                 bads.append((P3[:2], rf"{argument} must be float \[(M|N)\].* = 3"))
         else:
-            bads += [(-1.0, "must lie in|must be an int"), (NAN, "must")]
+            bads += [(-1.5, "must lie in|must be an int"), (NAN, "must")]
         for bad, says in bads:
             arguments = [*good[:position], bad, *good[position + 1 :]]
             row(
