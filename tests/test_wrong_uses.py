@@ -48,7 +48,7 @@ from signfd_jax.experiments._storage.frames import load
 from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.run import run_experiment
-from signfd_jax.transforms import scale_by_aggregator, scale_by_zeno
+from signfd_jax.transforms import scale_by_aggregator, scale_by_zeno, stop_below
 
 NAN, INF = float("nan"), float("inf")
 KEY = jax.random.key(0)
@@ -308,6 +308,19 @@ row(
     ),
     "this decoder cannot use trusted",
 )
+for argument, bad, says in [
+    ("tx", 3, "tx must be"),
+    ("tx", optax.sgd(0.1), "tx holds 0 sign decoders, but stop_below needs one"),
+    ("confidence", 1.5, "confidence must lie in"),
+    ("rounds", 0, "rounds must be an int >= 1"),
+    ("rounds", jnp.int32(5), "static_args="),
+]:
+    given = {"tx": sfd.sign_sgd(0.1, M), argument: bad}
+    row(
+        f"stop_below({argument})",
+        lambda given=given: stop_below(**given).init(PARAMS),
+        says,
+    )
 row(
     "signfd_jax.verdicts(state)",
     lambda: sfd.verdicts(sfd.majority_vote().init(M, PARAMS)),
@@ -1143,6 +1156,16 @@ for field, bad, says in [
     ("num_byzantine", 16, "num_byzantine must lie in"),
     ("byzantine_ids", (3, 3), "byzantine_ids must be distinct"),
     ("byzantine_ids", (99,), "byzantine_ids must be distinct and lie in"),
+    ("trusted", 15, r"trusted must lie in \[0, 15\), less than the number of workers"),
+    ("trusted", 2.0, "trusted must be of type int"),
+    ("root_examples", 100, "root_examples must be 0, or a number of examples with"),
+    ("stakes", (1.0, 2.0), "stakes must have a number for each of the 15 workers"),
+    ("stakes", (NAN,) * 15, "stakes must be finite and not negative"),
+    ("stakes", (True,) * 15, "stakes must be of type"),
+    ("shares", (-1.0,) * 15, "shares must be finite and not negative"),
+    ("shares", "sizes", "one number for each worker, or examples, but is 'sizes'"),
+    ("stop_below", "0.5", "stop_below must be confidence:rounds"),
+    ("stop_below", "1.5:20", "stop_below must be confidence:rounds"),
     ("wire", "binary", "wire must be one of"),
     ("batch_size", 0, "batch_size must be >= 1"),
     ("worker_chunk", -1, "worker_chunk must lie in"),

@@ -44,9 +44,10 @@ usage: signfd show RUN
 
 Show what the folder of a run holds: the fields of its configuration that
 differ from the defaults, its result, and for each worker its last weight (the
-mean over coordinates where they differ) and whether its votes are read as sent,
-negated or not counted. Where the output is no terminal, each row is one line
-with tabs between its fields, and begins with the name of its table.""",
+mean over coordinates where they differ), whether its votes are read as sent,
+negated or not counted, and the verdict on it with its evidence. Where the
+output is no terminal, each row is one line with tabs between its fields, and
+begins with the name of its table.""",
     "completion": """\
 usage: signfd completion bash|zsh
 
@@ -72,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `signfd`; None: `sys.argv`.
 
     Returns:
-        The exit code: 0; 2 for bad input, with one line on stderr; 130 for Ctrl-C, 143
-        for SIGTERM. What cannot be printed or drawn changes none of them.
+        The exit code: 0; 2 for bad input, with one line on stderr; 4 for a run that
+        halted, as its `stop_below` says; 130 for Ctrl-C, 143 for SIGTERM. What cannot
+        be printed or drawn changes none of them.
 
     Examples:
         >>> main(["compute"])

@@ -86,9 +86,10 @@ def _run_here(options, experiment, earlier) -> int:
 
     from signfd_jax.experiments._engine import prepare as training
     from signfd_jax.experiments._engine.settings import changed_settings
+    from signfd_jax.experiments._processes import launch
     from signfd_jax.experiments._sinks import named
     from signfd_jax.experiments._storage import repeats
-    from signfd_jax.experiments.run import run_experiment
+    from signfd_jax.experiments.run import Halted, run_experiment
 
     keep_compiled()
     sinks = named(options.log)
@@ -96,17 +97,22 @@ def _run_here(options, experiment, earlier) -> int:
     if jax.process_index() == 0:
         _warn_of_byzantine_majority([experiment])
         _warn_of_momentum(experiment)
-    folder, summary = run_experiment(
-        experiment,
-        options.output_dir,
-        data_dir=options.data_dir,
-        force=options.force,
-        progress=not options.quiet,
-        checkpoint_every=options.checkpoint_every,
-        keep_checkpoints=options.keep_checkpoints,
-        distributed=options.distributed,
-        sinks=sinks,
-    )
+    try:
+        folder, summary = run_experiment(
+            experiment,
+            options.output_dir,
+            data_dir=options.data_dir,
+            force=options.force,
+            progress=not options.quiet,
+            checkpoint_every=options.checkpoint_every,
+            keep_checkpoints=options.keep_checkpoints,
+            distributed=options.distributed,
+            sinks=sinks,
+        )
+    except Halted as halted:
+        if jax.process_index() == 0:
+            console.warn(halted)
+        return launch.HALTED
     if jax.process_index() > 0:
         return 0
     if summary["finished_before"]:
@@ -148,12 +154,13 @@ def _warn_of_byzantine_majority(experiments):
     lying = {
         f"{e.num_byzantine} of {e.num_workers}": None
         for e in experiments
-        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers
+        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers and not e.trusted
     }
     if lying:
         console.warn(
             f"warning: {', '.join(lying)} workers are Byzantine; with half or more, "
-            "no decoder can tell liars from honest workers"
+            "no decoder can tell liars from honest workers, unless one is trusted "
+            "(--trusted)"
         )
 
 

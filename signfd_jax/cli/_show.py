@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from signfd_jax.cli._options import read_configuration
 from signfd_jax.cli._printing import Table, print_tables
 from signfd_jax.experiments import Experiment
+from signfd_jax.experiments._stop_rule import stop_rule
 from signfd_jax.experiments._storage import files
 
 
@@ -27,8 +29,11 @@ def show(arguments: list[str]) -> int:
     config = read_configuration(folder / "config.json")
     path = folder / "summary.json"
     summary = files.read_json(path) if path.exists() else None
+    from signfd_jax.experiments._verdicts import read
+
+    workers = read(folder)
     try:
-        found = tables(str(folder), config, metrics, summary)
+        found = tables(str(folder), config, metrics, summary, workers)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(
@@ -43,19 +48,53 @@ def tables(
     config: Experiment,
     metrics: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any] | None,
+    workers: Sequence[Mapping[str, str]] = (),
 ) -> list[Table]:
-    """The tables on a run: what was run, its result, and its workers."""
+    """The tables on a run: what was run, its result, and its workers.
+
+    `workers` are the rows of `workers.csv`.
+    """
     last = [line for line in metrics if line["round"] == metrics[-1]["round"]]
     found = [
         Table("run", ("", ""), _run_rows(folder, config, last, summary)),
         Table("configuration", ("field", "value", "default"), _changed_rows(config)),
         Table("result", ("", ""), _result_rows(last, summary)),
-        Table("workers", _WORKERS, _worker_rows(config, last)),
+        *_worker_tables(config, last, workers),
     ]
     return [table for table in found if table.rows]
 
 
 _WORKERS = ("seed", "worker", "who", "last weight", "votes are read")
+_VERDICT = ("verdict", "since round", "correlation", "confidence")
+
+
+def _worker_tables(config, last, workers):
+    """The workers with their verdicts; of a large population, how many of each."""
+    rows = _worker_rows(config, last)
+    if not workers:
+        return [Table("workers", _WORKERS, rows)]
+    if len(rows) == len(workers) and "weights" in last[0]:
+        rows = [(*row, *_verdict(of)) for row, of in zip(rows, workers, strict=True)]
+        return [Table("workers", (*_WORKERS, *_VERDICT), rows)]
+    who = {"0": "honest", "1": _liar(config)}
+    counts = Counter((w["seed"], w["verdict"], who[w["byzantine"]]) for w in workers)
+    counted = [(*key, str(number)) for key, number in counts.items()]
+    names = ("seed", "verdict", "who", "workers")
+    return [Table("workers", _WORKERS, rows), Table("verdicts", names, counted)]
+
+
+def _verdict(worker):
+    """The verdict on a worker, since when, and the evidence."""
+    said = worker["verdict"]
+    if worker["duplicate_of"]:
+        said = f"{said} of {worker['duplicate_of']}"
+    correlation, error = float(worker["correlation"]), float(worker["error"])
+    evidence = f"{correlation:.3f} ± {error:.3f}"
+    return said, worker["since"], evidence, f"{float(worker['confidence']):.3f}"
+
+
+def _liar(config):
+    return "Byzantine" if config.membership == "fixed" else "Byzantine at first"
 
 
 def _run_rows(folder, config, last, summary):
@@ -63,6 +102,8 @@ def _run_rows(folder, config, last, summary):
     state = "stopped before the first test"
     if summary is not None:
         state = "finished"
+    elif halted := _halted(config, last):
+        state = halted
     elif last:
         state = f"stopped after round {last[0]['round']} of {config.rounds}"
     return [
@@ -71,7 +112,26 @@ def _run_rows(folder, config, last, summary):
         ("training", f"{config.model} on {config.dataset}, split {config.split}"),
         ("decoder", config.decoder),
         ("attack", f"{config.attack}, {config.num_byzantine} of {config.num_workers}"),
+        *([("trusted", _trusted(config))] if config.trusted else []),
     ]
+
+
+def _halted(config, last):
+    """That a run halted, and why; "" if it has not."""
+    rounds = [str(line["halted_in"]) for line in last if line.get("halted_in")]
+    if not rounds:
+        return ""
+    confidence, length = stop_rule(config.stop_below)
+    return (
+        f"halted in round {', '.join(rounds)}: the confidence was below "
+        f"{confidence:g} for {length} rounds"
+    )
+
+
+def _trusted(config):
+    numbers = range(config.num_workers - config.trusted, config.num_workers)
+    own = f", with {config.root_examples} examples each" if config.root_examples else ""
+    return f"{', '.join(map(str, numbers))}{own}"
 
 
 def _changed_rows(config):
@@ -106,6 +166,11 @@ def _result_rows(last, summary):
         value, error = mean_and_error(list(accuracies.values()))
         more = "" if math.isnan(error) else f" ± {error:.4f}"
         rows.append(("test accuracy, mean", _number(value, ".4f") + more))
+    rows += [
+        (f"confidence, seed {line['seed']}", _number(line["confidence"], ".3f"))
+        for line in last
+        if "confidence" in line
+    ]
     rounds = last[0]["round"]
     rows.append(("rounds", str(rounds)))
     if summary is not None:
@@ -132,7 +197,7 @@ def _number(value, layout):
 
 def _worker_rows(config, last):
     """How each worker was read at the last test; of a large population, the medians."""
-    liar = "Byzantine" if config.membership == "fixed" else "Byzantine at first"
+    liar = _liar(config)
     rows = []
     for line in last:
         if "weights" in line:

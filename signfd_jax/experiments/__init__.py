@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from signfd_jax.experiments._storage.frames import load
     from signfd_jax.experiments._storage.params import load_params
     from signfd_jax.experiments.grid import Grid, run_grid
-    from signfd_jax.experiments.run import run_experiment
+    from signfd_jax.experiments.run import Halted, run_experiment
 
 __all__ = [
     "PRESETS",
     "Experiment",
     "Grid",
+    "Halted",
     "Preset",
     "fingerprint",
     "from_json",
@@ -33,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "Grid": "grid",
+    "Halted": "run",
     "load": "_storage.frames",
     "load_params": "_storage.params",
     "run_experiment": "run",

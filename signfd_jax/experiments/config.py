@@ -11,6 +11,8 @@ import json
 import types
 import typing
 
+from signfd_jax.experiments._stop_rule import stop_rule
+
 __all__ = ["Experiment", "fingerprint", "from_json", "to_json"]
 
 
@@ -33,6 +35,14 @@ class Experiment:
         num_workers: number of workers M.
         num_byzantine: number of Byzantine workers L, drawn by the seed.
         byzantine_ids: the Byzantine workers by name, 0 to M - 1, instead of a number.
+        trusted: number of trusted workers, the last ones; they are never Byzantine.
+        root_examples: examples of its own that each trusted worker has, drawn at random
+            from the training set; 0: its share of the split.
+        stakes: how many workers each counts as, one number a worker; empty: one each.
+        shares: how much a worker's vote may weigh, one number a worker, or examples, as
+            many as it holds; empty: all the same.
+        stop_below: halt once the decoder's confidence was lower for some rounds in a
+            row, as confidence:rounds, e.g. 0.5:20; empty: never.
         wire: ternary (a zero gradient abstains) or one_bit (every vote is +1 or -1).
         batch_size: examples of each worker in each round; of local steps, in each.
         worker_chunk: workers that have gradients at a time, of a large population; it
@@ -61,6 +71,11 @@ class Experiment:
     num_workers: int = 15
     num_byzantine: int = 0
     byzantine_ids: tuple[int, ...] = ()
+    trusted: int = 0
+    root_examples: int = 0
+    stakes: tuple[float, ...] = ()
+    shares: tuple[float, ...] | str = ()
+    stop_below: str = ""
     wire: str = "ternary"
     batch_size: int = 16
     worker_chunk: int = 0
@@ -81,6 +96,9 @@ class Experiment:
             _check_type(field.name, value, field.type)
             if field.type is float:  # 1 is the same run as 1.0, and -0.0 as 0.0
                 object.__setattr__(self, field.name, float(value) + 0.0)
+            if isinstance(value, tuple) and field.name in ("stakes", "shares"):
+                numbers = tuple(float(number) + 0.0 for number in value)
+                object.__setattr__(self, field.name, numbers)
         for name in ("num_workers", "batch_size", "rounds", "eval_every", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, but is {getattr(self, name)}")
@@ -113,6 +131,10 @@ class Experiment:
                 f"{self.name!r}: a folder will be called so"
             )
         self._check_byzantine()
+        self._check_known()
+        if self.stop_below:
+            confidence, rounds = stop_rule(self.stop_below)
+            object.__setattr__(self, "stop_below", f"{confidence!r}:{rounds}")
 
     def _check_byzantine(self):
         if not 0 <= self.num_byzantine <= self.num_workers:
@@ -130,21 +152,64 @@ class Experiment:
             )
         object.__setattr__(self, "num_byzantine", len(ids))
 
+    def _check_known(self):
+        workers, trusted = self.num_workers, self.trusted
+        if not 0 <= trusted < workers:
+            raise ValueError(
+                f"trusted must lie in [0, {workers}), less than the number of workers, "
+                f"but is {trusted}"
+            )
+        others = workers - trusted
+        if named := [i for i in self.byzantine_ids if i >= others]:
+            raise ValueError(
+                f"byzantine_ids names {', '.join(map(str, named))}, but the last "
+                f"{trusted} of the {workers} workers are trusted; name others"
+            )
+        if self.num_byzantine > others:
+            raise ValueError(
+                f"num_byzantine must be at most {others}, the workers that are not "
+                f"trusted, but is {self.num_byzantine}"
+            )
+        if self.root_examples < 0 or (self.root_examples and not trusted):
+            raise ValueError(
+                "root_examples must be 0, or a number of examples with trusted >= 1, "
+                f"but is {self.root_examples} with trusted {trusted}"
+            )
+        for name in ("stakes", "shares"):
+            values = getattr(self, name)
+            if isinstance(values, str):
+                if values != "examples":
+                    raise ValueError(
+                        f"{name} must be one number for each worker, or examples, but "
+                        f"is {values!r}"
+                    )
+            elif values and len(values) != workers:
+                raise ValueError(
+                    f"{name} must have a number for each of the {workers} workers, but "
+                    f"has {len(values)}"
+                )
+            elif not all(0 <= value < float("inf") for value in values):
+                raise ValueError(
+                    f"{name} must be finite and not negative, but are {list(values)}"
+                )
+
 
 def _check_type(name, value, annotation):
     """Refuse a value that its annotation does not allow (JSON is untyped)."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is tuple:
-        fits = isinstance(value, tuple) and all(type(v) is arguments[0] for v in value)
-    elif origin is types.UnionType:
-        fits = isinstance(value, annotation)
-    elif annotation is float:
-        fits = type(value) in (int, float)
-    else:
-        fits = type(value) is annotation
-    if not fits:
+    if not _fits(value, annotation):
         kind = getattr(annotation, "__name__", str(annotation))
         raise ValueError(f"{name} must be of type {kind}, but is {value!r}")
+
+
+def _fits(value, annotation):
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is types.UnionType:
+        return any(_fits(value, kind) for kind in arguments)
+    if annotation is float:
+        return type(value) in (int, float)
+    return type(value) is annotation
 
 
 def to_json(config) -> str:
@@ -225,7 +290,11 @@ def fingerprint(config) -> str:
 
 # Left out where they are what they were when there was no other, so that hashes stay.
 _NEWER = {
-    name: getattr(Experiment, name) for name in ("worker", "optimizer", "schedule")
+    name: getattr(Experiment, name)
+    for name in (
+        *("worker", "optimizer", "schedule"),
+        *("trusted", "root_examples", "stakes", "shares", "stop_below"),
+    )
 }
 
 

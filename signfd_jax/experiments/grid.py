@@ -187,7 +187,8 @@ def _told(tests, bar, title):
 
 
 def _split_key(cell):
-    return cell.dataset, cell.split, cell.num_workers, cell.partition_seed
+    roots = cell.trusted if cell.root_examples else 0, cell.root_examples
+    return cell.dataset, cell.split, cell.num_workers, cell.partition_seed, *roots
 
 
 def _splits(cells, datasets):

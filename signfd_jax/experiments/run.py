@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from signfd_jax import data, theory
 from signfd_jax._checks import check_flag, check_kind, check_size
 from signfd_jax.experiments import _plugins as plugins
+from signfd_jax.experiments import _verdicts
 from signfd_jax.experiments._choices import OWN
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine import program_sharded as sharded
@@ -35,13 +36,14 @@ from signfd_jax.experiments._storage import resume as resuming
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
 from signfd_jax.experiments._storage.params import digest, save_params
+from signfd_jax.experiments._verdicts import Halted
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.registry import load_dataset
 from signfd_jax.experiments.report._tables import mean
 from signfd_jax.experiments.report.communication import bits_per_round
 from signfd_jax.experiments.sinks import Sink
 
-__all__ = ["run_experiment"]
+__all__ = ["Halted", "run_experiment"]
 
 _LISTED = 1000  # workers: of more, records hold quantiles instead of lists
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -101,6 +103,8 @@ def run_experiment(
             process is at work in the folder, or the run was begun under other settings
             of JAX.
         OSError: the folder cannot be written.
+        Halted: it halted, as `stop_below` says, at the test after that round, or where
+            the same run is begun again. The records and a checkpoint are kept.
         KeyboardInterrupt: it was stopped; what was done is kept. By SIGTERM, it is an
             `interrupts.Terminated`.
 
@@ -110,7 +114,7 @@ def run_experiment(
         ...     config, getfixture("tmp_path"), progress=False
         ... )
         >>> summary["rounds"], sorted(path.suffix for path in folder.iterdir())
-        (2, ['', '.json', '.json', '.json', '.jsonl', '.npz'])
+        (2, ['', '.csv', '.json', '.json', '.json', '.jsonl', '.npz', '.npz'])
     """
     config = _of_own(config, dataset, model)
     training.check(config, dataset, model)
@@ -229,7 +233,8 @@ def _check_data(folder, own):
 
 def _set_up(folder, config, force, own):
     if force:
-        for name in ("summary.json", "params.npz", "metrics.jsonl"):
+        written = ("summary.json", "params.npz", "metrics.jsonl")
+        for name in (*written, "workers.csv", "correlations.npz"):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     environment = records.environment() | ({"data_sha256": own} if own else {})
@@ -249,24 +254,46 @@ def _train(folder, config, prepared, begin, offer, stopped, progress, tell):
     state, rounds, seconds = begin
     up, down = bits_per_round(config, prepared.num_coordinates, prepared.shapes)
     total, first = config.rounds, jax.process_index() == 0
+    _verdicts.check_halted(config, state)
+    listed = config.num_workers <= _LISTED
+    told = _verdicts.Told(config, state, listed)
     with console.bar(total, initial=rounds, shown=progress) as bar:
         console.show(bar, config.name)
         while rounds < total:
             begun = time.perf_counter()
             state, rounds, metrics = prepared.advance(state, rounds)
             seconds += time.perf_counter() - begun
+            said = _verdicts.said_by(state)
             lines = _lines(config, rounds, metrics, (up * rounds, down * rounds))
+            lines = _with_verdicts(lines, said, _verdicts.halted_in(state))
+            halted = any(line.get("halted_in") for line in lines)
             if first:
                 records.append_lines(folder / "metrics.jsonl", lines)
                 tell([records.plain(line) for line in lines])
+                for line in told.tell(said):
+                    _report(line)
+            stop = resuming.agreed(stopped[0] if stopped else 0)
+            if first and (listed or stop or halted or rounds == total):
+                _verdicts.write(folder, config, said, listed)
             accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
             bar.update(rounds - bar.n)
             console.show(bar, config.name, f"accuracy {accuracy:.3f}")
-            stop = resuming.agreed(stopped[0] if stopped else 0)
-            offer(Checkpoint(state, rounds, seconds), bool(stop))
+            offer(Checkpoint(state, rounds, seconds), bool(stop) or halted)
+            if halted:
+                _verdicts.check_halted(config, state)
             if stop and rounds < total:
                 raise interrupts.stopped_by(stop)
     return Checkpoint(state, rounds, seconds)
+
+
+def _with_verdicts(lines, said, halted):
+    """The records, with what the decoder says of the workers, and who halted."""
+    listed = all("byzantine" in line for line in lines)
+    for s, found in enumerate(_verdicts.record(said, listed)):
+        lines[s] |= found
+    for s, number in enumerate(halted):
+        lines[s]["halted_in"] = number
+    return lines
 
 
 def _lines(config, rounds, metrics, bits):

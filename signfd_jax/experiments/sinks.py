@@ -65,7 +65,7 @@ def entries(record: Record) -> dict[str, float]:
     """
     found = {}
     for name, value in record.items():
-        if name in ("round", "seed", "byzantine"):
+        if name in ("round", "seed", "byzantine", "verdicts"):
             continue
         numbers = value if isinstance(value, list) else [value]
         for worker, number in enumerate(numbers):

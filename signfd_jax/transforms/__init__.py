@@ -13,11 +13,13 @@ All take gradients with a leading worker axis, `[M, ...]`, and return updates `[
 `sign_sgd`, `sign_sgd_fd` and `sign_sgd_mv` are whole optimisers. What a worker does
 before it votes (`per_worker`, `error_feedback_sign`, `sparse_sign`) stands before a
 server; `undo_dct` stands behind one whose workers vote on cosine coefficients.
+`stop_below` stands around a whole optimiser, and halts it in doubt.
 """
 
 from signfd_jax.transforms import (
     aggregation,
     cosine,
+    halting,
     sign_decoder,
     variants,
     worker_side,
@@ -25,6 +27,7 @@ from signfd_jax.transforms import (
 )
 from signfd_jax.transforms.aggregation import *
 from signfd_jax.transforms.cosine import *
+from signfd_jax.transforms.halting import *
 from signfd_jax.transforms.sign_decoder import *
 from signfd_jax.transforms.variants import *
 from signfd_jax.transforms.worker_side import *
@@ -37,3 +40,4 @@ __all__ += aggregation.__all__
 __all__ += zeno.__all__
 __all__ += worker_side.__all__
 __all__ += cosine.__all__
+__all__ += halting.__all__

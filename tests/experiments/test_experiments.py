@@ -87,11 +87,12 @@ def test_json_gives_the_configuration_back(
 
 
 OTHER = {"attack": "none", "wire": "one_bit", "byzantine_ids": (1,), "augment": True}
+OTHER |= {"stakes": (1.0,) * 15, "shares": "examples", "stop_below": "0.5:20"}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Experiment)])
 def test_fingerprint_covers_all_that_changes_the_result(field):
-    config = Experiment()
+    config = Experiment(trusted=1)
     old = getattr(config, field)
     new = OTHER.get(field, old / 2 if isinstance(old, float) else None)
     new = (f"{old}x" if isinstance(old, str) else old + 1) if new is None else new

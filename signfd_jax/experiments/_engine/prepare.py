@@ -15,6 +15,7 @@ import numpy as np
 from signfd_jax import data
 from signfd_jax.data import partition
 from signfd_jax.experiments._choices import choose
+from signfd_jax.experiments._engine import known
 from signfd_jax.experiments._engine.program import (
     Inputs,
     Metrics,
@@ -83,13 +84,14 @@ def check(config: Experiment, dataset: Any = None, model: Any = None) -> None:
         flip_probability=config.flip_probability,
         strengths={},
     )
+    known.check_known(config)
 
 
 def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
     """Who lies: the workers named in the configuration, or drawn by the seed.
 
     The draws are nested: with the same seed, the attackers of a smaller
-    `num_byzantine` are among those of a larger one.
+    `num_byzantine` are among those of a larger one. Trusted workers are passed over.
     """
     mask = np.zeros(config.num_workers, bool)
     if config.byzantine_ids:
@@ -98,18 +100,22 @@ def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
         # Not the key of the parameters and batches, nor any that is split off it.
         key = jax.random.fold_in(jax.random.key(seed), config.num_workers)
         order = np.asarray(jax.random.permutation(key, config.num_workers))
+        order = order[order < config.num_workers - config.trusted]
         mask[order[: config.num_byzantine]] = True
     return mask
 
 
 def split_examples(config: Experiment, dataset: data.Dataset) -> partition.Partition:
     """Split the training examples over the workers, as the configuration says."""
+    labels = np.asarray(dataset.train_labels)
+    roots = config.trusted if config.root_examples else 0
     facts = {
-        "labels": np.asarray(dataset.train_labels),
-        "num_workers": config.num_workers,
+        "labels": labels,
+        "num_workers": config.num_workers - roots,
         "seed": config.partition_seed,
     }
-    return resolve(config).split.make(facts)
+    split = resolve(config).split.make(facts)
+    return known.with_roots(config, split, len(labels)) if roots else split
 
 
 def prepare(
@@ -216,4 +222,5 @@ def _inputs(config, dataset, split):
             )
             for name, value in resolve(config).attack.traced_options.items()
         },
+        known=known.known_of(config, split),
     )

@@ -22,6 +22,7 @@ from signfd_jax import data, models
 from signfd_jax._round import SimulationInfo
 from signfd_jax.data import batches, partition
 from signfd_jax.decoders import Decoder, majority_vote
+from signfd_jax.experiments._engine import known
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import resolve
 from signfd_jax.simulate import run, simulation
@@ -35,6 +36,8 @@ _INPUTS = (
     "flip_probability",
     "num_byzantine",
     "byzantine_ids",
+    "stakes",
+    "shares",
     "learning_rate",
     "rounds",
     "eval_every",
@@ -52,6 +55,7 @@ class Inputs(NamedTuple):
         learning_rate: float32 scalar.
         flip_probability: float32 scalar.
         strengths: the attack's traced options by name, each a float32 or int32 scalar.
+        known: what is known of the workers, as `scale_by_sign_decoder` takes it.
     """
 
     dataset: data.Dataset
@@ -59,6 +63,7 @@ class Inputs(NamedTuple):
     learning_rate: jax.Array
     flip_probability: jax.Array
     strengths: dict[str, jax.Array]
+    known: dict[str, jax.Array]
 
 
 class Metrics(NamedTuple):
@@ -185,7 +190,9 @@ def parts(
     facts["decoder"] = decoder
     attack = names.attack.make(facts | _randomness(seed, 2), **strengths)
     membership = names.membership.make(facts | _randomness(seed, 3))
-    return optax.chain(server, step_of(config, learning_rate)), attack, membership
+    membership = known.spared(membership, config.trusted)
+    tx = optax.chain(server, step_of(config, learning_rate))
+    return known.failing_closed(config, tx), attack, membership
 
 
 def step_of(
@@ -287,14 +294,14 @@ def compile_program(
         inputs, network, simulated = build(leaves, seed)
         dataset = inputs.dataset
         worker = worker_of(key, models.loss_fn(network))
-        size = key.batch_size * worker.num_batches
+        size = known.batch_sizes(key, worker.num_batches)
         if key.worker_chunk:
             sample_batch = batches.worker_indices(inputs.partition, size)
         else:
             sample_batch = batches.worker_batches(
                 dataset, inputs.partition, size, augment=key.augment
             )
-        state, infos = run(simulated, state, sample_batch, num_rounds)
+        state, infos = run(simulated, state, sample_batch, num_rounds, **inputs.known)
         test = models.evaluate(
             network,
             state.params,

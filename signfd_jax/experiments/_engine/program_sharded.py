@@ -28,6 +28,7 @@ from signfd_jax.attacks._by_row import apply_by_row, enter_step
 from signfd_jax.data import batches, partition
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed._shard_map import vary
+from signfd_jax.experiments._engine import known
 from signfd_jax.experiments._engine.prepare import (
     Training,
     byzantine_mask,
@@ -48,6 +49,7 @@ from signfd_jax.experiments._engine.program import (
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import DECODERS, resolve
 from signfd_jax.simulate import SimulationState
+from signfd_jax.transforms import StopBelowState
 
 _AXIS = "workers"
 
@@ -158,6 +160,7 @@ def prepare_sharded(
     seeds = np.arange(config.seed, config.seed + config.seeds, dtype=np.uint32)
     masks = np.stack([byzantine_mask(config, int(seed)) for seed in seeds])
     begin = (_put(seeds, mesh, P()), _put(masks, mesh, P()), facts)
+    told = {n: _put(v, mesh, P()) for n, v in known.known_of(config, split).items()}
 
     start, chunk, specs = _programs(config, len(devices), structure, model)
     shard_specs: Any = (P(_AXIS), P(_AXIS), P(_AXIS), P())
@@ -175,16 +178,16 @@ def prepare_sharded(
         program = jax.shard_map(
             functools.partial(chunk, length),
             mesh=mesh,
-            in_specs=(specs, P(), Shards(*shard_specs), P()),
+            in_specs=(specs, P(), Shards(*shard_specs), P(), P()),
             out_specs=(specs, P()),
         )
         program = jax.jit(program, donate_argnums=0)
-        chunks[length] = compiled(program, state, begin[0], shards, facts)
+        chunks[length] = compiled(program, state, begin[0], shards, facts, told)
     compile_seconds = time.perf_counter() - begun
 
     def advance(state, rounds):
         length = min(config.eval_every, config.rounds - rounds)
-        state, sums = chunks[length](state, begin[0], shards, facts)
+        state, sums = chunks[length](state, begin[0], shards, facts, told)
         return state, rounds + length, means(jax.device_get(sums))
 
     params = jax.tree.leaves(state.params)
@@ -224,10 +227,16 @@ def _programs(config, num_devices, structure, given):
         workers, decoder=decoder, workers_per_device=rows
     )
     tx = optax.chain(aggregate, step_of(config, config.learning_rate))
+    tx = known.failing_closed(config, tx)
     whole: Any = P()
+    opt_state = (jax.tree.map(_for_seeds, aggregate.state_specs), whole)
+    if config.stop_below:
+        opt_state = StopBelowState(
+            opt_state, *(whole for _ in StopBelowState._fields[1:])
+        )
     specs = SimulationState(
         params=whole,
-        opt_state=(jax.tree.map(_for_seeds, aggregate.state_specs), whole),
+        opt_state=opt_state,
         attack_state=whole,
         byzantine=whole,
         round=whole,
@@ -261,7 +270,7 @@ def _programs(config, num_devices, structure, given):
         states = [of_seed(*each) for each in zip(seeds, masks, strict=True)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-    def chunk(num_rounds, states, seeds, shards, leaves):
+    def chunk(num_rounds, states, seeds, shards, leaves, told):
         facts: data.Dataset = jax.tree.unflatten(structure, leaves)
         dataset = dataclasses.replace(
             facts, train_inputs=shards.inputs[0], train_labels=shards.labels[0]
@@ -272,14 +281,16 @@ def _programs(config, num_devices, structure, given):
         sample_batch = batches.worker_batches(
             dataset,
             partition.Partition(shards.indices, shards.sizes),
-            config.batch_size * worker.num_batches,
+            known.batch_sizes(config, worker.num_batches),
             augment=config.augment,
             first_worker=first,
         )
 
         def of_seed(each):
             state, seed = each
-            step = _step(config, tx, worker, dataset.num_classes, first, rows, seed)
+            step = _step(
+                *(config, tx, worker, dataset.num_classes, first, rows, seed, told)
+            )
 
             def one_round(state, _):
                 key, batch_key = jax.random.split(state.key)
@@ -304,7 +315,7 @@ def _for_seeds(spec):
     return P(None, *spec) if spec else P()
 
 
-def _step(config, tx, worker, num_classes, first, rows, seed):
+def _step(config, tx, worker, num_classes, first, rows, seed, told):
     """One round on one device: `simulate.simulation`'s, with the same draws."""
     _, attack, membership = _parts(config, num_classes, config.learning_rate, seed)
 
@@ -345,7 +356,7 @@ def _step(config, tx, worker, num_classes, first, rows, seed):
         if rows == 1:
             sent = jax.tree.map(lambda leaf: leaf[0], sent)
         updates, opt_state = tx.update(
-            sent, state.opt_state, state.params, present=drawn.present
+            sent, state.opt_state, state.params, present=drawn.present, **told
         )
         losses = lax.psum(among_all(losses), _AXIS)
         # Nobody has the mean gradient, and so a sign error.

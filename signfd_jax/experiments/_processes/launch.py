@@ -29,6 +29,7 @@ from signfd_jax.experiments._storage.resume import heeded_signals
 _PROGRAM = "import sys; from signfd_jax.cli import main; sys.exit(main())"
 _PLACE = "SIGNFD_PLACE"  # coordinator, number of processes, id, log
 _LOST = 3  # exit code of a process that lost the others
+HALTED = 4  # and of one whose run halted, as its `stop_below` says
 _POLL = 0.05  # seconds
 
 
@@ -176,7 +177,7 @@ def _watch(processes, logs):
             if None not in codes:
                 return 0
             time.sleep(_POLL)
-        if codes[0] == 2 or not {130, 143}.isdisjoint(codes):
+        if codes[0] == 2 or not {HALTED, 130, 143}.isdisjoint(codes):
             # Told by process 0 itself; the others have the same reason.
             return processes[0].wait() or max(code or 0 for code in codes)
         if passed_on:  # before the processes could heed it

@@ -35,6 +35,16 @@ _OTHERS = [
     for colour in ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 ]
 
+VERDICTS = {
+    "honest": "#0072B2",
+    "undecided": "#999999",
+    "inverted": "#D55E00",
+    "uninformative": "#E69F00",
+    "duplicate": "#CC79A7",
+    "absent": "#56B4E9",
+}
+"""Colours of the verdicts on workers, from the same palette."""
+
 SETTINGS: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none"}
 """Settings of matplotlib: text in vector files stays text."""
 

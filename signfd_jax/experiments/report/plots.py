@@ -1,7 +1,7 @@
 """Records as figures, in one of `FORMATS`.
 
-This is the only module that imports matplotlib. `_style` says how things are called and
-drawn.
+With `_who_lies` this is the only module that imports matplotlib. `_style` says how
+things are called and drawn.
 
 Shapes: `S` seeds, `T` tests, `M` workers.
 """
@@ -19,11 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from signfd_jax._checks import check_choice, check_flag, check_size
-from signfd_jax.experiments import registry
+from signfd_jax.experiments import _verdicts, registry
 from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._processes.console import reason, warn
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run
-from signfd_jax.experiments.report import _style
+from signfd_jax.experiments.report import _style, _who_lies
 from signfd_jax.experiments.report._tables import mean, measured, pivot
 
 __all__ = [
@@ -346,7 +346,8 @@ def draw(
 
     Args:
         folder: the folder of a run (`accuracy.png` and, where each worker's weight was
-            recorded, `weights.png` are drawn) or of a grid (`comparison.png`).
+            recorded, `weights.png` are drawn, and with verdicts on them `workers.png`)
+            or of a grid (`comparison.png`).
         format: of the files: one of `FORMATS`. The last two are vector graphics.
         title: above each figure; None: none.
         label: what a run is called; None: as its decoder.
@@ -384,9 +385,18 @@ def draw(
         figures = {"accuracy": lambda: accuracy_figure({name: metrics})}
         if metrics and any(measured(metrics[0].get("weights", ()))):
             figures["weights"] = lambda: weights_figure(metrics, unit=_unit(config))
+            if all("verdicts" in record for record in metrics):
+                figures["workers"] = lambda: _said_of_workers(folder, config, metrics)
     made = {folder / f"{name}.{format}": make for name, make in figures.items()}
     save(made, title=title, size=size)
     return list(made)
+
+
+def _said_of_workers(folder, config, metrics):
+    rows = _verdicts.of_first_seed(_verdicts.read(folder))
+    copied = [int(row["duplicate_of"] or -1) for row in rows]
+    found = _verdicts.correlations(folder) if rows else None
+    return _who_lies.workers_figure(metrics, found, copied, _unit(config))
 
 
 def _unit(config):

@@ -1,0 +1,137 @@
+"""What an experiment knows of its workers beforehand, and when it halts.
+
+The trusted workers are the last T of the M. Shapes: `M` workers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from signfd_jax.data import partition
+from signfd_jax.decoders import Decoder
+from signfd_jax.decoders._known import KNOWN
+from signfd_jax.experiments._stop_rule import stop_rule
+from signfd_jax.experiments.config import Experiment
+from signfd_jax.experiments.registry import resolve
+from signfd_jax.transforms import stop_below
+
+_ROOT_BATCH = 128  # examples of its own that a trusted worker reads in a round, at most
+
+
+def check_known(config: Experiment) -> None:
+    """Refuse what an experiment's decoder cannot use, before anything is loaded."""
+    given = [name for name in KNOWN if getattr(config, name)]
+    if not given and not config.stop_below:
+        return
+    names = resolve(config)
+    facts = {"num_workers": config.num_workers, "key": jax.random.key(0), "seed": 0}
+    facts["actual_byzantine"] = config.num_byzantine
+    decoder = names.decoder.make(facts)
+    who, uses, is_sure = config.decoder, (), False
+    if names.worker.server is not None:
+        who = f"the server of {names.worker.name}"
+    elif isinstance(decoder, Decoder):
+        uses, is_sure = decoder.uses, _says_how_sure(decoder, config.num_workers)
+    if unused := [name for name in given if name not in uses]:
+        flags = " and ".join(f"--{name}" for name in unused)
+        raise ValueError(
+            f"{who} cannot use {', '.join(unused)}; leave out {flags}, or take a "
+            "decoder that can, such as correlation_defense"
+        )
+    if config.stop_below and not is_sure:
+        raise ValueError(
+            f"{who} does not say how sure it is; leave out --stop-below, or take a "
+            "decoder that does, such as correlation_defense"
+        )
+
+
+def _says_how_sure(decoder, num_workers):
+    """Whether the decoder has a confidence."""
+
+    def info():
+        votes = jnp.ones((num_workers, 8), jnp.int8)
+        _, _, info = decoder.decode(decoder.init(num_workers, jnp.zeros(8)), votes)
+        return info
+
+    return jax.eval_shape(info).confidence is not None
+
+
+def trusted_mask(config: Experiment) -> np.ndarray:
+    """Who is trusted, bool `[M]`: the last ones."""
+    return np.arange(config.num_workers) >= config.num_workers - config.trusted
+
+
+def known_of(config: Experiment, split: partition.Partition) -> dict[str, jax.Array]:
+    """What is known of the workers, as `scale_by_sign_decoder` takes it."""
+    known: dict[str, Any] = {}
+    if config.trusted:
+        known["trusted"] = trusted_mask(config)
+    for name in ("stakes", "shares"):
+        if values := getattr(config, name):
+            values = split.sizes if values == "examples" else values
+            known[name] = np.asarray(values, np.float32)
+    return {name: jnp.asarray(value) for name, value in known.items()}
+
+
+def with_roots(
+    config: Experiment, split: partition.Partition, num_examples: int
+) -> partition.Partition:
+    """The split of the others, and what the trusted workers have of their own."""
+    own = config.root_examples
+    if own > num_examples:
+        raise ValueError(
+            f"root_examples is {own}, but there are {num_examples} training examples"
+        )
+    # Not the numbers that the split is drawn from.
+    draw = np.random.default_rng((config.partition_seed, 1))
+    indices, sizes = np.asarray(split.indices), np.asarray(split.sizes)
+    width = max(indices.shape[1], own)
+    rows = [
+        np.pad(row, (0, width - len(row)), constant_values=row[0]) for row in indices
+    ]
+    for _ in range(config.trusted):
+        row = draw.choice(num_examples, own, replace=False)
+        rows.append(np.pad(row, (0, width - own), constant_values=row[0]))
+    sizes = np.append(sizes, [own] * config.trusted)
+    return partition.Partition(np.stack(rows).astype(np.int32), sizes.astype(np.int32))
+
+
+def batch_sizes(config: Experiment, num_batches: int) -> int | list[int]:
+    """Examples that the workers draw in a round: one number, or one a worker.
+
+    With `root_examples` a trusted worker draws as many as it has, up to a limit; of a
+    worker that takes several batches, it draws as many as the others.
+    """
+    size = config.batch_size * num_batches
+    if not config.root_examples or num_batches > 1:
+        return size
+    own = min(config.root_examples, max(size, _ROOT_BATCH))
+    return [size] * (config.num_workers - config.trusted) + [own] * config.trusted
+
+
+def spared(membership: Callable[..., Any] | None, trusted: int) -> Any:
+    """A membership of the others: the trusted never lie and are always here."""
+    if membership is None or not trusted:
+        return membership
+
+    def of_others(key, byzantine, round):
+        lying, present = membership(key, byzantine[:-trusted], round)
+        if present is not None:
+            present = jnp.append(present, jnp.ones((trusted,), bool))
+        return jnp.append(lying, jnp.zeros((trusted,), bool)), present
+
+    return of_others
+
+
+def failing_closed(
+    config: Experiment, tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The whole optimiser, halted as `stop_below` says."""
+    if not config.stop_below:
+        return tx
+    confidence, rounds = stop_rule(config.stop_below)
+    return stop_below(tx, confidence, rounds)
