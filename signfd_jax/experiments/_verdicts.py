@@ -116,17 +116,19 @@ class Told:
         self._kinds = now
         if said is None or before is None or now is None:
             return []
+        changed = (now != before) & (_is_named(now) | _is_named(before))
+        listed = self._listed and changed.sum() <= _EVENTS
         lines = []
         for s in range(len(now)):
             kept = jax.tree.map(lambda leaf, s=s: np.asarray(leaf)[s], said.cd_verdict)
-            lines += self._of_seed(s, before[s], now[s], kept)
+            lines += self._of_seed(s, before[s], now[s], kept, listed)
         return lines
 
-    def _of_seed(self, s, before, now, kept):
-        named = np.isin(now, list(_NAMED)) & (now != before)
-        cleared = (now == _HONEST) & np.isin(before, list(_NAMED))
+    def _of_seed(self, s, before, now, kept, listed):
+        named = _is_named(now) & (now != before)
+        cleared = (now == _HONEST) & _is_named(before)
         front = _of_seed(self._config, s)
-        if not self._listed or (named | cleared).sum() > _EVENTS:
+        if not listed:
             numbers = {
                 what: int((named & (now == kind)).sum())
                 for kind, what in _NAMED.items()
@@ -140,6 +142,10 @@ class Told:
             f"{front}{_sentence(m, now[m], kept)}"
             for m in np.flatnonzero(named | cleared)
         ]
+
+
+def _is_named(kinds):
+    return np.isin(kinds, list(_NAMED))
 
 
 def _kinds(said):
