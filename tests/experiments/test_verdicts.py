@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -332,3 +334,17 @@ def test_who_is_sure_finishes(finished, tmp_path):
     assert {line["halted_in"] for line in read_lines(folder / "metrics.jsonl")} == {
         None
     }
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("jobs of many processes")
+def test_processes_halt_together(tmp_path):
+    flags = "--model softmax_regression --num-workers 8 --num-byzantine 4 --rounds 40"
+    flags += " --stop-below 0.5:6 --wire one_bit --processes 2 --quiet --output-dir"
+    command = [sys.executable, "-m", "signfd_jax", "run", *flags.split(), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 4, ended.stderr
+    assert ended.stderr.count("signfd: halted in round 12: ") == 1
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "checkpoints" / "20").is_dir()
+    assert len(rows_of(folder)) == 8
