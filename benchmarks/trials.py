@@ -44,7 +44,8 @@ class Trial:
     attack: str = "sign_inversion"
     """`name` or `name@membership` of the registries; or `flip:0.8` (each sign with that
     probability), `flip:own` (each liar its own, from .6 to .9), `flip:rising` (from 0
-    to 1), `negated_copies` (each sends the negative of an honest worker's gradient),
+    to 1), `copies:0.02` (each sends an honest worker's gradient, with each sign flipped
+    by that probability), `negated_copies` (each the negative of an honest worker's),
     `two_groups` (two groups of exact colluders)."""
     shared_by: int = 1
     """Workers that share each batch."""
@@ -128,7 +129,8 @@ def _dataset(name, data_dir):
 
 def _program_key(trial):
     """What is compiled in; flips differ by their rates only."""
-    attack = "flip" if trial.attack.startswith("flip:") else trial.attack
+    kind = trial.attack.partition(":")[0]
+    attack = kind if kind in ("flip", "copies") else trial.attack
     return dataclasses.replace(
         trial, attack=attack, split="iid", num_byzantine=1, learning_rate=1.0
     )
@@ -143,7 +145,7 @@ def _rates(trial):
         start = end = rng.permutation(np.linspace(0.6, 0.9, trial.num_workers))
     elif trial.attack == "flip:rising":
         end = np.ones(trial.num_workers)
-    elif trial.attack.startswith("flip:"):
+    elif trial.attack.startswith(("flip:", "copies:")):
         start = end = np.full(trial.num_workers, float(kind))
     return jnp.asarray(np.stack([start, end]), jnp.float32)
 
@@ -216,6 +218,7 @@ def _adversary(trial, decoder, rates):
     }
     own = {
         "flip": lambda: _flip(rates),
+        "copies": lambda: _copies(rates),
         "negated_copies": _negated_copies,
         "two_groups": _two_groups,
     }
@@ -249,14 +252,24 @@ def _flip(rates):
     return _attack(lies)
 
 
-def _negated_copies():
+def _copied(rows, byzantine):
+    """For the n-th liar the gradient of the n-th honest worker."""
+    honest = jnp.argsort(byzantine, stable=True)
+    number = jnp.cumsum(byzantine) - 1
+    return rows[honest[jnp.maximum(number, 0)]]
+
+
+def _copies(rates):
     def lies(key, round, rows, byzantine):
-        # The n-th liar negates the n-th honest worker.
-        honest = jnp.argsort(byzantine, stable=True)
-        number = jnp.cumsum(byzantine) - 1
-        return -rows[honest[jnp.maximum(number, 0)]]
+        copied = _copied(rows, byzantine)
+        flipped = jax.random.uniform(key, rows.shape) < rates[0][:, None]
+        return jnp.where(flipped, -copied, copied)
 
     return _attack(lies)
+
+
+def _negated_copies():
+    return _attack(lambda key, round, rows, byzantine: -_copied(rows, byzantine))
 
 
 def _two_groups():

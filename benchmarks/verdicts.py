@@ -2,7 +2,8 @@
 
 False alarms: runs of 300 rounds in which nobody lies. A run counts as one if any worker
 was named at any time: as inverted, uninformative, or a duplicate. Delays: the round in
-which a liar was first named, for each attack, the median over liars and seeds.
+which a liar was first named, for each attack, the median over liars and seeds. Copies:
+three liars send an honest worker's votes each, and flip some of them.
 
     python -m benchmarks.verdicts --json benchmarks/results/verdicts.json
     python -m benchmarks.verdicts --report --json benchmarks/results/verdicts.json
@@ -55,6 +56,9 @@ ATTACKS = (
     "on_off",
 )
 
+NOISE = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.2)
+"""The shares of their votes that copies flip."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -80,6 +84,9 @@ def run(options: Options) -> None:
         for liars in (3, 6):
             trial = Trial(attack=attack, num_byzantine=liars)
             wanted.append((f"{attack}, {liars}", trial, options.seeds))
+    for noise in NOISE:
+        trial = Trial(attack=f"copies:{noise}", num_byzantine=3)
+        wanted.append((trial.attack, trial, options.seeds))
     for name, trial, seeds in wanted:
         if name not in results:
             results[name] = _first_named(trial, seeds, options.data_dir)
@@ -134,6 +141,20 @@ def report(options: Options) -> str:
         for liars in (3, 6):
             if cell := results.get(f"{attack}, {liars}"):
                 lines.append(f"| {attack} | {liars} | {_delay(cell)} |")
+    lines += [
+        "",
+        "| flipped | liars | named duplicates | round (median) | accuracy |",
+        "|---|---|---|---|---|",
+    ]
+    for noise in NOISE:
+        if cell := results.get(f"copies:{noise}"):
+            rounds = np.array(cell["duplicate"])[np.array(cell["liars"], bool)]
+            named = rounds[rounds > 0]
+            median = f"{np.median(named):.0f}" if named.size else "never"
+            lines.append(
+                f"| {noise:.0%} | {rounds.size} | {named.size} | {median} | "
+                f"{np.mean(cell['accuracy']):.3f} |"
+            )
     return "\n".join(lines)
 
 
