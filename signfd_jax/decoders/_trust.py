@@ -11,7 +11,7 @@ from signfd_jax.decoders._pairs import count, near_one, pair_counts, ramp
 
 
 def learn_from_trusted(
-    of,
+    forgetting,
     state,
     rows: Int8[Array, "M S"],
     trusted: Bool[Array, " M"],
@@ -22,14 +22,9 @@ def learn_from_trusted(
     root = jnp.sign(votes).astype(jnp.int8)[None]
     balance, pairs = (part[0] for part in pair_counts(root, rows, axis_name))
     voted = pairs > 0
+    rounds = forgetting * state.cd_root_rounds + voted.astype(jnp.float32)
+    step = jnp.where(voted, 1 / jnp.maximum(rounds, 1.0), 0.0)
     now = balance / jnp.maximum(pairs, 1.0)
-    # Once it knows its examples by heart, its votes are noise, and tell nothing new.
-    others = voted & ~trusted
-    squares = jnp.sum(jnp.where(others, now**2 * pairs, 0.0))
-    told = ramp(squares / jnp.maximum(count(others), 1.0), of.significant)
-    held = (1 - (1 - of.forgetting) * told) * state.cd_root_rounds
-    rounds = held + told * voted.astype(jnp.float32)
-    step = jnp.where(voted, told / jnp.maximum(rounds, 1.0), 0.0)
     return state._replace(
         cd_root_mean=state.cd_root_mean + step * (now - state.cd_root_mean),
         cd_root_rounds=rounds,

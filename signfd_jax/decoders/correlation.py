@@ -227,7 +227,9 @@ def correlation_defense(
         held = None if stakes is None else as_stakes(stakes, seen)
         said = judge(thresholds, state, seen, held)
         if trusted is not None:
-            state = learn_from_trusted(thresholds, state, rows, trusted, axis_name)
+            state = learn_from_trusted(
+                thresholds.forgetting, state, rows, trusted, axis_name
+            )
             said = trust(thresholds, state, said, trusted, seen)
         heavy = heaviness(rows.shape[0], stakes, shares)
         weights = said.weights if heavy is None else heavy * said.weights
