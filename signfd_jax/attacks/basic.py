@@ -309,7 +309,7 @@ def inside(attack: Attack) -> Attack:
     Examples:
         >>> import optax
         >>> from signfd_jax import attacks, sign_sgd, simulation, workers
-        >>> loss_fn = lambda x, batch: jnp.mean((x - batch) ** 2) / 2
+        >>> loss_fn = lambda x, batch: jnp.mean((x[None] - batch) ** 2) / 2
         >>> worker = workers.local_steps(loss_fn, optax.sgd(0.5), num_steps=2)
         >>> attack = inside(attacks.sign_inversion())
         >>> tx = sign_sgd(0.1, num_workers=3)

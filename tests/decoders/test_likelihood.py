@@ -221,7 +221,7 @@ def test_coordinates_split_over_devices_equal_the_whole(
         jax.tree.leaves(split_state), jax.tree.leaves(after), strict=True
     ):
         np.testing.assert_array_equal(one, other)
-    for one, other in zip(split_info, info, strict=True):
+    for one, other in zip(*map(jax.tree.leaves, (split_info, info)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
