@@ -70,6 +70,10 @@ def assert_states_equal(ours, theirs):
     """The same numbers, where what is kept per coordinate is one flat leaf, padded."""
     for name, value in ours._asdict().items():
         other = getattr(theirs, name)
+        if name == "cd_verdict":  # it decides nothing: as a compiler rounds
+            for ours_told, told in zip(value, other, strict=True):
+                np.testing.assert_allclose(ours_told, told, rtol=1e-4, atol=1e-5)
+            continue
         if jax.tree.structure(other) == jax.tree.structure(PARAMS):
             rows = [as_numpy(leaf).reshape(M, -1) for leaf in jax.tree.leaves(other)]
             other = np.concatenate(rows, axis=1)
