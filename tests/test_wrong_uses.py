@@ -1164,6 +1164,7 @@ for field, bad, says in [
     ("stakes", (True,) * 15, "stakes must be of type"),
     ("shares", (-1.0,) * 15, "shares must be finite and not negative"),
     ("shares", "sizes", "one number for each worker, or examples, but is 'sizes'"),
+    ("withheld", ("trusted",), "withheld must name some of what is given"),
     ("stop_below", "0.5", "stop_below must be confidence:rounds"),
     ("stop_below", "1.5:20", "stop_below must be confidence:rounds"),
     ("wire", "binary", "wire must be one of"),

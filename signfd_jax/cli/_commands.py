@@ -150,17 +150,18 @@ def _with_data(experiment, fallback, data_dir):
 
 
 def _warn_of_byzantine_majority(experiments):
-    """One line on stderr where half of the workers or more lie."""
+    """One line on stderr where half of the workers or more lie, and none is trusted."""
     lying = {
         f"{e.num_byzantine} of {e.num_workers}": None
         for e in experiments
-        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers and not e.trusted
+        if e.attack != "none" and 2 * e.num_byzantine >= e.num_workers
     }
-    if lying:
+    told = any(e.trusted and "trusted" not in e.withheld for e in experiments)
+    if lying and not told:
         console.warn(
             f"warning: {', '.join(lying)} workers are Byzantine; with half or more, "
-            "no decoder can tell liars from honest workers, unless one is trusted "
-            "(--trusted)"
+            "no decoder can tell liars from honest workers, unless it is told of a "
+            "trusted one (--trusted)"
         )
 
 
@@ -195,7 +196,13 @@ def _compare(arguments) -> int:
         "learning_rate": options.learning_rate,
         "worker": worker,
         "membership": "drawn_each_round" if options.redraw_byzantine else None,
+        "trusted": options.trusted,
+        "root_examples": options.root_examples,
+        "stakes": options.stakes or None,
+        "shares": options.shares or None,
     }
+    if options.trusted:  # each cell has a number of its own, which may fit better
+        given |= {"num_byzantine": 0, "byzantine_ids": ()}
     base = dataclasses.replace(
         experiment,
         seeds=options.seeds,
@@ -224,24 +231,26 @@ def _compare(arguments) -> int:
         force=options.force,
         progress=not options.quiet,
     )
+    notes = [*_steps(options.decoders), *_untold(cells)]
     table = tables.accuracy_table(results)
-    records.write_atomically(folder / "table.md", table + "\n")
+    text = "\n".join([table, "", *notes] if notes else [table])
+    records.write_atomically(folder / "table.md", text + "\n")
     drawn = [f"and picture: {picture}" for picture in _draw(folder)]
     where = " ".join(["table", *(drawn or [f": {folder / 'table.md'}"])])
-    where = "\n".join([*_steps(options.decoders), where])
     if options.format == "table" and sys.stdout.isatty():
         head, *rows = tables.accuracy_cells(results)
         named = [name.replace("_", " ") for name in head]
         print_tables([Table("test accuracy", named, rows)])
-        print(where)
+        print(*notes, where, sep="\n")
         return 0
     if options.format in ("table", "markdown"):
-        print(f"{table}\n\n{where}")
+        print(table, "", *notes, where, sep="\n")
         return 0
     # Nothing but the table goes to stdout, for the program that reads it.
     write = {"csv": tables.accuracy_csv, "latex": tables.accuracy_latex}
     print(write[options.format](results).rstrip("\n"))
-    console.warn(where)
+    for line in (*notes, where):
+        console.warn(line)
     return 0
 
 
@@ -256,6 +265,13 @@ def _steps(decoders):
         if scale is not None:
             times = dict(choice.options).get("scale", scale.default)
             yield f"{decoder}: real numbers, {times:g} times the learning rate"
+
+
+def _untold(cells):
+    """A line for each decoder that is not told all that is known of the workers."""
+    for decoder, withheld in {cell.decoder: cell.withheld for cell in cells}.items():
+        if withheld:
+            yield f"{decoder}: does not use {' and '.join(f'--{n}' for n in withheld)}"
 
 
 def _paper(arguments) -> int:

@@ -80,6 +80,13 @@ class Compare:
         learning_rate: step along the decoded sign; none: the preset's.
         worker: what a worker sends, e.g. local_steps:5; none: the preset's.
         local_steps: steps of each worker in a round; --worker local_steps:H.
+        trusted: number of trusted workers, the last ones; none: the preset's. A decoder
+            that cannot use them, or stakes or shares, runs without, and a line says so.
+        root_examples: examples of its own that each trusted worker has; none: the
+            preset's.
+        stakes: how many workers each counts as; empty: the preset's.
+        shares: how much a worker's vote may weigh, or examples, as many as it holds;
+            empty: the preset's.
         wire: ternary or one_bit.
         flip_probability: r of stochastic_sign_flip, in [0, 1].
         redraw_byzantine: others lie each round.
@@ -106,6 +113,10 @@ class Compare:
     learning_rate: float | None = None
     worker: str | None = None
     local_steps: int | None = None
+    trusted: int | None = None
+    root_examples: int | None = None
+    stakes: tuple[float, ...] = ()
+    shares: tuple[float, ...] | str = ()
     wire: str = "ternary"
     flip_probability: float = 0.5
     redraw_byzantine: bool = False

@@ -41,6 +41,8 @@ class Experiment:
         stakes: how many workers each counts as, one number a worker; empty: one each.
         shares: how much a worker's vote may weigh, one number a worker, or examples, as
             many as it holds; empty: all the same.
+        withheld: which of trusted, stakes and shares the decoder is not told, such as a
+            majority vote beside a decoder that is told; the workers are the same.
         stop_below: halt once the decoder's confidence was lower for some rounds in a
             row, as confidence:rounds, e.g. 0.5:20; empty: never.
         wire: ternary (a zero gradient abstains) or one_bit (every vote is +1 or -1).
@@ -75,6 +77,7 @@ class Experiment:
     root_examples: int = 0
     stakes: tuple[float, ...] = ()
     shares: tuple[float, ...] | str = ()
+    withheld: tuple[str, ...] = ()
     stop_below: str = ""
     wire: str = "ternary"
     batch_size: int = 16
@@ -192,6 +195,16 @@ class Experiment:
                 raise ValueError(
                     f"{name} must be finite and not negative, but are {list(values)}"
                 )
+        known = ("trusted", "stakes", "shares")
+        given = [name for name in known if getattr(self, name)]
+        if not set(self.withheld) <= set(given):
+            raise ValueError(
+                "withheld must name some of what is given of trusted, stakes and "
+                f"shares ({', '.join(given) or 'nothing'}), but is "
+                f"{', '.join(self.withheld)}"
+            )
+        in_order = tuple(name for name in given if name in self.withheld)
+        object.__setattr__(self, "withheld", in_order)
 
 
 def _check_type(name, value, annotation):
@@ -293,7 +306,7 @@ _NEWER = {
     name: getattr(Experiment, name)
     for name in (
         *("worker", "optimizer", "schedule"),
-        *("trusted", "root_examples", "stakes", "shares", "stop_below"),
+        *("trusted", "root_examples", "stakes", "shares", "withheld", "stop_below"),
     )
 }
 

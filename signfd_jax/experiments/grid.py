@@ -19,6 +19,7 @@ import numpy as np
 
 from signfd_jax._checks import check_flag
 from signfd_jax.experiments import _plugins as plugins
+from signfd_jax.experiments._engine import known
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine.program import program_key
 from signfd_jax.experiments._processes import console
@@ -33,6 +34,9 @@ __all__ = ["Grid", "cells", "run_grid"]
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Experiments that differ in what is compared.
+
+    A decoder that cannot use what the base gives of `trusted`, `stakes` and `shares` is
+    not told it. Its cells have the same workers, and say so in `withheld`.
 
     Attributes:
         base: what they have in common.
@@ -89,6 +93,7 @@ def cells(grid: Grid) -> list[Experiment]:
             num_byzantine=num_byzantine,
             byzantine_ids=(),
         )
+        cell = known.withholding(cell)
         training.check(cell)
         experiments[fingerprint(cell)] = cell
     if not experiments:

@@ -42,6 +42,7 @@ def offered(tmp_path_factory):
         (["run", "--decoder", "federated_d"], {"federated_defense"}),
         (["compare", "--decoders", "majority_vote", "kru"], {"krum"}),
         (["compare", "--attacks", "alie", "ip"], {"ipm"}),
+        (["compare", "--root"], {"--root-examples"}),
         (["plot", "runs", "--format", ""], {"png", "pdf", "svg"}),
         (["list", "mo"], {"models"}),
         (["show", "no-such-folder"], set()),

@@ -87,7 +87,8 @@ def test_json_gives_the_configuration_back(
 
 
 OTHER = {"attack": "none", "wire": "one_bit", "byzantine_ids": (1,), "augment": True}
-OTHER |= {"stakes": (1.0,) * 15, "shares": "examples", "stop_below": "0.5:20"}
+OTHER |= {"stakes": (1.0,) * 15, "shares": "examples", "withheld": ("trusted",)}
+OTHER |= {"stop_below": "0.5:20"}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Experiment)])

@@ -22,7 +22,8 @@ from signfd_jax.experiments._engine.prepare import (
 )
 from signfd_jax.experiments._engine.program_sharded import prepare_sharded
 from signfd_jax.experiments._storage.params import digest
-from signfd_jax.experiments.grid import _splits
+from signfd_jax.experiments.grid import Grid, _splits, cells, run_grid
+from signfd_jax.experiments.report._tables import pivot
 
 CONFIG = Experiment(
     name="known",
@@ -67,6 +68,7 @@ def test_old_configurations_keep_their_fingerprints():
         {"shares": UNEQUAL},
         {"shares": "examples"},
         {"trusted": 2, "root_examples": 9},
+        {"trusted": 1, "shares": "examples", "withheld": ("shares", "trusted")},
         {"stop_below": "0.50:3"},
     ],
 )
@@ -83,6 +85,9 @@ def test_numbers_that_are_equal_are_the_same_run():
     whole = vary(stakes=(3, 1, 1, 2, 1, 1, 1, 0.5))
     assert fingerprint(whole) == fingerprint(vary(stakes=UNEQUAL))
     assert vary(stop_below="0.50:3") == vary(stop_below="0.5:03")
+    both = {"trusted": 1, "stakes": UNEQUAL}
+    one, other = ("trusted", "stakes"), ("stakes", "trusted")
+    assert vary(**both, withheld=one) == vary(**both, withheld=other)
 
 
 @pytest.mark.parametrize("trusted", [1, 3])
@@ -165,6 +170,8 @@ KNOWN = [
     {"stakes": UNEQUAL},
     {"shares": UNEQUAL, "trusted": 1},
     {"shares": "examples", "split": "dirichlet:0.3"},
+    {"trusted": 2, "root_examples": 20, "withheld": ("trusted",)},
+    {"trusted": 1, "shares": UNEQUAL, "withheld": ("shares",)},
 ]
 
 
@@ -189,6 +196,7 @@ def test_an_experiment_is_the_simulation_with_what_is_known(fields, digits):
     if config.shares:
         values = split.sizes if config.shares == "examples" else UNEQUAL
         given["shares"] = jnp.array(values, jnp.float32)
+    given = {name: v for name, v in given.items() if name not in config.withheld}
     state = simulated.init(run_key, params, byzantine_mask(config, 0))
     state, _ = sfd.run(simulated, state, draw, 6, **given)
     ours = trained(prepare(config, digits, split))
@@ -262,6 +270,16 @@ def test_devices_train_as_one_process_does(fields, digits):
             "krum cannot use shares; leave out",
         ),
         ({"trusted": 1, "worker": "dct_top_k"}, "the server of dct_top_k cannot use"),
+        ({"withheld": ("trusted",)}, r"withheld must name some .* \(nothing\), but is"),
+        (
+            {"trusted": 1, "withheld": ("trusted", "votes")},
+            r"of trusted, stakes and shares \(trusted\), but is trusted, votes",
+        ),
+        (
+            {"trusted": 1, "stakes": UNEQUAL, "withheld": ("stakes",)}
+            | {"decoder": "majority_vote"},
+            "majority_vote cannot use trusted; leave out --trusted, or",
+        ),
         ({"stop_below": "0.5"}, "stop_below must be confidence:rounds"),
         ({"stop_below": "2:5"}, "stop_below must be confidence:rounds"),
         ({"stop_below": "0.5:0"}, "stop_below must be confidence:rounds"),
@@ -289,6 +307,110 @@ def test_stakes_and_shares_of_a_majority_vote(digits):
     one, other = (trained(prepare(c, digits)) for c in (with_stakes, with_shares))
     assert digest(one.params) == digest(other.params)
     assert digest(one.params) != digest(trained(prepare(config, digits)).params)
+
+
+# Compared -----------------------------------------------------------------------------
+
+
+COMPARED = Grid(
+    vary(trusted=1, root_examples=20, shares="examples"),
+    decoders=("correlation_defense", "majority_vote", "krum:scale=30"),
+    num_byzantine=(5,),
+    batch_sizes=(8,),
+)
+
+
+def test_a_compared_decoder_is_told_what_it_can_use():
+    found = {cell.decoder: cell for cell in cells(COMPARED)}
+    assert {name: cell.withheld for name, cell in found.items()} == {
+        "correlation_defense": (),
+        "majority_vote": ("trusted",),
+        "krum:scale=30": ("trusted", "shares"),
+    }
+    for cell in found.values():  # but for that, all cells are alike
+        one = dataclasses.replace(cell, decoder="majority_vote", withheld=())
+        other = dataclasses.replace(found["majority_vote"], withheld=())
+        assert one == other
+
+
+def test_what_the_base_withholds_is_withheld_from_all():
+    base = dataclasses.replace(COMPARED.base, withheld=("shares",))
+    found = cells(dataclasses.replace(COMPARED, base=base))
+    withheld = [("shares",), ("trusted", "shares"), ("trusted", "shares")]
+    assert [cell.withheld for cell in found] == withheld
+
+
+def test_a_table_has_a_row_for_the_told_and_the_untold(tmp_path):
+    every = cells(COMPARED)
+    records = run_grid(every, tmp_path, progress=False)
+    assert pivot(records).settings == ["iid, batch 8"]
+    assert len(pivot(records).accuracies) == len(every)
+    # The same decoder in both ways: neither hides the other.
+    untold = dataclasses.replace(every[0], withheld=("trusted",))
+    records = run_grid([*every, untold], tmp_path, progress=False)
+    assert len(pivot(records).accuracies) == len(every) + 1
+
+
+COMPARE = """compare --num-byzantine 10 --seeds 1 --rounds 1 --quiet
+    --output-dir""".split()
+
+
+@pytest.mark.parametrize(
+    ("flags", "notes"),
+    [
+        (
+            "--decoders correlation_defense majority_vote --trusted 1",
+            ["majority_vote: does not use --trusted"],
+        ),
+        (
+            "--decoders majority_vote krum --trusted 2 --stakes" + 15 * " 1",
+            [
+                "krum: real numbers, 300 times the learning rate",
+                "majority_vote: does not use --trusted",
+                "krum: does not use --trusted and --stakes",
+            ],
+        ),
+    ],
+)
+def test_compare_says_who_is_not_told(flags, notes, tmp_path, capsys):
+    assert main([*COMPARE, str(tmp_path), *flags.split()]) == 0
+    out, err = capsys.readouterr()
+    table, _, rest = out.partition("\n\n")
+    assert rest.splitlines()[:-1] == notes
+    assert len(table.splitlines()) == 4  # one row, and the worst case
+    (written,) = tmp_path.glob("*/table.md")
+    assert written.read_text() == "\n".join([table, "", *notes, ""])
+    # A majority of liars is no surprise where somebody is told whom to trust.
+    assert ("warning: 10 of 15" in err) == ("correlation_defense" not in flags)
+
+
+def test_notes_do_not_mix_with_a_table_for_programs(tmp_path, capsys):
+    flags = "--decoders krum --shares examples --format csv".split()
+    assert main([*COMPARE, str(tmp_path), *flags]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("data,Byzantine workers,krum,") and "shares" not in out
+    assert "signfd: krum: does not use --shares\n" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--stakes 1 2", "stakes must have a number for each of the 15 workers"),
+        ("--shares some", "one number for each worker, or examples, but is 'some'"),
+        ("--trusted 15", "trusted must lie in [0, 15)"),
+        ("--trusted 6", "num_byzantine must be at most 9, the workers that are not"),
+        ("--root-examples 9", "root_examples must be 0, or a number of examples with"),
+    ],
+)
+def test_compare_refuses_in_one_line(flags, says, tmp_path, capsys):
+    assert main([*COMPARE, str(tmp_path), *flags.split()]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("signfd: ") and says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# On the command line ------------------------------------------------------------------
 
 
 RUN = """run --model softmax_regression --num-workers 4 --num-byzantine 1 --rounds 2

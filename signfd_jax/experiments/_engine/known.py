@@ -3,8 +3,9 @@
 The trusted workers are the last T of the M. Shapes: `M` workers.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,35 +23,65 @@ from signfd_jax.transforms import stop_below
 _ROOT_BATCH = 128  # examples of its own that a trusted worker reads in a round, at most
 
 
-def check_known(config: Experiment) -> None:
-    """Refuse what an experiment's decoder cannot use, before anything is loaded."""
-    given = [name for name in KNOWN if getattr(config, name)]
-    if not given and not config.stop_below:
-        return
+class _Server(NamedTuple):
+    """Who decodes: the name, the decoder if it is one, and what it can use."""
+
+    who: str
+    decoder: Decoder | None = None
+    uses: tuple[str, ...] = ()
+
+
+def _server(config):
     names = resolve(config)
+    if names.worker.server is not None:
+        return _Server(f"the server of {names.worker.name}")
     facts = {"num_workers": config.num_workers, "key": jax.random.key(0), "seed": 0}
     facts["actual_byzantine"] = config.num_byzantine
-    decoder = names.decoder.make(facts)
-    who, uses, is_sure = config.decoder, (), False
-    if names.worker.server is not None:
-        who = f"the server of {names.worker.name}"
-    elif isinstance(decoder, Decoder):
-        uses, is_sure = decoder.uses, _says_how_sure(decoder, config.num_workers)
-    if unused := [name for name in given if name not in uses]:
+    made = names.decoder.make(facts)
+    if isinstance(made, Decoder):
+        return _Server(config.decoder, made, made.uses)
+    return _Server(config.decoder)
+
+
+def _told(config):
+    """What the server is told of the workers."""
+    given = [name for name in KNOWN if getattr(config, name)]
+    return [name for name in given if name not in config.withheld]
+
+
+def check_known(config: Experiment) -> None:
+    """Refuse what an experiment's decoder cannot use, before anything is loaded."""
+    told = _told(config)
+    if not told and not config.stop_below:
+        return
+    who, decoder, uses = _server(config)
+    if unused := [name for name in told if name not in uses]:
         flags = " and ".join(f"--{name}" for name in unused)
         raise ValueError(
             f"{who} cannot use {', '.join(unused)}; leave out {flags}, or take a "
             "decoder that can, such as correlation_defense"
         )
-    if config.stop_below and not is_sure:
+    if config.stop_below and not _says_how_sure(decoder, config.num_workers):
         raise ValueError(
             f"{who} does not say how sure it is; leave out --stop-below, or take a "
             "decoder that does, such as correlation_defense"
         )
 
 
+def withholding(config: Experiment) -> Experiment:
+    """The same experiment, but its server is not told what it cannot use."""
+    told = _told(config)
+    if not told:
+        return config
+    uses = _server(config).uses
+    unused = [name for name in told if name not in uses]
+    return dataclasses.replace(config, withheld=(*config.withheld, *unused))
+
+
 def _says_how_sure(decoder, num_workers):
     """Whether the decoder has a confidence."""
+    if decoder is None:
+        return False
 
     def info():
         votes = jnp.ones((num_workers, 8), jnp.int8)
@@ -66,15 +97,15 @@ def trusted_mask(config: Experiment) -> np.ndarray:
 
 
 def known_of(config: Experiment, split: partition.Partition) -> dict[str, jax.Array]:
-    """What is known of the workers, as `scale_by_sign_decoder` takes it."""
-    known: dict[str, Any] = {}
-    if config.trusted:
-        known["trusted"] = trusted_mask(config)
-    for name in ("stakes", "shares"):
-        if values := getattr(config, name):
-            values = split.sizes if values == "examples" else values
-            known[name] = np.asarray(values, np.float32)
-    return {name: jnp.asarray(value) for name, value in known.items()}
+    """What the server is told of the workers, as `scale_by_sign_decoder` takes it."""
+
+    def value(name):
+        if name == "trusted":
+            return trusted_mask(config)
+        values = getattr(config, name)
+        return np.asarray(split.sizes if values == "examples" else values, np.float32)
+
+    return {name: jnp.asarray(value(name)) for name in _told(config)}
 
 
 def with_roots(

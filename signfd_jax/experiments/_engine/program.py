@@ -38,6 +38,7 @@ _INPUTS = (
     "byzantine_ids",
     "stakes",
     "shares",
+    "withheld",
     "learning_rate",
     "rounds",
     "eval_every",

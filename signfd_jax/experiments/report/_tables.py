@@ -7,6 +7,7 @@ standard deviation over the root of S).
 import csv
 import dataclasses
 import io
+import json
 import math
 import re
 import statistics
@@ -76,7 +77,7 @@ def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
 
 # The fields that labels show, and those that change no result or are told by others.
 _SHOWN = ("split", "batch_size", "wire", "decoder", "attack", "num_byzantine")
-_SHOWN += ("membership", "name", "worker_chunk")
+_SHOWN += ("membership", "name", "worker_chunk", "withheld")
 
 
 def _differing(configs):
@@ -85,11 +86,16 @@ def _differing(configs):
     differ = [f for f in fields if f not in _SHOWN and _several(configs, f)]
     # Where nobody lies, the label of the attackers does not say who is there.
     free = [config for config in configs if config["num_byzantine"] == 0]
-    return [*differ, "membership"] if _several(free, "membership") else differ
+    differ += ["membership"] * _several(free, "membership")
+    # What a decoder is not told goes with its name, unless it was run in both ways.
+    ways = {(config["decoder"], json.dumps(config["withheld"])) for config in configs}
+    both = len(ways) > len({config["decoder"] for config in configs})
+    return differ + ["withheld"] * both
 
 
 def _several(configs, field):
-    return len({str(config.get(field)) for config in configs}) > 1
+    # In JSON, as a tuple is the list that is read again.
+    return len({json.dumps(config.get(field)) for config in configs}) > 1
 
 
 def _setting(config, others):
