@@ -18,6 +18,7 @@ GIVEN = {
     "labels": np.arange(110) % 10,
     "learning_rate": 0.1,
     "loss_fn": lambda params, batch: 0.0,
+    "root_batch": None,
     "rounds": 10,
     "seed": 0,
 }

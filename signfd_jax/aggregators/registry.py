@@ -39,7 +39,7 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
         function: the rule, `([key], gradients [M, D], [last result], **options)`.
 
     Returns:
-        `(num_byzantine, key, **options) -> Rule`.
+        `(num_byzantine, key, **options) -> Rule`; its attribute `needs` is the rule's.
 
     Raises:
         ValueError: it is no function.
@@ -67,6 +67,8 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
         return (recurrent if is_recurrent else stateless)(function, **options)
 
     make.__doc__ = function.__doc__
+    needs = stateless(function).needs
+    make.needs = needs  # pyright: ignore[reportFunctionMemberAccess]
     return _show_options(make, parameters.values())
 
 

@@ -25,6 +25,7 @@ FACTS = (
     "loss_fn",
     "num_classes",
     "num_workers",
+    "root_batch",
     "rounds",
     "seed",
 )

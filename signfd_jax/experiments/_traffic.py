@@ -64,6 +64,11 @@ def votes(num_coordinates: int, *, wire: str, **options: object) -> Ledger:
     return Ledger(n + 1, 0, n, 0) if wire == "one_bit" else Ledger(2 * n, 0, 2 * n, 0)
 
 
+def ternary_votes(num_coordinates: int, **options: object) -> Ledger:
+    """Votes that may abstain, up and down, on either wire."""
+    return votes(num_coordinates, wire="ternary")
+
+
 def dense(num_coordinates: int, **options: object) -> Ledger:
     """A float of 32 bits for each coordinate, up and down."""
     return Ledger(_FLOAT * num_coordinates, 0, _FLOAT * num_coordinates, 0)

@@ -5,10 +5,12 @@ Each registry is a plain dict from a name to a factory: `ATTACKS`, `DATASETS`,
 `WORKERS`.
 Decoders, attacks and memberships are those that their packages list in `__all__`.
 `SERVERS` has all that may stand for a decoder: the decoders themselves, the rest of the
-sign family, and the aggregation rules, whose factories give an optax transformation;
-`REAL_VALUED` is the step of those that send real numbers. `OPTIMIZERS` are optax's, for
-what the server makes of the decoded signs. `REGISTRIES` says which field of a
-configuration names what, and `resolve` parses them all.
+sign family, the aggregation rules and Zeno, whose factories give an optax
+transformation. Such a factory says what its server can be told of the workers (`uses`)
+and must be told (`needs`), as `Decoder.uses` does. `REAL_VALUED` is the step of those
+that send real numbers. `OPTIMIZERS` are optax's, for what the server makes of the
+decoded signs. `REGISTRIES` says which field of a configuration names what, and
+`resolve` parses them all.
 
 A choice is written `name`, `name:value` or `name:option=value,option=value`: the
 options are the factory's own arguments, a lone value its first one. Arguments called
@@ -24,7 +26,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,14 @@ import optax
 
 from signfd_jax import attacks, data, decoders, models, transforms
 from signfd_jax._checks import check_number, check_size
-from signfd_jax.aggregators import RULES, Rule, factory
+from signfd_jax.aggregators import (
+    RULES,
+    TRUSTED_RULES,
+    Rule,
+    factory,
+    fltrust_sign,
+    stateless,
+)
 from signfd_jax.data import partition
 from signfd_jax.decoders import Decoder, Thresholds, correlation_defense
 from signfd_jax.experiments import _plugins as plugins
@@ -119,12 +128,24 @@ DECODERS["correlation_defense"] = _correlation_defense
 DECODERS |= plugins.load("signfd_jax.decoders", taken=DECODERS)
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 REAL_VALUED = 300.0
 """How many times farther than a sign's a step along a gradient is, by default.
 
 With the learning rate of a sign, which has the size 1, a gradient would hardly move.
 `krum:scale=30` is another step; figures and tables name it.
 """
+
+
+def _needing(*needs: str) -> Callable[[_F], _F]:
+    """Say what of the workers a server must be told."""
+
+    def mark(factory):
+        factory.uses = factory.needs = needs
+        return factory
+
+    return mark
 
 
 @traffic.sends(traffic.scaled_signs)
@@ -148,7 +169,7 @@ def _stochastic_sign(
 def _aggregation(
     make_rule: Callable[..., Rule], bits: Callable[..., Any] = traffic.dense
 ) -> Callable[..., Any]:
-    """A server from a line of `RULES`.
+    """A server from a line of `RULES` or `TRUSTED_RULES`.
 
     Its options are the rule's own, `num_byzantine` (the number f that the rule assumes;
     none: as many as there are, or the most that the rule allows with so many workers)
@@ -188,7 +209,7 @@ def _aggregation(
     signature = inspect.Signature([*own, *rule_options])
     make.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     make.__doc__ = make_rule.__doc__
-    return traffic.sends(bits)(make)
+    return _needing(*getattr(make_rule, "needs", ()))(traffic.sends(bits)(make))
 
 
 def _own_rule(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,6 +225,48 @@ def _s3gd_mv(
     return transforms.scale_by_sparse_sign(num_workers, fraction, decay=decay)
 
 
+@_needing("trusted")
+@traffic.sends(traffic.ternary_votes)
+def _fltrust_sign(num_workers: int) -> optax.GradientTransformationExtraArgs:
+    """FLTrust by sign: weigh each vote by its correlation with the trusted one."""
+    # What comes out are signs: unlike that of `fltrust`, the step has no scale.
+    return scale_by_aggregator(stateless(fltrust_sign), num_workers)
+
+
+@_needing("trusted")
+@traffic.sends(traffic.dense)
+def _zeno(
+    num_workers: int,
+    actual_byzantine: int,
+    learning_rate: float | jax.Array,
+    loss_fn: Callable[..., jax.Array],
+    root_batch: Any,
+    num_byzantine: int | None = None,
+    scale: float = REAL_VALUED,
+    penalty: float = 0.005,
+) -> optax.GradientTransformationExtraArgs:
+    """Zeno: average the gradients that lower the loss on trusted examples most."""
+    # The penalty is in units of the step that is tried, `scale` times the learning
+    # rate. The gradient of a trusted worker is tried as any other's.
+    check_number("scale", scale, 0, 1e30)
+    check_number("penalty", penalty, 0, 1e30)
+    step = scale * learning_rate
+    tx = transforms.scale_by_zeno(
+        num_workers,
+        loss_fn,
+        num_byzantine=actual_byzantine if num_byzantine is None else num_byzantine,
+        learning_rate=step,
+        penalty=penalty * step,
+    )
+
+    def update(updates, state, params=None, *, trusted=None, **given):
+        del trusted  # the batch is theirs
+        return tx.update(updates, state, params, root_batch=root_batch, **given)
+
+    told = optax.GradientTransformationExtraArgs(tx.init, update)
+    return optax.chain(told, optax.scale(scale))
+
+
 _BITS_OF_RULES = {"top_k_multi_krum": traffic.top_k}  # of the others: floats
 
 
@@ -216,8 +279,10 @@ SERVERS: dict[str, Callable[..., Any]] = {
     "distributed_lion": transforms.scale_by_distributed_lion,
     **{
         name: _aggregation(make_rule, _BITS_OF_RULES.get(name, traffic.dense))
-        for name, make_rule in RULES.items()
+        for name, make_rule in (RULES | TRUSTED_RULES).items()
     },
+    "fltrust_sign": _fltrust_sign,
+    "zeno": _zeno,
 }
 SERVERS |= plugins.load("signfd_jax.rules", taken=SERVERS, make=_own_rule)
 

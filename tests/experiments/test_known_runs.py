@@ -314,7 +314,7 @@ def test_stakes_and_shares_of_a_majority_vote(digits):
 
 COMPARED = Grid(
     vary(trusted=1, root_examples=20, shares="examples"),
-    decoders=("correlation_defense", "majority_vote", "krum:scale=30"),
+    decoders=("correlation_defense", "majority_vote", "krum:scale=30", "fltrust"),
     num_byzantine=(5,),
     batch_sizes=(8,),
 )
@@ -326,6 +326,7 @@ def test_a_compared_decoder_is_told_what_it_can_use():
         "correlation_defense": (),
         "majority_vote": ("trusted",),
         "krum:scale=30": ("trusted", "shares"),
+        "fltrust": ("shares",),
     }
     for cell in found.values():  # but for that, all cells are alike
         one = dataclasses.replace(cell, decoder="majority_vote", withheld=())
@@ -336,7 +337,8 @@ def test_a_compared_decoder_is_told_what_it_can_use():
 def test_what_the_base_withholds_is_withheld_from_all():
     base = dataclasses.replace(COMPARED.base, withheld=("shares",))
     found = cells(dataclasses.replace(COMPARED, base=base))
-    withheld = [("shares",), ("trusted", "shares"), ("trusted", "shares")]
+    both = ("trusted", "shares")
+    withheld = [("shares",), both, both, ("shares",)]
     assert [cell.withheld for cell in found] == withheld
 
 
@@ -359,7 +361,7 @@ COMPARE = """compare --num-byzantine 10 --seeds 1 --rounds 1 --quiet
     ("flags", "notes"),
     [
         (
-            "--decoders correlation_defense majority_vote --trusted 1",
+            "--decoders fltrust_sign majority_vote --trusted 1 --root-examples 9",
             ["majority_vote: does not use --trusted"],
         ),
         (
@@ -381,7 +383,7 @@ def test_compare_says_who_is_not_told(flags, notes, tmp_path, capsys):
     (written,) = tmp_path.glob("*/table.md")
     assert written.read_text() == "\n".join([table, "", *notes, ""])
     # A majority of liars is no surprise where somebody is told whom to trust.
-    assert ("warning: 10 of 15" in err) == ("correlation_defense" not in flags)
+    assert ("warning: 10 of 15" in err) == ("fltrust_sign" not in flags)
 
 
 def test_notes_do_not_mix_with_a_table_for_programs(tmp_path, capsys):
@@ -400,6 +402,7 @@ def test_notes_do_not_mix_with_a_table_for_programs(tmp_path, capsys):
         ("--trusted 15", "trusted must lie in [0, 15)"),
         ("--trusted 6", "num_byzantine must be at most 9, the workers that are not"),
         ("--root-examples 9", "root_examples must be 0, or a number of examples with"),
+        ("--decoders majority_vote zeno", "zeno needs trusted; add --trusted"),
     ],
 )
 def test_compare_refuses_in_one_line(flags, says, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Servers by name: what may stand for a decoder, what it assumes, what it sends."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -7,17 +9,28 @@ import numpy as np
 import optax
 import pytest
 
-from signfd_jax import workers
-from signfd_jax.aggregators import RULES
+import signfd_jax as sfd
+from signfd_jax import data, models, workers
+from signfd_jax.aggregators import RULES, TRUSTED_RULES, fltrust, stateless
+from signfd_jax.cli import main
+from signfd_jax.data import batches, partition
 from signfd_jax.experiments import Experiment, registry, run_experiment
-from signfd_jax.experiments._engine.prepare import check
+from signfd_jax.experiments._engine import known
+from signfd_jax.experiments._engine.prepare import (
+    byzantine_mask,
+    check,
+    prepare,
+    split_examples,
+)
 from signfd_jax.experiments._engine.program import program_key, step_of
 from signfd_jax.experiments.grid import run_grid
 from signfd_jax.experiments.report.communication import Ledger, ledger
+from signfd_jax.transforms import scale_by_aggregator, scale_by_zeno
 
 
 def test_every_rule_is_a_server():
-    assert set(RULES) | set(registry.DECODERS) < set(registry.SERVERS)
+    rules = {*RULES, *TRUSTED_RULES}
+    assert rules | set(registry.DECODERS) < set(registry.SERVERS)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +104,140 @@ def test_attackers_take_a_rule_for_a_majority_vote():
         check(Experiment(decoder="trimmed_mean", attack=attack, num_byzantine=3))
 
 
+# Servers that must be told whom to trust ----------------------------------------------
+
+
+NEEDING = ["fltrust", "fltrust_sign", "zeno"]
+TRUSTING = Experiment(
+    model="softmax_regression",
+    num_workers=8,
+    num_byzantine=5,
+    trusted=2,
+    root_examples=20,
+    batch_size=8,
+    rounds=6,
+    eval_every=3,
+)
+
+
+def varied(**fields):
+    return dataclasses.replace(TRUSTING, **fields)
+
+
+def test_who_must_be_told_is_known():
+    found = [n for n, f in registry.SERVERS.items() if getattr(f, "needs", ())]
+    assert found == NEEDING
+    assert {registry.SERVERS[name].needs for name in found} == {("trusted",)}
+
+
+@pytest.mark.parametrize("decoder", NEEDING)
+def test_who_is_not_told_whom_to_trust_is_refused(decoder, capsys):
+    wrong = f"{decoder} needs trusted; add --trusted"
+    for fields in ({"trusted": 0, "root_examples": 0}, {"withheld": ("trusted",)}):
+        with pytest.raises(ValueError, match=wrong):
+            check(varied(decoder=decoder, **fields))
+    with pytest.raises(ValueError, match=f"{decoder} cannot use shares; leave out"):
+        check(varied(decoder=decoder, shares="examples"))
+    assert main(["run", "--decoder", decoder]) == 2
+    assert capsys.readouterr() == ("", f"signfd: {wrong}\n")
+
+
+def test_a_rule_of_another_package_is_told(monkeypatch, tmp_path):
+    def theirs(gradients, trusted):
+        return gradients[jax.numpy.argmax(trusted)]
+
+    server = registry._own_rule(theirs)
+    monkeypatch.setitem(registry.SERVERS, "theirs", server)
+    with pytest.raises(ValueError, match="theirs needs trusted"):
+        check(varied(decoder="theirs", trusted=0, root_examples=0))
+    [found] = run_grid([varied(decoder="theirs")], tmp_path, progress=False)
+    assert 0 <= found["test_accuracy"][0] <= 1
+
+
+def by_hand(name, digits, split, loss_fn):
+    """The server's transformation as the library has it, and what it is told."""
+    rate = TRUSTING.learning_rate
+    if name == "fltrust":
+        aggregate = scale_by_aggregator(stateless(fltrust), 8)
+        return aggregate, 300.0, {"trusted": jax.numpy.arange(8) >= 6}
+    own = np.concatenate([split.indices[6, :20], split.indices[7, :20]])
+    images = data.standardise(digits.train_inputs[own], digits)
+    root = images, digits.train_labels[own]
+    tx = scale_by_zeno(
+        *(8, loss_fn),
+        num_byzantine=5,
+        learning_rate=3000 * rate,
+        penalty=0.3 * 3000 * rate,
+    )
+    update = functools.partial(tx.update, root_batch=root)
+    return optax.GradientTransformationExtraArgs(tx.init, update), 3000.0, {}
+
+
+# Steps so long that the loss is not linear in them: who is left out depends on them.
+@pytest.mark.parametrize("decoder", ["fltrust", "zeno:scale=3000,penalty=0.3"])
+def test_a_server_by_name_is_that_of_the_library(decoder):
+    digits = data.load("digits")
+    config = varied(decoder=decoder)
+    split = split_examples(config, digits)
+    model = models.SoftmaxRegression(10)
+    loss_fn = models.loss_fn(model)
+    tx, scale, told = by_hand(decoder.partition(":")[0], digits, split, loss_fn)
+    step = optax.scale_by_learning_rate(scale * config.learning_rate)
+    simulated = sfd.simulation(
+        *(loss_fn, optax.chain(tx, step)),
+        num_workers=8,
+        attack=sfd.attacks.sign_inversion(),
+    )
+    model_key, run_key = jax.random.split(jax.random.key(0))
+    params = model.init(model_key, jax.numpy.zeros((1, 8, 8, 1)))
+    state = simulated.init(run_key, params, byzantine_mask(config, 0))
+    draw = batches.worker_batches(digits, split, [8] * 6 + [20, 20])
+    state, _ = sfd.run(simulated, state, draw, config.rounds, **told)
+    prepared = prepare(config, digits, split)
+    ours, rounds = prepared.start(), 0
+    while rounds < config.rounds:
+        ours, rounds, _ = prepared.advance(ours, rounds)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one[0], other, 1e-4, 1e-4),
+        *(ours.params, state.params),
+    )
+
+
+@pytest.mark.parametrize("own", [0, 3])
+def test_the_root_batch_is_what_the_trusted_hold(own):
+    """Each example once, however the split is padded."""
+    config = varied(root_examples=own)
+    sizes = np.array([4] * 6 + ([own, own] if own else [5, 2]), np.int32)
+    indices = np.arange(8 * 9, dtype=np.int32).reshape(8, 9)
+    split = partition.Partition(*map(jax.numpy.asarray, (indices, sizes)))
+    rows, counted = known.root_batch(config, split, lambda batch: batch)
+    held = [*indices[6, : sizes[6]], *indices[7, : sizes[7]]]
+    assert rows[counted == 1].tolist() == held
+    assert set(np.unique(counted)) <= {0, 1}
+
+
+def test_one_trusted_worker_saves_a_run_of_each():
+    """Ten of fifteen invert: a majority vote learns the opposite of its data."""
+    digits = data.load("digits")
+    accuracy = {}
+    for decoder in ("majority_vote", *NEEDING):
+        config = Experiment(
+            decoder=decoder,
+            model="softmax_regression",
+            num_byzantine=10,
+            trusted=1,
+            root_examples=100,
+            withheld=("trusted",) if decoder == "majority_vote" else (),
+            rounds=100,
+            eval_every=100,
+        )
+        prepared = prepare(config, digits)
+        _, _, metrics = prepared.advance(prepared.start(), 0)
+        accuracy[decoder] = float(metrics.test_accuracy[0])
+    assert accuracy.pop("majority_vote") < 0.2
+    assert min(accuracy.values()) > 0.6, accuracy
+
+
 N = 582_026
 
 
@@ -114,6 +261,9 @@ N = 582_026
         ),
         ("s3gd_mv:fraction=0.001", "ternary", Ledger(582, 20 * 582, 2 * N, 0)),
         ("ef_sign_sgd", "ternary", Ledger(N + 32, 0, 32 * N, 0)),
+        ("fltrust", "one_bit", Ledger(32 * N, 0, 32 * N, 0)),
+        ("fltrust_sign", "one_bit", Ledger(2 * N, 0, 2 * N, 0)),
+        ("zeno", "ternary", Ledger(32 * N, 0, 32 * N, 0)),
     ],
 )
 def test_ledger_by_hand(decoder, wire, expected):

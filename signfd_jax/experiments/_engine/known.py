@@ -24,20 +24,23 @@ _ROOT_BATCH = 128  # examples of its own that a trusted worker reads in a round,
 
 
 class _Server(NamedTuple):
-    """Who decodes: the name, the decoder if it is one, and what it can use."""
+    """Who decodes: the name, the decoder if it is one, what it can use and must."""
 
     who: str
     decoder: Decoder | None = None
     uses: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 def _server(config):
     names = resolve(config)
     if names.worker.server is not None:
         return _Server(f"the server of {names.worker.name}")
+    factory = names.decoder.factory
+    if hasattr(factory, "uses"):  # no decoder, and it says itself
+        return _Server(config.decoder, None, factory.uses, factory.needs)
     facts = {"num_workers": config.num_workers, "key": jax.random.key(0), "seed": 0}
-    facts["actual_byzantine"] = config.num_byzantine
-    made = names.decoder.make(facts)
+    made = names.decoder.make(facts | {"actual_byzantine": config.num_byzantine})
     if isinstance(made, Decoder):
         return _Server(config.decoder, made, made.uses)
     return _Server(config.decoder)
@@ -50,17 +53,18 @@ def _told(config):
 
 
 def check_known(config: Experiment) -> None:
-    """Refuse what an experiment's decoder cannot use, before anything is loaded."""
+    """Refuse what an experiment's decoder cannot use, or lacks, as early as can be."""
     told = _told(config)
-    if not told and not config.stop_below:
-        return
-    who, decoder, uses = _server(config)
+    who, decoder, uses, needs = _server(config)
     if unused := [name for name in told if name not in uses]:
         flags = " and ".join(f"--{name}" for name in unused)
         raise ValueError(
             f"{who} cannot use {', '.join(unused)}; leave out {flags}, or take a "
             "decoder that can, such as correlation_defense"
         )
+    if missing := [name for name in needs if name not in told]:
+        flags = " and ".join(f"--{name}" for name in missing)
+        raise ValueError(f"{who} needs {', '.join(missing)}; add {flags}")
     if config.stop_below and not _says_how_sure(decoder, config.num_workers):
         raise ValueError(
             f"{who} does not say how sure it is; leave out --stop-below, or take a "
@@ -129,6 +133,19 @@ def with_roots(
         rows.append(np.pad(row, (0, width - own), constant_values=row[0]))
     sizes = np.append(sizes, [own] * config.trusted)
     return partition.Partition(np.stack(rows).astype(np.int32), sizes.astype(np.int32))
+
+
+def root_batch(
+    config: Experiment,
+    split: partition.Partition,
+    lookup: Callable[[Any], tuple[jax.Array, ...]],
+) -> tuple[jax.Array, ...]:
+    """All examples of the trusted workers, as `models.loss_fn` takes them."""
+    width = config.root_examples or split.indices.shape[1]
+    rows, sizes = (part[-config.trusted :] for part in split)
+    rows = rows[:, :width]
+    counted = jnp.arange(width, dtype=sizes.dtype)[None] < sizes[:, None]
+    return lookup((rows.reshape(-1), counted.reshape(-1).astype(jnp.float32)))
 
 
 def batch_sizes(config: Experiment, num_batches: int) -> int | list[int]:

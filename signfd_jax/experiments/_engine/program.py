@@ -170,6 +170,8 @@ def parts(
     flip_probability: float | jax.Array,
     strengths: Mapping[str, Any],
     seed: int | jax.Array = 0,
+    loss_fn: Any = lambda params, batch: 0.0,
+    root_batch: Any = None,
 ) -> tuple[optax.GradientTransformation, Any, Any]:
     """Make the server, the attack and the membership that a configuration names."""
     names = resolve(config)
@@ -179,7 +181,8 @@ def parts(
         "flip_probability": flip_probability,
         "actual_byzantine": config.num_byzantine,
     }
-    decoder = server = names.decoder.make(facts | _randomness(seed, 1))
+    own = {"learning_rate": learning_rate, "loss_fn": loss_fn, "root_batch": root_batch}
+    decoder = server = names.decoder.make(facts | own | _randomness(seed, 1))
     if names.worker.server is not None:
         server = names.worker.server(config, decoder, **dict(names.worker.options))
     elif isinstance(decoder, Decoder):
@@ -264,6 +267,10 @@ def compile_program(
         inputs: Inputs = jax.tree.unflatten(structure, leaves)
         num_classes = inputs.dataset.num_classes
         network = model_of(key, num_classes, model)
+        loss_fn = models.loss_fn(network)
+        lookup, root_batch = batches.examples(inputs.dataset), None
+        if resolve(key).decoder.asks_for("root_batch"):
+            root_batch = known.root_batch(key, inputs.partition, lookup)
         server, attack, membership = parts(
             key,
             num_classes=num_classes,
@@ -271,15 +278,17 @@ def compile_program(
             flip_probability=inputs.flip_probability,
             strengths=inputs.strengths,
             seed=seed,
+            loss_fn=loss_fn,
+            root_batch=root_batch,
         )
         simulated = simulation(
-            worker_of(key, models.loss_fn(network)),
+            worker_of(key, loss_fn),
             server,
             num_workers=key.num_workers,
             attack=attack,
             wire=key.wire,
             membership=membership,
-            lookup=batches.examples(inputs.dataset) if key.worker_chunk else None,
+            lookup=lookup if key.worker_chunk else None,
             worker_chunk=key.worker_chunk or None,
         )
         return inputs, network, simulated

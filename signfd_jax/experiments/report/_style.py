@@ -10,6 +10,8 @@ _CALLED = {
     "dawid_skene": "Dawid-Skene",
     "dnc": "DnC",
     "ef_sign_sgd": "EF-signSGD",
+    "fltrust": "FLTrust",
+    "fltrust_sign": "FLTrust by sign",
     "iid": "i.i.d.",
     "ipm": "IPM",
     "krum": "Krum",
@@ -20,6 +22,7 @@ _CALLED = {
     "signguard": "SignGuard",
     "signum": "Signum",
     "top_k_multi_krum": "top-k Multi-Krum",
+    "zeno": "Zeno",
 }
 
 # Colours that colour-blind readers tell apart (Okabe and Ito 2008), with lines that are
@@ -31,7 +34,7 @@ _OWN = {
 }
 _OTHERS = [
     (colour, line)
-    for line in ("-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+    for line in ("-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (9, 2, 1, 2)))
     for colour in ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 ]
 
