@@ -306,7 +306,7 @@ row(
         tx=sfd.scale_by_sign_decoder(M, sfd.majority_vote()),
         trusted=jnp.ones(M, bool),
     ),
-    "this decoder cannot use trusted",
+    "this decoder cannot use trusted; leave out trusted=, or take a decoder",
 )
 for argument, bad, says in [
     ("tx", 3, "tx must be"),

@@ -3,6 +3,7 @@
 Shapes: `M` workers.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,14 +16,49 @@ KNOWN = ("trusted", "stakes", "shares")
 """The keyword arguments of `decode` and `update` that say it."""
 
 
-def check_known(decoder, num_workers: int, known: dict[str, Any]) -> dict[str, Any]:
-    """What is given of `KNOWN`, as arrays; an error if the decoder cannot use it."""
-    given = {name: value for name, value in known.items() if value is not None}
-    if unused := [name for name in given if name not in decoder.uses]:
+_SAYS = {
+    "trusted": "who is known to be honest",
+    "stakes": "how many workers each counts as",
+    "shares": "how much each vote may weigh",
+}
+
+
+def check_usable(
+    who: str,
+    given: Collection[str],
+    uses: Collection[str],
+    needs: Collection[str] = (),
+    *,
+    written: str = "{}=",
+) -> None:
+    """Refuse what of `KNOWN` is given and cannot be used, or is needed and not given.
+
+    `who` begins the message; `written` is how the user writes a name.
+    """
+    if unused := [name for name in given if name not in uses]:
         raise ValueError(
-            f"this decoder cannot use {', '.join(unused)}; leave it out, or take a "
-            "decoder that can, such as correlation_defense"
+            f"{who} cannot use {', '.join(unused)}; leave out "
+            f"{' and '.join(map(written.format, unused))}, or take a decoder that can, "
+            "such as correlation_defense"
         )
+    if missing := [name for name in needs if name not in given]:
+        raise ValueError(
+            f"{who} needs {', '.join(missing)}; add "
+            f"{' and '.join(map(written.format, missing))} to say "
+            f"{' and '.join(_SAYS[name] for name in missing)}"
+        )
+
+
+def check_known(
+    who: str,
+    num_workers: int,
+    known: dict[str, Any],
+    uses: Collection[str],
+    needs: Collection[str] = (),
+) -> dict[str, Any]:
+    """What is given of `KNOWN`, as arrays, after `check_usable` and their shapes."""
+    given = {name: value for name, value in known.items() if value is not None}
+    check_usable(who, given, uses, needs)
     for name, value in given.items():
         if name == "trusted":
             check_mask(name, value, num_workers)

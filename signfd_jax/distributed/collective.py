@@ -129,7 +129,7 @@ def sign_all_reduce(
     check_size("workers_per_device", workers_per_device)
     num_workers = devices_on(axis_name) * workers_per_device
     known = dict(trusted=trusted, stakes=stakes, shares=shares)
-    known = check_known(decoder, num_workers, known)
+    known = check_known("this decoder", num_workers, known, decoder.uses)
     if present is not None:
         check_mask("present", present, num_workers)
         present = jnp.asarray(present)

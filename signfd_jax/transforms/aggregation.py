@@ -13,13 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from signfd_jax._checks import (
-    check_kind,
-    check_mask,
-    check_size,
-    check_worker_gradients,
-)
+from signfd_jax._checks import check_kind, check_size, check_worker_gradients
 from signfd_jax.aggregators import Rule
+from signfd_jax.decoders._known import check_known
 from signfd_jax.signs._totals import MOST_IN_LEAF
 from signfd_jax.signs._trees import dtype_of, size_of
 
@@ -122,7 +118,8 @@ def scale_by_aggregator(
                 "rows out) and pass present=None"
             )
         given = dict(trusted=trusted, stakes=stakes, shares=shares)
-        known = _check_needs(rule, num_workers, given)
+        who = "this aggregation rule"
+        known = check_known(who, num_workers, given, rule.needs, rule.needs)
         check_worker_gradients(updates, params, num_workers)
         like = updates if params is None else params
         leaves = jax.tree.leaves(jax.tree.map(jnp.asarray, updates))
@@ -145,25 +142,6 @@ def scale_by_aggregator(
         return aggregated, AggregatorState(rule_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_needs(rule, num_workers, known):
-    """What the rule must be told of the workers; an error if that is not what is."""
-    given = {name: value for name, value in known.items() if value is not None}
-    if unused := [name for name in given if name not in rule.needs]:
-        raise ValueError(
-            f"this aggregation rule cannot use {', '.join(unused)}; leave it out, or "
-            "take a rule or decoder that can: fltrust needs trusted, and "
-            "correlation_defense uses trusted, stakes and shares"
-        )
-    if missing := [name for name in rule.needs if name not in given]:
-        raise ValueError(
-            f"this aggregation rule needs {', '.join(missing)}; give it to update, as "
-            f"a mask of the {num_workers} workers"
-        )
-    for name, value in given.items():
-        check_mask(name, value, num_workers)
-    return {name: jnp.asarray(value) for name, value in given.items()}
 
 
 def _row_dtype(leaves):

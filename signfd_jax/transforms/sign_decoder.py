@@ -166,7 +166,7 @@ def scale_by_sign_decoder(
         del extra_args
         signs.check_wire(wire)
         known = dict(trusted=trusted, stakes=stakes, shares=shares)
-        known = check_known(decoder, num_workers, known)
+        known = check_known("this decoder", num_workers, known, decoder.uses)
         if any(
             map(packed.is_packed, jax.tree.leaves(updates, is_leaf=packed.is_packed))
         ):

@@ -20,6 +20,7 @@ from signfd_jax._checks import (
     check_worker_gradients,
 )
 from signfd_jax.aggregators._rows import mean_of_rows, widen
+from signfd_jax.decoders._known import KNOWN, check_usable
 from signfd_jax.signs._trees import cast_like, size_of
 
 __all__ = ["scale_by_zeno"]
@@ -137,12 +138,8 @@ def _check_given(params, root_batch, extra_args):
             f"{missing} is missing: Zeno tries each gradient on the server's own "
             "examples; call update(gradients, state, params, root_batch=...)"
         )
-    known = ("trusted", "stakes", "shares")
-    if unused := [name for name in known if extra_args.get(name) is not None]:
-        raise ValueError(
-            f"Zeno cannot use {', '.join(unused)}; leave it out, or take "
-            "scale_by_sign_decoder or a rule of aggregators.TRUSTED_RULES"
-        )
+    given = [name for name in KNOWN if extra_args.get(name) is not None]
+    check_usable("Zeno", given, uses=())
 
 
 def _mean_of_kept(leaf, kept):

@@ -163,7 +163,9 @@ def test_fltrust_has_no_use_for_stakes(known):
 
 def test_what_a_rule_needs_must_be_given():
     tx, state, params, tree = transformation(stateless(fltrust))
-    with pytest.raises(ValueError, match="needs trusted; give it to update"):
+    with pytest.raises(
+        ValueError, match="rule needs trusted; add trusted= to say who is"
+    ):
         tx.update(tree, state, params)
     with pytest.raises(ValueError, match="trusted must be a mask of 9 workers"):
         tx.update(tree, state, params, trusted=ROOT[1:])

@@ -132,7 +132,7 @@ def test_who_must_be_told_is_known():
 
 @pytest.mark.parametrize("decoder", NEEDING)
 def test_who_is_not_told_whom_to_trust_is_refused(decoder, capsys):
-    wrong = f"{decoder} needs trusted; add --trusted"
+    wrong = f"{decoder} needs trusted; add --trusted to say who is known to be honest"
     for fields in ({"trusted": 0, "root_examples": 0}, {"withheld": ("trusted",)}):
         with pytest.raises(ValueError, match=wrong):
             check(varied(decoder=decoder, **fields))

@@ -14,7 +14,7 @@ import optax
 
 from signfd_jax.data import partition
 from signfd_jax.decoders import Decoder
-from signfd_jax.decoders._known import KNOWN
+from signfd_jax.decoders._known import KNOWN, check_usable
 from signfd_jax.experiments._stop_rule import stop_rule
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import resolve
@@ -53,18 +53,9 @@ def _told(config):
 
 
 def check_known(config: Experiment) -> None:
-    """Refuse what an experiment's decoder cannot use, or lacks, as early as can be."""
-    told = _told(config)
+    """Refuse what an experiment's server cannot use, and what it lacks."""
     who, decoder, uses, needs = _server(config)
-    if unused := [name for name in told if name not in uses]:
-        flags = " and ".join(f"--{name}" for name in unused)
-        raise ValueError(
-            f"{who} cannot use {', '.join(unused)}; leave out {flags}, or take a "
-            "decoder that can, such as correlation_defense"
-        )
-    if missing := [name for name in needs if name not in told]:
-        flags = " and ".join(f"--{name}" for name in missing)
-        raise ValueError(f"{who} needs {', '.join(missing)}; add {flags}")
+    check_usable(who, _told(config), uses, needs, written="--{}")
     if config.stop_below and not _says_how_sure(decoder, config.num_workers):
         raise ValueError(
             f"{who} does not say how sure it is; leave out --stop-below, or take a "
