@@ -13,10 +13,8 @@ import functools
 import statistics
 from pathlib import Path
 
-import tyro
-
 import signfd_jax as sfd
-from benchmarks.trials import Trial, accuracies, paired, read, write
+from benchmarks.trials import Trial, accuracies, main, paired, read, write
 
 # What takes a mechanism away.
 OFF = {
@@ -127,13 +125,5 @@ def _short(trial: Trial) -> str:
     return text
 
 
-def main() -> None:
-    """Run, then report."""
-    options = tyro.cli(Options, description=__doc__)
-    if not options.report:
-        run(options)
-    print(report(options))
-
-
 if __name__ == "__main__":
-    main()
+    main(Options, run, report)

@@ -15,10 +15,8 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-import tyro
-
 import signfd_jax as sfd
-from benchmarks.trials import Trial, accuracies, paired, read, write
+from benchmarks.trials import Trial, accuracies, main, paired, read, write
 
 BASELINE, DEFAULT = "majority_vote", "correlation_defense"
 DECODERS = {
@@ -144,13 +142,5 @@ def report(options: Options) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run, then report."""
-    options = tyro.cli(Options, description=__doc__)
-    if not options.report:
-        run(options)
-    print(report(options))
-
-
 if __name__ == "__main__":
-    main()
+    main(Options, run, report)

@@ -7,6 +7,7 @@ the same whatever the decoder.
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from jax import lax
 
 import signfd_jax as sfd
@@ -28,7 +30,7 @@ from signfd_jax.experiments._engine.prepare import byzantine_mask, split_example
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment
 
-__all__ = ["Trial", "accuracies", "paired", "read", "watched", "write"]
+__all__ = ["Trial", "accuracies", "main", "paired", "read", "watched", "write"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +183,9 @@ def _program(trial: Trial, make_decoder, watch):
         )
         state = simulated.init(run_key, params, byzantine)
 
-        def one_round(state, _):
-            state, _ = sfd.run(simulated, state, draw, 1)
+        def one_round(state, _):  # as `sfd.run` does it
+            key, batch_key = jax.random.split(state.key)
+            state, _ = simulated.step(state._replace(key=key), draw(batch_key))
             return state, None if watch is None else watch(state)
 
         state, seen = lax.scan(one_round, state, length=trial.rounds)
@@ -325,3 +328,13 @@ def write(path: Path, cells: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"cells": cells, "environment": records.environment()}
     records.write_atomically(path, json.dumps(whole, indent=1) + "\n")
+
+
+def main(
+    options: type, run: Callable[[Any], None], report: Callable[[Any], str]
+) -> None:
+    """Read the options of a benchmark; run it unless they say `report`, and report."""
+    given = tyro.cli(options, description=inspect.getdoc(inspect.getmodule(run)))
+    if not given.report:
+        run(given)
+    print(report(given))

@@ -28,11 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import lax
 
 import signfd_jax as sfd
-from benchmarks.trials import read, write
+from benchmarks.trials import main, read, write
 from signfd_jax import aggregators, attacks, data, models, transforms
 from signfd_jax.attacks._by_row import apply_by_row
 from signfd_jax.data import batches, partition
@@ -290,13 +289,5 @@ def _cell(results, attack, liars, root, column):
     return f"{statistics.fmean(found):.3f}" if found else ""
 
 
-def main() -> None:
-    """Run, then report."""
-    options = tyro.cli(Options, description=__doc__)
-    if not options.report:
-        run(options)
-    print(report(options))
-
-
 if __name__ == "__main__":
-    main()
+    main(Options, run, report)

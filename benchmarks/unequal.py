@@ -29,11 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax import lax
 
 import signfd_jax as sfd
-from benchmarks.trials import read, write
+from benchmarks.trials import main, read, write
 from benchmarks.trusted import switched
 from signfd_jax import attacks, data, models
 from signfd_jax.data import batches, partition
@@ -262,13 +261,5 @@ def _cell(cell):
     return f"{accuracy:.3f} | {100 * changed:.2f} %"
 
 
-def main() -> None:
-    """Run, then report."""
-    options = tyro.cli(Options, description=__doc__)
-    if not options.report:
-        run(options)
-    print(report(options))
-
-
 if __name__ == "__main__":
-    main()
+    main(Options, run, report)

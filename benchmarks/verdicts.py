@@ -13,10 +13,9 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 import signfd_jax as sfd
-from benchmarks.trials import Trial, read, watched, write
+from benchmarks.trials import Trial, main, read, watched, write
 from signfd_jax.decoders import VERDICTS
 
 NAMED = ("inverted", "uninformative", "duplicate")
@@ -181,13 +180,5 @@ def _delay(cell):
     )
 
 
-def main() -> None:
-    """Run, then report."""
-    options = tyro.cli(Options, description=__doc__)
-    if not options.report:
-        run(options)
-    print(report(options))
-
-
 if __name__ == "__main__":
-    main()
+    main(Options, run, report)
