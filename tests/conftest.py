@@ -23,6 +23,7 @@ os.environ.setdefault(
 import hypothesis
 import jax
 import jaxtyping
+import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -66,6 +67,38 @@ def without_beartype():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def linear_regression():
+    """A function that trains it while the first workers invert, and gives the losses.
+
+    It takes a transformation of the gradients, and what is known of the workers.
+    """
+    from signfd_jax import attacks, simulate  # not before the options above are set
+
+    truth = jax.numpy.arange(1.0, 6.0)
+
+    def loss_fn(params, batch):
+        inputs, labels = batch
+        return jax.numpy.mean(jax.numpy.square(inputs @ params - labels))
+
+    def losses(tx, num_workers, num_byzantine, rounds=150, **known):
+        def sample_batch(key):
+            inputs = jax.random.normal(key, (num_workers, 16, 5))
+            return inputs, jax.numpy.einsum("mbn,n->mb", inputs, truth)
+
+        sim = simulate.simulation(
+            loss_fn,
+            optax.chain(tx, optax.scale_by_learning_rate(0.05)),
+            num_workers=num_workers,
+            attack=attacks.sign_inversion(),
+        )
+        byzantine = jax.numpy.arange(num_workers) < num_byzantine
+        state = sim.init(jax.random.key(0), jax.numpy.zeros(5), byzantine)
+        return simulate.run(sim, state, sample_batch, rounds, **known)[1].loss
+
+    return losses
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from signfd_jax import attacks, federated_defense, scale_by_sign_mv
+from signfd_jax import federated_defense, scale_by_sign_mv
 from signfd_jax.aggregators import coordinate_median, stateless
-from signfd_jax.simulate import run, simulation
 from signfd_jax.transforms import (
     error_feedback_sign,
     per_worker,
@@ -271,24 +270,11 @@ def test_signum_without_momentum_is_sign_sgd():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FAMILY))
-def test_simulator_trains_with_it(name):
-    """Linear regression; nobody lies."""
-    truth = jnp.arange(1.0, 6.0)
-
-    def sample_batch(key):
-        inputs = jax.random.normal(key, (M, 16, 5))
-        return inputs, jnp.einsum("mbn,n->mb", inputs, truth)
-
-    def loss_fn(params, batch):
-        inputs, labels = batch
-        return jnp.mean(jnp.square(inputs @ params - labels))
-
+def test_simulator_trains_with_it(name, linear_regression):
+    """Nobody lies."""
     make, _ = FAMILY[name]
-    tx = optax.chain(make(M), optax.scale_by_learning_rate(0.05))
-    sim = simulation(loss_fn, tx, num_workers=M, attack=attacks.sign_inversion())
-    state = sim.init(jax.random.key(0), jnp.zeros(5), jnp.zeros(M, bool))
-    _, infos = jax.jit(lambda s: run(sim, s, sample_batch, 200))(state)
-    assert infos.loss[-1] < 0.1 * infos.loss[0]
+    losses = linear_regression(make(M), M, 0, rounds=200)
+    assert losses[-1] < 0.1 * losses[0]
 
 
 @pytest.mark.parametrize(
