@@ -69,7 +69,8 @@ class Compare:
 
     Attributes:
         decoders: decoders, each met by every attack: the default, the paper's, ...
-        attacks: attacks, each with every number of Byzantine workers above 0.
+        attacks: attacks, each with every number of Byzantine workers above 0; none is
+            one unattacked cell, whatever the numbers.
         num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell. Of fewer
             than 15 workers, at most the largest minority, unless it is given.
         splits: splits of the data; empty: the preset's.

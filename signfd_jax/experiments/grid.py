@@ -42,7 +42,8 @@ class Grid:
         base: what they have in common.
         decoders: decoders, each met by every attack; by default the default decoder,
             the paper's and a majority vote.
-        attacks: attacks, each with every number of Byzantine workers above 0.
+        attacks: attacks, each with every number of Byzantine workers above 0; none is
+            one unattacked cell, whatever the numbers.
         num_byzantine: numbers of Byzantine workers; 0 is one unattacked cell.
         splits: splits of the data.
         batch_sizes: examples of each worker in each round.
@@ -67,8 +68,9 @@ def cells(grid: Grid) -> list[Experiment]:
         grid: the grid.
 
     Returns:
-        One experiment a cell, each once: without Byzantine workers there is one
-        cell for each decoder, split and batch size, whatever the attacks.
+        One experiment a cell, each once: where nobody lies, as without an attack or
+        without Byzantine workers, there is one cell for each decoder, split and batch
+        size.
 
     Raises:
         ValueError: nothing to run, or a cell that is not a valid experiment.
@@ -82,15 +84,14 @@ def cells(grid: Grid) -> list[Experiment]:
     for split, batch_size, decoder, attack, num_byzantine in itertools.product(
         grid.splits, grid.batch_sizes, grid.decoders, grid.attacks, grid.num_byzantine
     ):
-        if attack == "none" and num_byzantine > 0 and len(grid.attacks) > 1:
-            continue
+        lying = 0 if attack == "none" else num_byzantine
         cell = dataclasses.replace(
             grid.base,
             split=split,
             batch_size=batch_size,
             decoder=decoder,
-            attack=attack if num_byzantine else "none",
-            num_byzantine=num_byzantine,
+            attack=attack if lying else "none",
+            num_byzantine=lying,
             byzantine_ids=(),
         )
         cell = known.withholding(cell)

@@ -59,6 +59,15 @@ def test_unattacked_cells_occur_once():
     assert {cell.attack for cell in unattacked} == {"none"}
 
 
+@pytest.mark.parametrize("attacks", [("none",), ("none", "gaussian")])
+def test_without_an_attack_nobody_lies(attacks):
+    """One cell, whatever the numbers of Byzantine workers; beside it the attacked."""
+    grid = dataclasses.replace(GRID, attacks=attacks, num_byzantine=(1, 2))
+    found = [(cell.attack, cell.num_byzantine) for cell in cells(grid)]
+    attacked = [("gaussian", 1), ("gaussian", 2)] * (len(attacks) - 1)
+    assert found == 2 * [("none", 0), *attacked]  # of two splits
+
+
 def test_empty_grid_is_refused():
     with pytest.raises(ValueError, match="the grid is empty"):
         cells(dataclasses.replace(GRID, decoders=()))
@@ -126,6 +135,16 @@ def test_table_by_hand():
         "| iid, batch 16          | worst case        | 0.600         | 0.400 |",
         "| iid, batch 16, one bit | worst case        | 0.900         |       |",
     ]
+
+
+def test_who_does_not_lie_is_nobody():
+    """Byzantine workers that attack with nothing; other numbers stay apart."""
+    silent = record("d", "none", 2, [0.7])
+    table = pivot([record("d", "a", 2, [0.5]), silent])
+    assert table.attackers == ["none", "2 a"]
+    both = pivot([silent, record("d", "none", 0, [0.9])])
+    assert both.attackers == ["none"]
+    assert sorted(both.accuracies.values()) == [[0.7], [0.9]]
 
 
 def test_csv_by_hand():

@@ -85,8 +85,8 @@ def _differing(configs):
     fields = dict.fromkeys(field for config in configs for field in config)
     differ = [f for f in fields if f not in _SHOWN and _several(configs, f)]
     # Where nobody lies, the label of the attackers does not say who is there.
-    free = [config for config in configs if config["num_byzantine"] == 0]
-    differ += ["membership"] * _several(free, "membership")
+    free = [config for config in configs if _attackers(config) == "none"]
+    differ += [f for f in ("membership", "num_byzantine") if _several(free, f)]
     # What a decoder is not told goes with its name, unless it was run in both ways.
     ways = {(config["decoder"], json.dumps(config["withheld"])) for config in configs}
     both = len(ways) > len({config["decoder"] for config in configs})
@@ -105,7 +105,7 @@ def _setting(config, others):
 
 
 def _attackers(config):
-    if config["num_byzantine"] == 0:
+    if config["num_byzantine"] == 0 or config["attack"] == "none":
         return "none"
     drawn = "" if config["membership"] == "fixed" else f", {config['membership']}"
     return f"{config['num_byzantine']} {config['attack']}{drawn}"
