@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from signfd_jax._checks import check_number, checked
 from signfd_jax.decoders._known import heaviness
-from signfd_jax.signs._tally import count_agreements, vote_tree
+from signfd_jax.decoders._pairs import pair_counts, sampled_votes
+from signfd_jax.signs._tally import vote_tree, weighted_vote
 from signfd_jax.signs._totals import check_coordinates
 
 __all__ = [
@@ -152,7 +153,8 @@ def majority_vote() -> Decoder:
 
     $\hat U_n = \operatorname{sign} \sum_m Y_{m,n}$; nothing is learned.
     `info.crossover` is the share of this round's votes that lost
-    (`(errors + 1) / (votes + 2)`), for inspection only.
+    (`(errors + 1) / (votes + 2)`), for inspection only: on a sample of 8192
+    coordinates, always the same ones.
 
     Returns:
         A `Decoder`.
@@ -179,10 +181,10 @@ def majority_vote() -> Decoder:
         heavy = heaviness(weights.size, stakes, shares)
         weights = weights if heavy is None else heavy
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
-        # Not votes less agreements: that would be a difference of rounded numbers.
-        opposite = jax.tree.map(jnp.negative, decoded)
-        losses, counted = count_agreements(votes, opposite, axis_name)
-        crossover = (losses + 1) / (counted + 2)
+        rows = sampled_votes(jax.random.key(0), votes, 8192, axis_name)
+        outcome, _ = weighted_vote(rows, weights, largest=1.0)
+        balance, counted = pair_counts(outcome[None], rows, axis_name)
+        crossover = ((counted - balance)[0] / 2 + 1) / (counted[0] + 2)
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
     return Decoder(
