@@ -3,9 +3,9 @@
 A benchmark checks its answers first (`check_equal`), compiles apart (`compiled`), and
 times competitors in turns, A B A B (`interleaved`), because a machine that is shared
 changes its mind within seconds: compare the ratios of one run. What the machine can do
-is measured in that same run: `copy_pass`, one read and one write of an array, and
-`matrix_rate`. Every section of a file of results carries its own environment
-(`write_section`).
+is measured in that same run: `read_pass`, one read of an array, `copy_pass`, one read
+and one write, and `matrix_rate`. Every section of a file of results carries its own
+environment (`write_section`).
 
 Products of float32 matrices are computed in float32, as PyTorch does: left to itself,
 XLA takes TensorFloat-32 on a GPU.
@@ -45,6 +45,7 @@ __all__ = [
     "matrix_rate",
     "peak_memory",
     "ratio",
+    "read_pass",
     "write_section",
 ]
 
@@ -166,6 +167,19 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]
     start = time.perf_counter()
     program = jitted.lower(*arguments).compile()  # pyright: ignore
     return program, time.perf_counter() - start
+
+
+def read_pass(array: jax.Array) -> Callable[[], jax.Array]:
+    """One read of an array: the least that any function of all of it can cost.
+
+    Args:
+        array: float32 of any shape.
+
+    Returns:
+        A function without arguments for `interleaved`: it adds all numbers up.
+    """
+    program, _ = compiled(jnp.sum, array)
+    return lambda: program(array)
 
 
 def copy_pass(array: jax.Array) -> Callable[[], jax.Array]:

@@ -66,6 +66,7 @@ def _times(result: Mapping[str, Any], key: str) -> str:
 
 
 _COPIES = {
+    "read": "one read of the gradients",
     "copy": "one read and write of the gradients, to new memory",
     "copy in place": "one read and write of the gradients, in place",
 }
@@ -75,20 +76,19 @@ def _decode(section: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     yield (
         "decoding",
         "time",
+        "of one read",
         "of one read and write",
-        "bandwidth reached",
         "released decoder in PyTorch takes",
     )
     for size in section["sizes"]:
         head = f"M = {size['workers']:,}, N = {size['coordinates']:,}"
         yield f"**{head}**", "", "", "", ""
         for name, result in size["results"].items():
-            share = result.get("share_of_bandwidth")
             yield (
                 _COPIES.get(name) or name,
                 _milliseconds(result),
+                _times(result, "of_read"),
                 _times(result, "of_copy"),
-                "" if share is None else f"{100 * share:.0f} %",
                 _times(result, "released_over_this"),
             )
         for name, reason in size["left_out"].items():

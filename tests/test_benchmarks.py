@@ -65,6 +65,7 @@ def test_sections_of_a_file_are_kept(tmp_path):
 
 def test_what_the_machine_can_do():
     numbers = jnp.arange(5.0)
+    assert measure.read_pass(numbers)() == numbers.sum()
     assert measure.copy_pass(numbers)().tolist() == (numbers + 1).tolist()
     in_place = measure.copy_in_place(numbers)
     assert [in_place()[0], in_place()[0], numbers[0]] == [1, 2, 0]
