@@ -43,6 +43,7 @@ TRIALS = (
     Trial(attack="on_off"),
     Trial(attack="flip:0.8", shared_by=15),
     Trial(attack="flip:0.8", shared_by=3),
+    Trial(attack="flip:0.6", num_workers=50, num_byzantine=24, batch_size=64),
     Trial(attack="flip:0.8", split="dirichlet:0.1"),
     Trial(attack="flip:own", split="labels:3"),
     Trial(attack="sign_inversion", split="dirichlet:0.3"),

@@ -72,6 +72,14 @@ def trials() -> list[Trial]:
                 found.append(
                     change(base, attack=attack, split=split, num_byzantine=liars)
                 )
+    # One or two copy honest workers, so that these seem to collude; the others invert.
+    for attack in ("copiers:1", "copiers:2"):
+        for liars in (4, 7):
+            found.append(change(base, attack=attack, num_byzantine=liars))
+    # Others lie each round, or by turns.
+    for attack in ("sign_inversion@drawn_each_round", "sign_inversion@rotating"):
+        for size in (16, 64):
+            found.append(change(base, attack=attack, batch_size=size))
     # Local steps.
     for steps in (5, 20):
         for attack in ("sign_inversion", "flip:0.8", "none"):

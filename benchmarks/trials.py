@@ -48,7 +48,8 @@ class Trial:
     probability), `flip:own` (each liar its own, from .6 to .9), `flip:rising` (from 0
     to 1), `copies:0.02` (each sends an honest worker's gradient, with each sign flipped
     by that probability), `negated_copies` (each the negative of an honest worker's),
-    `two_groups` (two groups of exact colluders)."""
+    `copiers:2` (two send an honest worker's, the others invert their own), `two_groups`
+    (two groups of exact colluders)."""
     shared_by: int = 1
     """Workers that share each batch."""
     local_steps: int = 0
@@ -219,13 +220,15 @@ def _adversary(trial, decoder, rates):
         "flip_probability": 0.5,
         "decoder": decoder,
     }
+    kind = name.partition(":")[0]
     own = {
         "flip": lambda: _flip(rates),
         "copies": lambda: _copies(rates),
         "negated_copies": _negated_copies,
+        "copiers": lambda: _copiers(int(trial.attack.partition(":")[2])),
         "two_groups": _two_groups,
     }
-    attack = own[name]() if name in own else _choose(registry.ATTACKS, name, facts)
+    attack = own[kind]() if kind in own else _choose(registry.ATTACKS, name, facts)
     return attack, _choose(registry.MEMBERSHIPS, membership or "fixed", facts)
 
 
@@ -273,6 +276,14 @@ def _copies(rates):
 
 def _negated_copies():
     return _attack(lambda key, round, rows, byzantine: -_copied(rows, byzantine))
+
+
+def _copiers(number):
+    def lies(key, round, rows, byzantine):
+        copies = jnp.cumsum(byzantine) <= number
+        return jnp.where(copies[:, None], _copied(rows, byzantine), -rows)
+
+    return _attack(lies)
 
 
 def _two_groups():

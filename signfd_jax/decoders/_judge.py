@@ -74,7 +74,8 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     def total(values):
         return others * jnp.sum(jnp.where(pair, values, 0.0), axis=0)
 
-    lone = 1 / (1 + total(ramp(beyond, of.duplicate)))
+    copy = ramp(beyond, of.duplicate)
+    lone = 1 / (1 + total(copy))
     effective = jnp.where(seen, stake * lone, 0.0)
     alike = near_one(correlation, of.alike)
     reach = (jnp.sum(stake) - stake) / jnp.maximum(jnp.sum(held, axis=0), 1e-9)
@@ -92,7 +93,9 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     vector, share = two_sides(correlation, error, effective, members, of.significant)
     # With who is absent, a worker was last compared long ago.
     recent = jnp.maximum(jnp.max(rounds, axis=0, keepdims=True), 1e-6)
-    share = share[:, None] * (rounds / recent)
+    # Who copies a worker says nothing of it.
+    witness = 1 - (1 - state.cd_shared) * copy
+    share = share[:, None] * (rounds / recent) * witness
     aligned, deviation, weakest = side_tests(vector, share, correlation, error)
     size = jnp.abs(aligned)
     polarity = jnp.sign(aligned) * ramp(size / deviation, of.significant)

@@ -119,8 +119,9 @@ def correlation_defense(
        $h_j = 1 / (1 + d_j)$ effective workers.
     2. The leading eigenvector of the significant signs of S, weighted by h, splits the
        workers into two sides $x_k = \pm 1$.
-    3. $c_j$ is the mean of $S_{jk} x_k$ over the others, weighted by their rounds;
-       $s_j$ is its standard error, from the noise and the spread within the sides.
+    3. $c_j$ is the mean of $S_{jk} x_k$ over the others but its duplicates, weighted by
+       their rounds: who sends what j sends says nothing of j. $s_j$ is its standard
+       error, from the noise and the spread within the sides.
        $\tau_j$ is the least of $c_j / s_j$ and $\sqrt 2$ times the same with each side
        alone, which is half of the evidence. The side of more workers is right.
     4. The confidence $\alpha$ is how far $\tau_j$ exceeds `majority` for more than half
@@ -145,7 +146,8 @@ def correlation_defense(
 
     Workers of one batch send the same, as colluders do. So $d'_j$ is 0 once more than
     half of the workers have an exact duplicate (so an honest one has), or there are two
-    groups of them; and always with `shared_batches=True`.
+    groups of them; and always with `shared_batches=True`. Then duplicates do speak for
+    each other in step 3, for an honest worker may have no other to speak for it.
 
     *Consistency.* Where the workers err independently, `theory.samples_to_tell_sides`
     rounds times coordinates tell the two sides; its docstring has the proof.

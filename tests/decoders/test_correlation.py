@@ -97,6 +97,25 @@ def test_all_on_one_batch_are_all_heard():
     np.testing.assert_array_equal(decoded, truth)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("workers, liars", [(9, 3), (15, 6)])
+def test_who_copies_an_honest_worker_does_not_hide_inverters(workers, liars, noise):
+    """The copy says nothing of what it copies, so all others are as sure as without."""
+    rng = np.random.default_rng(workers)
+    crossover = np.where(np.arange(workers) < liars, 0.7, 0.3)
+    votes, truth = coin_votes(rng, crossover, 5, 30, 1_000)
+    flips = np.where(rng.random(votes[:, :, 0].shape) < noise, -1, 1)
+    votes[:, :, liars] = flips * votes[:, :, liars + 1]
+    decoded, weights, _ = play(DECODER, votes)
+    others = np.append(np.arange(liars), np.arange(liars + 2, workers))
+    expected = np.where(others < liars, -1.0, 1.0)
+    late = weights[:, 10:, others]
+    np.testing.assert_array_equal(late, np.broadcast_to(expected, late.shape))
+    majority = np.sign(votes.sum(axis=2, dtype=np.int32))
+    wrong = [np.mean(made[:, 10:] != truth[:, 10:]) for made in (decoded, majority)]
+    assert wrong[0] < wrong[1] / 2
+
+
 @pytest.mark.parametrize("group", [2, 3, 5])
 def test_groups_of_one_batch_keep_every_vote(group):
     """Two groups in one round show that batches are shared, as does to be told."""
