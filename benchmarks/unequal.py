@@ -7,9 +7,11 @@ standard deviation 3, so that neighbouring labels meet at a site.
 
 Columns. "default, shares": the default with `shares=` the numbers of examples, which
 the library caps, so that no vote weighs more than half of all others together.
-"default": without. "weighted mean": the mean of the gradients weighted by the numbers
-of examples, uncapped. Each steps by the learning rate times the scale that did best, of
-its `SCALES`, where nobody lies and the sites are i.i.d.
+"default, stakes": with `stakes=` these numbers, so that it is of the examples that more
+than half must be honest. "default": without. "majority vote": with the same stakes.
+"weighted mean": that of the gradients weighted by the numbers of examples, uncapped.
+Each steps by the learning rate times the scale that did best, of its `SCALES`, where
+nobody lies and the sites are i.i.d.
 
 The smallest site lies by each attack in turn. "changed" is the share of decoded signs
 (of the weighted mean: of its signs) that are other than they would be in that round if
@@ -44,10 +46,17 @@ BATCH, RATE = 16, 2e-3
 SPLITS = ("i.i.d.", "unlike")
 SCALES = {
     "default, shares": (0.5, 1.0, 2.0, 4.0),
+    "default, stakes": (0.5, 1.0, 2.0, 4.0),
     "default": (0.5, 1.0, 2.0, 4.0),
+    "majority vote": (0.5, 1.0, 2.0, 4.0),
     "weighted mean": (30.0, 100.0, 300.0, 1000.0),
 }
 COLUMNS = tuple(SCALES)
+KNOWN = {
+    "default, shares": ("shares",),
+    "default, stakes": ("stakes",),
+    "majority vote": ("stakes",),
+}
 ATTACKS = {
     "none": attacks.no_attack,
     "sign inversion": attacks.sign_inversion,
@@ -162,7 +171,8 @@ def _program(column, rounds):
         shares = parts.sizes.astype(jnp.float32)
         server = _weighted_mean(shares)
         if column != "weighted mean":
-            decoder = sfd.correlation_defense()
+            is_vote = column == "majority vote"
+            decoder = sfd.majority_vote() if is_vote else sfd.correlation_defense()
             server = sfd.scale_by_sign_decoder(len(SITES), decoder)
         simulated = sfd.simulation(
             models.loss_fn(model),
@@ -175,7 +185,7 @@ def _program(column, rounds):
         params = model.init(model_key, jnp.zeros((1, *dataset.test_inputs.shape[1:])))
         state = simulated.init(run_key, params, jnp.arange(len(SITES)) == SMALLEST)
         draw = batches.worker_batches(dataset, parts, BATCH)
-        known = {"shares": shares} if column == "default, shares" else {}
+        known = {name: shares for name in KNOWN.get(column, ())}
         state, _ = sfd.run(simulated, state, draw, rounds, **known)
         end = models.evaluate(
             model,

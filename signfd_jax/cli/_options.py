@@ -85,7 +85,8 @@ class Compare:
             that cannot use them, or stakes or shares, runs without, and a line says so.
         root_examples: examples of its own that each trusted worker has; none: the
             preset's.
-        stakes: how many workers each counts as; empty: the preset's.
+        stakes: how many workers each counts as, or examples, as many as it holds;
+            empty: the preset's.
         shares: how much a worker's vote may weigh, or examples, as many as it holds;
             empty: the preset's.
         wire: ternary or one_bit.
@@ -116,7 +117,7 @@ class Compare:
     local_steps: int | None = None
     trusted: int | None = None
     root_examples: int | None = None
-    stakes: tuple[float, ...] = ()
+    stakes: tuple[float, ...] | str = ()
     shares: tuple[float, ...] | str = ()
     wire: str = "ternary"
     flip_probability: float = 0.5

@@ -38,7 +38,8 @@ class Experiment:
         trusted: number of trusted workers, the last ones; they are never Byzantine.
         root_examples: examples of its own that each trusted worker has, drawn at random
             from the training set; 0: its share of the split.
-        stakes: how many workers each counts as, one number a worker; empty: one each.
+        stakes: how many workers each counts as, one number a worker, or examples, as
+            many as it holds; empty: one each.
         shares: how much a worker's vote may weigh, one number a worker, or examples, as
             many as it holds; empty: all the same.
         withheld: which of trusted, stakes and shares the decoder is not told, such as a
@@ -75,7 +76,7 @@ class Experiment:
     byzantine_ids: tuple[int, ...] = ()
     trusted: int = 0
     root_examples: int = 0
-    stakes: tuple[float, ...] = ()
+    stakes: tuple[float, ...] | str = ()
     shares: tuple[float, ...] | str = ()
     withheld: tuple[str, ...] = ()
     stop_below: str = ""

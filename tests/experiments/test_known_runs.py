@@ -67,6 +67,7 @@ def test_old_configurations_keep_their_fingerprints():
         {"stakes": (3, 1, 1, 2, 1, 1, 1, 0.5)},
         {"shares": UNEQUAL},
         {"shares": "examples"},
+        {"stakes": "examples"},
         {"trusted": 2, "root_examples": 9},
         {"trusted": 1, "shares": "examples", "withheld": ("shares", "trusted")},
         {"stop_below": "0.50:3"},
@@ -170,6 +171,7 @@ KNOWN = [
     {"stakes": UNEQUAL},
     {"shares": UNEQUAL, "trusted": 1},
     {"shares": "examples", "split": "dirichlet:0.3"},
+    {"stakes": "examples", "split": "dirichlet:0.3"},
     {"trusted": 2, "root_examples": 20, "withheld": ("trusted",)},
     {"trusted": 1, "shares": UNEQUAL, "withheld": ("shares",)},
 ]
@@ -191,11 +193,10 @@ def test_an_experiment_is_the_simulation_with_what_is_known(fields, digits):
     sizes = [8] * 6 + [20, 20] if config.root_examples else 8
     draw = batches.worker_batches(digits, split, sizes)
     given = {"trusted": jnp.arange(8) >= 8 - config.trusted} if config.trusted else {}
-    if config.stakes:
-        given["stakes"] = jnp.array(UNEQUAL)
-    if config.shares:
-        values = split.sizes if config.shares == "examples" else UNEQUAL
-        given["shares"] = jnp.array(values, jnp.float32)
+    for name in ("stakes", "shares"):
+        if value := getattr(config, name):
+            values = split.sizes if value == "examples" else UNEQUAL
+            given[name] = jnp.array(values, jnp.float32)
     given = {name: v for name, v in given.items() if name not in config.withheld}
     state = simulated.init(run_key, params, byzantine_mask(config, 0))
     state, _ = sfd.run(simulated, state, draw, 6, **given)
