@@ -170,15 +170,17 @@ def _program(column, rounds):
     def one(seed, dataset, parts, attack, rate):
         shares = parts.sizes.astype(jnp.float32)
         server = _weighted_mean(shares)
+        decoder = sfd.correlation_defense()
+        if column == "majority vote":
+            decoder = sfd.majority_vote()
         if column != "weighted mean":
-            is_vote = column == "majority vote"
-            decoder = sfd.majority_vote() if is_vote else sfd.correlation_defense()
             server = sfd.scale_by_sign_decoder(len(SITES), decoder)
+        made = ATTACKS | {"swing": lambda: attacks.swing(decoder)}
         simulated = sfd.simulation(
             models.loss_fn(model),
             optax.chain(influence(server), optax.scale_by_learning_rate(rate)),
             num_workers=len(SITES),
-            attack=switched(attack, tuple(ATTACKS.values())),
+            attack=switched(attack, tuple(made.values())),
             sign_error=False,
         )
         model_key, run_key = jax.random.split(jax.random.key(seed))
