@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from signfd_jax._checks import check_number, checked
 from signfd_jax.decoders._known import heaviness
-from signfd_jax.decoders._pairs import pair_counts, sampled_votes
-from signfd_jax.signs._tally import vote_tree, weighted_vote
+from signfd_jax.decoders._pairs import sampled_votes
+from signfd_jax.signs._tally import sum_over_axis, vote_tree, weighted_vote
 from signfd_jax.signs._totals import check_coordinates
+from signfd_jax.signs._visits import over_workers
 
 __all__ = [
     "DecodeInfo",
@@ -154,7 +155,7 @@ def majority_vote() -> Decoder:
     $\hat U_n = \operatorname{sign} \sum_m Y_{m,n}$; nothing is learned.
     `info.crossover` is the share of this round's votes that lost
     (`(errors + 1) / (votes + 2)`), for inspection only: on a sample of 8192
-    coordinates, always the same ones.
+    coordinates, always the same ones, or of 512 with more than 64 workers.
 
     Returns:
         A `Decoder`.
@@ -181,10 +182,12 @@ def majority_vote() -> Decoder:
         heavy = heaviness(weights.size, stakes, shares)
         weights = weights if heavy is None else heavy
         decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
-        rows = sampled_votes(jax.random.key(0), votes, 8192, axis_name)
+        size = 8192 if weights.size <= 64 else 512
+        rows = sampled_votes(jax.random.key(0), votes, size, axis_name)
         outcome, _ = weighted_vote(rows, weights, largest=1.0)
-        balance, counted = pair_counts(outcome[None], rows, axis_name)
-        crossover = ((counted - balance)[0] / 2 + 1) / (counted[0] + 2)
+        _, counts = over_workers(lambda row: ((), _lost(row, outcome)), rows)
+        lost, counted = sum_over_axis(counts, axis_name)
+        crossover = (lost + 1).astype(jnp.float32) / (counted + 2).astype(jnp.float32)
         return decoded, state, DecodeInfo(weights, crossover, margin)
 
     return Decoder(
@@ -194,3 +197,9 @@ def majority_vote() -> Decoder:
         needs_unpacked="",
         uses=("stakes", "shares"),
     )
+
+
+def _lost(row, outcome):
+    """How many of a worker's votes differ from the outcome, and of how many."""
+    both = row * outcome
+    return jnp.sum(both < 0, dtype=jnp.int32), jnp.sum(both != 0, dtype=jnp.int32)
