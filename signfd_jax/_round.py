@@ -116,7 +116,12 @@ def _honest_loss(losses, honest):
     number = jnp.sum(honest, dtype=jnp.int32)
     total = jnp.sum(jnp.where(honest, losses, 0))
     mean = total / jnp.maximum(number, 1).astype(losses.dtype)
-    return jnp.where(number > 0, mean, jnp.nan), number
+    return jnp.where(number > 0, mean, _nan_like(mean)), number
+
+
+def _nan_like(values):
+    """A NaN that is meant: `debug_nans` minds one made of a Python number."""
+    return jax.device_put(np.asarray(np.nan, values.dtype))
 
 
 def _info(opt_state, loss, num_honest, sign_error) -> SimulationInfo:
@@ -128,6 +133,6 @@ def _info(opt_state, loss, num_honest, sign_error) -> SimulationInfo:
         return SimulationInfo(loss, None, None, None, None, num_honest)
     error: Any = optax.tree.get(opt_state, "sign_error") if sign_error else None
     if error is not None:
-        error = jnp.where(error < 0, jnp.nan, error)
+        error = jnp.where(error < 0, _nan_like(error), error)
     shown = info.weights, info.crossover, info.margin
     return SimulationInfo(loss, *shown, error, num_honest)
