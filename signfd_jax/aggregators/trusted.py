@@ -1,9 +1,9 @@
-"""Rules that are told which workers are honest: FLTrust, and FLTrust on votes.
+"""Rules that are told which workers are honest: FLTrust, FLTrust on votes, MoNNA.
 
 Shapes: `M` workers, `D` coordinates; row m of `gradients` is worker m's gradient. The
-trusted rows are the server's own: they say how far each other row is believed, and are
-not among those that are averaged. A row that is not finite (`rows.finite_rows`) is
-never used; if no row is believed, the aggregate is the zero vector.
+trusted rows are the server's own: they say how far each other row is believed. A row
+that is not finite (`rows.finite_rows`) is never used; if no row is believed, the
+aggregate is the zero vector.
 """
 
 import jax
@@ -11,9 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from signfd_jax._checks import checked
-from signfd_jax.aggregators._rows import finite_rows, mean_of_rows, widen
+from signfd_jax.aggregators._rows import (
+    finite_rows,
+    mean_of_rows,
+    require_workers,
+    widen,
+)
 
-__all__ = ["fltrust", "fltrust_sign"]
+__all__ = ["fltrust", "fltrust_sign", "monna"]
 
 
 @checked
@@ -99,3 +104,46 @@ def fltrust_sign(
     """
     votes = jnp.nan_to_num(jnp.sign(widen(gradients)), nan=0.0)
     return jnp.sign(fltrust(votes, trusted)).astype(gradients.dtype)
+
+
+@checked
+def monna(
+    gradients: Float[Array, "M D"], trusted: Bool[Array, " M"], num_byzantine: int
+) -> Float[Array, " D"]:
+    r"""MoNNA's mixing: the mean of the M - f rows nearest to the trusted one.
+
+    $\frac{1}{M - f} \sum_{i \in N} g_i$, where $N$ has the M - f rows with the smallest
+    $\|g_i - g_0\|$ to the pivot $g_0$, the mean of the trusted rows, which are averaged
+    with the others. In the paper there is no server: each worker mixes so, with its own
+    row as the pivot. The mean of several trusted rows is this library's.
+
+    Args:
+        gradients: one row for each worker.
+        trusted: the workers that are known to be honest. May be traced.
+        num_byzantine: f; M > 2f.
+
+    Returns:
+        The mean of the nearest rows; zero if nobody is trusted.
+
+    Raises:
+        ValueError: M <= 2f with f > 0, or an argument has another shape than it should.
+
+    Examples:
+        >>> rows = jnp.array([[1.0], [2.0], [4.0], [99.0]])
+        >>> trusted = jnp.array([True, False, False, False])
+        >>> print(monna(rows, trusted, num_byzantine=1).round(2))
+        [2.33]
+
+    References:
+        Farhadkhani et al., [Robust Collaborative Learning with Linear Gradient
+        Overhead](https://arxiv.org/abs/2209.10931), ICML 2023.
+    """
+    count, f = len(gradients), num_byzantine
+    require_workers("monna", count, f, 2 * f + 1, "M > 2f")
+    finite = finite_rows(gradients)
+    rows = jnp.where(finite[:, None], widen(gradients), 0)
+    pivot = mean_of_rows(rows, trusted & finite)
+    squares = jnp.sum(jnp.square(rows - pivot[None, :]), axis=1)
+    nearest = jnp.argsort(jnp.where(finite, squares, jnp.inf))[: count - f]
+    kept = jnp.zeros(count, bool).at[nearest].set(True)
+    return mean_of_rows(gradients, kept & finite & jnp.any(trusted & finite))

@@ -13,13 +13,14 @@ from signfd_jax.aggregators import (
     fltrust_sign,
     keyed,
     mean,
+    monna,
     recurrent,
     stateless,
     trimmed_mean,
 )
 from signfd_jax.transforms import scale_by_aggregator
 
-M, D = 9, 40
+M, D, F = 9, 40, 4
 ROOT = np.arange(M) == M - 1
 TWO = np.isin(np.arange(M), [2, 5])
 
@@ -50,10 +51,22 @@ def naive_fltrust_sign(rows, trusted):
     return np.sign(naive_fltrust(np.sign(rows), trusted))
 
 
-NAIVE = {"fltrust": naive_fltrust, "fltrust_sign": naive_fltrust_sign}
+def naive_monna(rows, trusted):
+    pivot = rows[trusted].mean(0)
+    nearest = sorted(rows, key=lambda row: np.linalg.norm(row - pivot))[: M - F]
+    return sum(nearest) / len(nearest)
+
+
+NAIVE = {
+    "fltrust": naive_fltrust,
+    "fltrust_sign": naive_fltrust_sign,
+    "monna": naive_monna,
+}
+FLTRUST = ["fltrust", "fltrust_sign"]
 FUNCTIONS = {
     "fltrust": lambda *given: fltrust(*map(jnp.asarray, given)),
     "fltrust_sign": lambda *given: fltrust_sign(*map(jnp.asarray, given)),
+    "monna": lambda *given: monna(*map(jnp.asarray, given), num_byzantine=F),
 }
 
 
@@ -66,7 +79,7 @@ def test_every_rule_has_a_definition():
 @pytest.mark.parametrize("name", NAIVE)
 def test_equals_the_naive_loop(name, seed, trusted):
     rows = gradients(seed)
-    rule = TRUSTED_RULES[name](0, jax.random.key(0))
+    rule = TRUSTED_RULES[name](F, jax.random.key(0))
     state = rule.init(M, D)
     result, _ = jax.jit(rule.aggregate)(state, rows, trusted=trusted)
     expected = NAIVE[name](rows.astype(np.float64), trusted)
@@ -83,7 +96,7 @@ def test_the_mask_is_traced(name):
         np.testing.assert_allclose(result, alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAIVE)
+@pytest.mark.parametrize("name", FLTRUST)
 def test_what_a_liar_cannot_do(name):
     """A longer or an inverted row changes nothing, nor does one that is not finite."""
     rows = gradients()
@@ -105,7 +118,20 @@ def test_the_aggregate_is_no_longer_than_the_root():
         assert found <= np.linalg.norm(rows[-1]) * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("name", NAIVE)
+def test_monna_drops_the_rows_far_from_the_trusted_one():
+    rows = gradients(noise=0.1)
+    rows[:3] = np.array([[np.nan], [1e30], [-np.inf]])
+    rows[3] = -1e9
+    expected = rows[F:].mean(0)
+    found = FUNCTIONS["monna"](rows, ROOT)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not FUNCTIONS["monna"](rows, np.zeros(M, bool)).any()
+    assert not FUNCTIONS["monna"](rows, np.arange(M) == 0).any()  # it sent NaN
+    with pytest.raises(ValueError, match="monna needs M > 2f: with num_byzantine = 5"):
+        TRUSTED_RULES["monna"](5, jax.random.key(0)).init(M, D)
+
+
+@pytest.mark.parametrize("name", FLTRUST)
 def test_nobody_to_believe_gives_zero(name):
     rows = np.tile(gradients()[:1], (M, 1))
     assert not FUNCTIONS[name](rows, np.zeros(M, bool)).any()
@@ -123,7 +149,8 @@ def test_narrow_rows_are_only_rounded(name, dtype):
     rows = jnp.full((M, D), 300, dtype)
     result = FUNCTIONS[name](rows, ROOT)
     assert result.dtype == rows.dtype
-    np.testing.assert_allclose(result.astype(float), 300 if name == "fltrust" else 1)
+    expected = 1 if name == "fltrust_sign" else 300
+    np.testing.assert_allclose(result.astype(float), expected)
 
 
 # In a transformation ------------------------------------------------------------------

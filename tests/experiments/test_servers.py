@@ -107,7 +107,7 @@ def test_attackers_take_a_rule_for_a_majority_vote():
 # Servers that must be told whom to trust ----------------------------------------------
 
 
-NEEDING = ["fltrust", "fltrust_sign", "zeno"]
+NEEDING = ["fltrust", "fltrust_sign", "monna", "zeno"]
 TRUSTING = Experiment(
     model="softmax_regression",
     num_workers=8,

@@ -16,6 +16,7 @@ _CALLED = {
     "ipm": "IPM",
     "krum": "Krum",
     "distributed_lion": "distributed Lion",
+    "monna": "MoNNA",
     "multi_krum": "Multi-Krum",
     "s3gd_mv": "S3GD-MV",
     "sign_alie": "sign ALIE",
