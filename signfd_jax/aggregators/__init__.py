@@ -15,6 +15,7 @@ from signfd_jax.aggregators import (
     filtering,
     preaggregation,
     registry,
+    subsets,
     trusted,
 )
 from signfd_jax.aggregators.base import *
@@ -23,6 +24,7 @@ from signfd_jax.aggregators.distance import *
 from signfd_jax.aggregators.filtering import *
 from signfd_jax.aggregators.preaggregation import *
 from signfd_jax.aggregators.registry import *
+from signfd_jax.aggregators.subsets import *
 from signfd_jax.aggregators.trusted import *
 
 __all__: list[str] = []
@@ -31,5 +33,6 @@ __all__ += coordinate.__all__
 __all__ += distance.__all__
 __all__ += filtering.__all__
 __all__ += preaggregation.__all__
+__all__ += subsets.__all__
 __all__ += trusted.__all__
 __all__ += registry.__all__

@@ -46,6 +46,19 @@ def finite_rows(gradients: Float[Array, "M D"]) -> Bool[Array, " M"]:
     return jnp.isfinite(jnp.sum(jnp.square(widen(gradients)), axis=1))
 
 
+def rows_and_norms(gradients: Float[Array, "M D"]):
+    """The widened rows, zero where not finite, their norms, and which are finite."""
+    finite = finite_rows(gradients)
+    rows = jnp.where(finite[:, None], widen(gradients), 0)
+    return rows, jnp.sqrt(jnp.sum(jnp.square(rows), axis=1)), finite
+
+
+def shorten(rows: Float[Array, "M D"], norms: Float[Array, " M"], max_norm):
+    """The rows, with those of a larger norm than `max_norm` at that norm."""
+    scale = jnp.where(norms > max_norm, max_norm / jnp.where(norms > 0, norms, 1), 1)
+    return rows * scale[:, None]
+
+
 def sum_of_rows(rows: Float[Array, "M D"]) -> Float[Array, " D"]:
     """Sum of the rows, as a matrix product.
 
@@ -146,3 +159,31 @@ def middle(ordered: Float[Array, "M D"]) -> Float[Array, " D"]:
     """Median of values that are sorted along the workers."""
     count = len(ordered)
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
+def products_around_median(gradients: Float[Array, "M D"]) -> Float[Array, "M M"]:
+    """Scalar products of the finite rows, seen from their coordinate-wise median.
+
+    So those of ordinary rows are exact, whatever the others are. A row that is not
+    finite is put at the median.
+    """
+    finite = finite_rows(gradients)
+    median = middle(sorted_rows(jnp.where(finite[:, None], gradients, jnp.inf)))
+    median = jnp.where(jnp.isfinite(median), median, 0)
+    offsets = jnp.where(finite[:, None], widen(gradients) - median[None, :], 0)
+    return jnp.matmul(offsets, offsets.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def covariance(
+    products: Float[Array, "M M"], weights: Float[Array, " M"]
+) -> Float[Array, "M M"]:
+    r"""What has the eigenvalues of the rows' weighted covariance matrix.
+
+    With weights $w$ of sum 1 it is $\sqrt{w_i w_j} (g_i - \mu)^\top (g_j - \mu)$, of
+    the scalar `products` $g_i^\top g_j$ from any origin.
+    """
+    to_mean = jnp.matmul(products, weights, precision=jax.lax.Precision.HIGHEST)
+    square = jnp.sum(to_mean * weights)
+    centred = products - to_mean[:, None] - to_mean[None, :] + square
+    root = jnp.sqrt(weights)
+    return centred * root[:, None] * root[None, :]

@@ -1,9 +1,10 @@
-"""Rules that look for the liars and average the others: DnC and SignGuard.
+"""Rules that look for the liars and average the others: CGE, CAF, DnC and SignGuard.
 
 Shapes: `M` workers, `D` coordinates; row m of `gradients` is worker m's gradient.
-Both look at a random part of the coordinates, so both take a key. A row that is not
-finite (`rows.finite_rows`) is never averaged; if every row is filtered out, the
-aggregate is the zero vector.
+`f` is the number of Byzantine workers that a rule assumes. DnC and SignGuard look at a
+random part of the coordinates, so both take a key. A row that is not finite
+(`rows.finite_rows`) is never averaged; if every row is filtered out, the aggregate is
+the zero vector.
 """
 
 import jax
@@ -12,14 +13,124 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from signfd_jax._checks import check_number, check_size, checked
+from signfd_jax.aggregators._clusters import largest_mean_shift
 from signfd_jax.aggregators._rows import (
+    covariance,
     finite_rows,
     mean_of_rows,
+    products_around_median,
     require_workers,
+    rows_and_norms,
+    shorten,
     widen,
 )
 
-__all__ = ["dnc", "signguard"]
+__all__ = ["caf", "cge", "dnc", "signguard"]
+
+
+@checked
+def cge(gradients: Float[Array, "M D"], num_byzantine: int) -> Float[Array, " D"]:
+    r"""Comparative gradient elimination: the mean of the M - f shortest rows.
+
+    $\frac{1}{M - f} \sum_{k=1}^{M-f} g_{(k)}$ of the rows in the order of their norms
+    $\|g_{(1)}\| \le \dots \le \|g_{(M)}\|$. Rows that lie, but are not long, are kept.
+
+    Args:
+        gradients: one row for each worker.
+        num_byzantine: f; M > 2f.
+
+    Returns:
+        The mean of the rows that are left.
+
+    Raises:
+        ValueError: M <= 2f with f > 0.
+
+    Examples:
+        >>> rows = jnp.array([[1.0, 0.0], [0.0, 2.0], [-9.0, 9.0]])
+        >>> print(cge(rows, num_byzantine=1))
+        [0.5 1. ]
+
+    References:
+        Gupta, Liu and Vaidya, [Byzantine Fault-Tolerant Distributed Machine Learning
+        Using Stochastic Gradient Descent (SGD) and Norm-Based Comparative Gradient
+        Elimination (CGE)](https://arxiv.org/abs/2008.04699), 2020.
+    """
+    count, f = len(gradients), num_byzantine
+    require_workers("cge", count, f, 2 * f + 1, "M > 2f")
+    _, norms, finite = rows_and_norms(gradients)
+    shortest = jnp.argsort(jnp.where(finite, norms, jnp.inf))[: count - f]
+    kept = jnp.zeros(count, bool).at[shortest].set(True)
+    return mean_of_rows(gradients, kept & finite)
+
+
+@checked
+def caf(gradients: Float[Array, "M D"], num_byzantine: int) -> Float[Array, " D"]:
+    r"""Covariance-bound agnostic filter: lower the weights along the main spread.
+
+    All weights $c_i$ start at 1. While $\sum_i c_i > M - 2f$, with the weighted mean
+    $\mu$ and the top eigenvector $v$ of the weighted covariance matrix,
+
+    $$c_i \leftarrow c_i \left(1 - \tau_i / \max_j \tau_j\right), \qquad
+    \tau_i = \langle g_i - \mu, v\rangle^2,$$
+
+    where the maximum is over the rows that have weight left, so that every step takes
+    all from one of them. Of all the means on the way, the one with the smallest top
+    eigenvalue is returned. Eigenvectors are exact: each step decomposes an M x M
+    matrix. ByzFL does one step of the power method, and its maximum is over all rows.
+
+    Args:
+        gradients: one row for each worker.
+        num_byzantine: f; M > 2f. With 0 the rule is the mean.
+
+    Returns:
+        A weighted mean. A row that is not finite has the weight 0 from the start.
+
+    Raises:
+        ValueError: M <= 2f with f > 0.
+
+    Examples:
+        >>> rows = jnp.array([[1.0], [2.0], [3.0], [99.0]])
+        >>> print(caf(rows, num_byzantine=1).round(1))
+        [2.]
+
+    References:
+        Allouah, Guerraoui and Stephan, [Towards Trustworthy Federated Learning with
+        Untrusted Participants](https://arxiv.org/abs/2505.01874), ICML 2025.
+    """
+    count, f = len(gradients), num_byzantine
+    require_workers("caf", count, f, 2 * f + 1, "M > 2f")
+    finite = finite_rows(gradients)
+    products = products_around_median(gradients)
+    least = count - 2 * f
+
+    def look(weights):
+        """The top eigenvalue, and every row's part in it over its own weight."""
+        share = weights / jnp.maximum(jnp.sum(weights), 1e-6)
+        values, vectors = jnp.linalg.eigh(covariance(products, share))
+        # Times the eigenvalue, tau is the square of the entry over its weight.
+        part = jnp.square(vectors[:, -1]) / jnp.where(weights > 0, weights, 1)
+        return values[-1], jnp.where(weights > 0, part, 0)
+
+    def filtering(carry):
+        weights, _, _, smallest = carry
+        return (jnp.sum(weights) > least) & (smallest > 0)
+
+    def lower(carry):
+        weights, part, best, smallest = carry
+        weights = weights * (1 - part / jnp.max(part))
+        weights = jnp.where(weights > 1e-6, weights, 0)  # but for rounding they are 0
+        value, part = look(weights)
+        better = (value < smallest) & (jnp.sum(weights) > least)
+        best = jnp.where(better, weights, best)
+        return weights, part, best, jnp.minimum(smallest, value)
+
+    weights = finite.astype(products.dtype)
+    value, part = look(weights)
+    best = jax.lax.while_loop(filtering, lower, (weights, part, weights, value))[2]
+    rows = jnp.where(finite[:, None], widen(gradients), 0)
+    share = best / jnp.maximum(jnp.sum(best), 1e-6)
+    aggregate = jnp.matmul(share, rows, precision=jax.lax.Precision.HIGHEST)
+    return aggregate.astype(gradients.dtype)
 
 
 @checked
@@ -145,9 +256,7 @@ def signguard(
     check_number("max_norm", max_norm, min_norm, float("inf"))
     check_number("sample_fraction", sample_fraction, 0, 1)
     dimension = gradients.shape[1]
-    finite = finite_rows(gradients)
-    rows = jnp.where(finite[:, None], widen(gradients), 0)
-    norms = jnp.sqrt(jnp.sum(jnp.square(rows), axis=1))
+    rows, norms, finite = rows_and_norms(gradients)
     median = jnp.nanmedian(jnp.where(finite, norms, jnp.nan))
     ordinary = finite & (norms >= min_norm * median) & (norms <= max_norm * median)
 
@@ -158,11 +267,11 @@ def signguard(
         [jnp.mean(block > 0, 1), jnp.mean(block == 0, 1), jnp.mean(block < 0, 1)], 1
     )
     shares /= jnp.maximum(jnp.max(shares, axis=0, keepdims=True), 1e-8)
-    clustered = _largest_cluster(shares) & ordinary
+    clustered = largest_mean_shift(shares) & ordinary
     kept = jnp.where(jnp.any(clustered), clustered, ordinary)
 
-    scale = jnp.where(norms > median, median / norms, 1)
-    return mean_of_rows(rows * scale[:, None], kept).astype(gradients.dtype)
+    rows = shorten(rows, norms, median)
+    return mean_of_rows(rows, kept).astype(gradients.dtype)
 
 
 def _sample_columns(key, gradients, num_sampled):
@@ -174,52 +283,3 @@ def _sample_columns(key, gradients, num_sampled):
     first = jnp.asarray(edges[:-1], jnp.int32)
     width = jnp.asarray(np.diff(edges), jnp.int32)
     return gradients[:, first + jax.random.randint(key, first.shape, 0, width)]
-
-
-def _largest_cluster(points: Float[Array, "M K"]) -> Bool[Array, " M"]:
-    """Members of the largest cluster of flat-kernel mean shift, as scikit-learn's."""
-    count = len(points)
-
-    def distances(a, b):
-        return jnp.linalg.norm(a[:, None] - b[None], axis=2)
-
-    # The mean distance to the (M / 2)-th nearest point, itself being the first. Shares
-    # are ratios of counts, so many distances tie: rounding must not part them.
-    nearest_first = jnp.sort(distances(points, points), axis=1)
-    bandwidth = jnp.mean(nearest_first[:, max(count // 2, 1) - 1])
-    bandwidth = bandwidth * (1 + 1e-5) + 1e-6
-
-    def within(a, b):
-        return distances(a, b) <= bandwidth
-
-    def moving(carry):
-        _, step, iteration = carry
-        return (step > 1e-3 * bandwidth) & (iteration < 300)
-
-    def shift(carry):
-        centres, _, iteration = carry
-        near = within(centres, points).astype(points.dtype)
-        near /= jnp.maximum(jnp.sum(near, axis=1, keepdims=True), 1)
-        moved = jnp.matmul(near, points, precision=jax.lax.Precision.HIGHEST)
-        step = jnp.max(jnp.linalg.norm(moved - centres, axis=1))
-        return moved, step, iteration + 1
-
-    carry = (points, jnp.full((), jnp.inf, points.dtype), jnp.zeros((), jnp.int32))
-    centres = jax.lax.while_loop(moving, shift, carry)[0]
-
-    # The centre with most points absorbs those within a bandwidth, and so on.
-    popularity = jnp.sum(within(centres, points), axis=1)
-    rank = jnp.argsort(-popularity)
-    centres = centres[rank]
-    close = within(centres, centres)
-
-    def absorb(index, alive):
-        swallowed = close[index] & (jnp.arange(count) > index) & alive[index]
-        return alive & ~swallowed
-
-    alive = jax.lax.fori_loop(0, count, absorb, jnp.ones(count, bool))
-    distance = jnp.where(alive[None, :], distances(points, centres), jnp.inf)
-    label = jnp.argmin(distance, axis=1)
-    member = jnp.min(distance, axis=1) <= bandwidth
-    size = jnp.zeros(count, jnp.int32).at[label].add(member.astype(jnp.int32))
-    return member & (label == jnp.argmax(size))

@@ -13,6 +13,8 @@ from signfd_jax._checks import check_number, check_size, checked
 from signfd_jax.aggregators._rows import (
     finite_rows,
     require_workers,
+    rows_and_norms,
+    shorten,
     squared_distances,
     widen,
 )
@@ -53,8 +55,8 @@ def clipping(
         https://arxiv.org/abs/2405.14432), ICLR 2025, compare with it.
     """
     check_number("max_norm", max_norm, 0, float("inf"))
-    rows, norms = _rows_and_norms(gradients)
-    return _clip(rows, norms, max_norm).astype(gradients.dtype)
+    rows, norms, _ = rows_and_norms(gradients)
+    return shorten(rows, norms, max_norm).astype(gradients.dtype)
 
 
 @checked
@@ -87,10 +89,10 @@ def adaptive_robust_clipping(
     count, f = len(gradients), num_byzantine
     require_workers("adaptive_robust_clipping", count, f, 2 * f + 1, "M > 2f")
     num_clipped = 2 * f * (count - f) // count
-    rows, norms = _rows_and_norms(gradients)
-    ordered = jnp.sort(jnp.where(finite_rows(gradients), norms, jnp.inf))
+    rows, norms, finite = rows_and_norms(gradients)
+    ordered = jnp.sort(jnp.where(finite, norms, jnp.inf))
     threshold = ordered[count - num_clipped - 1]
-    return _clip(rows, norms, threshold).astype(gradients.dtype)
+    return shorten(rows, norms, threshold).astype(gradients.dtype)
 
 
 @checked
@@ -224,14 +226,3 @@ def top_k(gradients: Float[Array, "M D"], fraction: float = 0.1) -> Float[Array,
     lowest = jnp.zeros(len(gradients), integer)
     threshold = jax.lax.fori_loop(0, width - 1, set_bit, lowest)
     return jnp.where(bits >= threshold[:, None], gradients, 0)
-
-
-def _rows_and_norms(gradients):
-    """The widened rows, zero where not finite, and their norms."""
-    rows = jnp.where(finite_rows(gradients)[:, None], widen(gradients), 0)
-    return rows, jnp.sqrt(jnp.sum(jnp.square(rows), axis=1))
-
-
-def _clip(rows, norms, max_norm):
-    scale = jnp.where(norms > max_norm, max_norm / norms, 1)
-    return rows * scale[:, None]

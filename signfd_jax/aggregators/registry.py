@@ -17,6 +17,7 @@ from signfd_jax.aggregators import (
     distance,
     filtering,
     preaggregation,
+    subsets,
     trusted,
 )
 from signfd_jax.aggregators.base import Rule, chain, keyed, recurrent, stateless
@@ -98,7 +99,7 @@ def _factories(*modules) -> dict[str, Callable[..., Rule]]:
     }
 
 
-RULES = _factories(coordinate, distance, filtering) | {
+RULES = _factories(coordinate, distance, filtering, subsets) | {
     "top_k_multi_krum": _show_options(
         _top_k_multi_krum,
         [

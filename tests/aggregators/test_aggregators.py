@@ -15,13 +15,14 @@ import pytest
 
 from signfd_jax import aggregators
 from signfd_jax.aggregators import PREAGGREGATIONS, RULES, chain, keyed, stateless
+from signfd_jax.aggregators._clusters import largest_mean_shift
 from signfd_jax.aggregators._rows import (
     _odd_even_merge_network,
     mean_near_median,
     sorted_rows,
     squared_distances,
 )
-from signfd_jax.aggregators.filtering import _largest_cluster, _sample_columns
+from signfd_jax.aggregators.filtering import _sample_columns
 
 M, D, F = 11, 23, 2
 
@@ -119,7 +120,7 @@ def naive_mean_shift(points):
     """Labels by the textbook procedure; the members of the largest cluster."""
     distances = [sorted(np.linalg.norm(p - q) for q in points) for p in points]
     bandwidth = np.mean([d[max(len(points) // 2, 1) - 1] for d in distances])
-    bandwidth = bandwidth * (1 + 1e-5) + 1e-6  # shares tie: see _largest_cluster
+    bandwidth = bandwidth * (1 + 1e-5) + 1e-6  # shares tie: see largest_mean_shift
     near = lambda c: [p for p in points if np.linalg.norm(p - c) <= bandwidth]  # noqa: E731
     centres = []
     for centre in points:
@@ -180,6 +181,49 @@ def naive_mixing(rows, f):
     return np.array([rows[n].mean(0) for n in nearest])
 
 
+def naive_cge(rows, f):
+    kept = sorted(rows, key=np.linalg.norm)[: len(rows) - f]
+    return sum(kept) / len(kept)
+
+
+def top_of_covariance(rows, weights):
+    """Weighted mean, and the top eigenvalue and eigenvector of the D x D covariance."""
+    mean = weights @ rows / weights.sum()
+    offsets = [(w, r - mean) for w, r in zip(weights, rows, strict=True)]
+    covariance = sum(w * np.outer(o, o) for w, o in offsets) / weights.sum()
+    values, vectors = np.linalg.eigh(covariance)
+    return mean, values[-1], vectors[:, -1]
+
+
+def naive_caf(rows, f):
+    weights, seen = np.ones(len(rows)), []
+    while weights.sum() > len(rows) - 2 * f:
+        mean, value, vector = top_of_covariance(rows, weights)
+        seen.append((value, tuple(mean)))
+        along = ((rows - mean) @ vector) ** 2
+        weights *= 1 - along / along[weights > 1e-9].max()
+        weights = np.maximum(weights, 0)  # of those that have none left
+    return np.array(min(seen)[1])
+
+
+def naive_best_subset(rows, f, spread):
+    subsets = itertools.combinations(range(len(rows)), len(rows) - f)
+    return rows[list(min(subsets, key=lambda s: spread(rows[list(s)])))].mean(0)
+
+
+def naive_mda(rows, f):
+    def spread(chosen):
+        distances = naive_distances(chosen)
+        return distances.max().round(9), distances.sum()
+
+    return naive_best_subset(rows, f, spread)
+
+
+def naive_smea(rows, f):
+    top = lambda chosen: top_of_covariance(chosen, np.ones(len(chosen)))[1]  # noqa: E731
+    return naive_best_subset(rows, f, top)
+
+
 # name -> (options for the registered rule, the naive function of the rows)
 NAIVE = {
     "mean": ({}, lambda x: sum(x) / len(x)),
@@ -203,6 +247,10 @@ NAIVE = {
     ),
     "dnc": ({}, lambda x: naive_dnc(x, F)),
     "signguard": ({"sample_fraction": 1.0}, naive_signguard),
+    "cge": ({}, lambda x: naive_cge(x, F)),
+    "caf": ({}, lambda x: naive_caf(x, F)),
+    "mda": ({}, lambda x: naive_mda(x, F)),
+    "smea": ({}, lambda x: naive_smea(x, F)),
     "clipping": ({"max_norm": 2.0}, lambda x: np.array([naive_clip(r, 2) for r in x])),
     "adaptive_robust_clipping": ({}, lambda x: naive_arc(x, F)),
     "nearest_neighbour_mixing": ({}, lambda x: naive_mixing(x, F)),
@@ -264,7 +312,10 @@ def test_vmap_equals_loop(name):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["krum", "centered_clipping", "dnc", "bucketing"])
+CARRYING = ["krum", "centered_clipping", "dnc", "bucketing"]
+
+
+@pytest.mark.parametrize("name", CARRYING)
 def test_scan_carries_the_state(name):
     rule = build(name)
     rows = jnp.stack([jnp.asarray(gradients(seed)) for seed in range(3)])
@@ -346,8 +397,8 @@ def test_two_workers_and_nobody_byzantine(name):
     assert np.all(np.isfinite(result))
 
 
-# Signs, norms and clipping radii refer to zero, so these rules do not move along.
-ANCHORED = {"centered_clipping", "signguard", "top_k_multi_krum"}
+# Signs, norms, angles and clipping radii refer to zero: these rules do not move along.
+ANCHORED = {"centered_clipping", "signguard", "top_k_multi_krum", "cge"}
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ANCHORED))
@@ -394,9 +445,11 @@ def test_mean_of_a_row_that_is_not_finite_is_not_finite():
     assert np.isnan(result[5]) and np.isfinite(np.delete(result, 5)).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["krum", "multi_krum", "bulyan", "geometric_median", "dnc", "signguard"]
-)
+FINDING = ["krum", "multi_krum", "bulyan", "geometric_median", "dnc", "signguard"]
+FINDING += ["caf", "cge", "mda", "smea"]
+
+
+@pytest.mark.parametrize("name", FINDING)
 def test_no_finite_row_gives_zero_and_one_is_found(name):
     rows = np.full((M, D), np.nan, np.float32)
     np.testing.assert_array_equal(aggregate(build(name), rows), np.zeros(D))
@@ -437,6 +490,10 @@ def test_top_k_and_bucketing_hand_on_what_is_not_finite():
         ("multi_krum", lambda f: 2 * f + 3),
         ("bulyan", lambda f: 4 * f + 3),
         ("dnc", lambda f: 2 * f + 1),
+        ("caf", lambda f: 2 * f + 1),
+        ("cge", lambda f: 2 * f + 1),
+        ("mda", lambda f: 2 * f + 1),
+        ("smea", lambda f: 2 * f + 1),
         ("adaptive_robust_clipping", lambda f: 2 * f + 1),
         ("nearest_neighbour_mixing", lambda f: 2 * f + 1),
     ],
@@ -584,7 +641,7 @@ def test_mean_shift_finds_the_textbook_clusters(seed):
     centres = rng.uniform(size=(3, 3))[rng.integers(3, size=15)]
     points = (centres + 0.03 * rng.normal(size=(15, 3))).astype(np.float32)
     np.testing.assert_array_equal(
-        jitted(_largest_cluster)(jnp.asarray(points)), naive_mean_shift(points)
+        jitted(largest_mean_shift)(jnp.asarray(points)), naive_mean_shift(points)
     )
 
 
@@ -595,6 +652,29 @@ def test_signguard_drops_inverted_rows():
     rows[M - 3 :] *= -1
     result = aggregate(build("signguard"), rows)
     np.testing.assert_allclose(result, rows[: M - 3].mean(0), atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["mda", "smea"])
+def test_too_many_subsets_are_refused(name):
+    build(name, num_byzantine=5).init(20, 1)
+    with pytest.raises(ValueError, match=r"30 workers and num_byzantine = 10 there ar"):
+        build(name, num_byzantine=10).init(30, 1)
+
+
+def test_mda_takes_the_tightest_of_subsets_with_one_diameter():
+    """In any order: the rows at 0 and 8 are farthest apart in two subsets."""
+    for order in itertools.permutations([0.0, 8.0, 4.0, 1.0]):
+        rows = jnp.array([*order, -20.0])[:, None]
+        result = jitted(aggregators.mda, num_byzantine=2)(rows)
+        np.testing.assert_allclose(result, [5 / 3])  # 0, 1 and 4
+
+
+def test_caf_lowers_weights_until_a_huge_pair_is_gone():
+    rows = gradients(num_outliers=0)
+    honest = rows[: M - F].mean(0)
+    rows[M - F], rows[M - 1] = 1e8, -1e12
+    error = np.abs(aggregate(build("caf"), rows) - honest).max()
+    assert error < np.abs(rows[: M - F] - honest).max()
 
 
 @pytest.mark.parametrize(("bucket_size", "sizes"), [(1, [1] * 11), (4, [4, 4, 3])])

@@ -7,6 +7,8 @@ from typing import Any
 # What is not just its name with spaces for underscores.
 _CALLED = {
     "alie": "ALIE",
+    "caf": "CAF",
+    "cge": "CGE",
     "dawid_skene": "Dawid-Skene",
     "dnc": "DnC",
     "ef_sign_sgd": "EF-signSGD",
@@ -16,12 +18,14 @@ _CALLED = {
     "ipm": "IPM",
     "krum": "Krum",
     "distributed_lion": "distributed Lion",
+    "mda": "MDA",
     "monna": "MoNNA",
     "multi_krum": "Multi-Krum",
     "s3gd_mv": "S3GD-MV",
     "sign_alie": "sign ALIE",
     "signguard": "SignGuard",
     "signum": "Signum",
+    "smea": "SMEA",
     "top_k_multi_krum": "top-k Multi-Krum",
     "zeno": "Zeno",
 }
@@ -33,9 +37,10 @@ _OWN = {
     "federated defense": ("#D55E00", "--"),
     "majority vote": ("#000000", ":"),
 }
+_DASHES = [(5, 1), (1, 1), (3, 1, 1, 1), (9, 2, 1, 2), (2, 3), (7, 1, 1, 1, 1, 1)]
 _OTHERS = [
     (colour, line)
-    for line in ("-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (9, 2, 1, 2)))
+    for line in ("-.", *((0, dashes) for dashes in _DASHES))
     for colour in ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 ]
 
