@@ -712,6 +712,7 @@ for name, option, bad, says in [
     ("fltrust", "trusted", jnp.ones(6, bool), r"trusted must be bool \[M\] with M = 7"),
     ("fltrust_sign", "trusted", None, r"trusted must be bool \[M\] with M = 7"),
     ("monna", "trusted", jnp.ones(7), r"trusted must be bool \[M\] with M = 7"),
+    ("flame", "noise_level", -1.0, "noise_level must lie in"),
 ]:
     row(
         f"signfd_jax.aggregators.{name}({option})",

@@ -2,7 +2,8 @@
 
 Each rule is a function of `gradients [M, D]` (one row for each worker) that returns
 `[D]`; `stateless`, `keyed` and `recurrent` make a `Rule`, the `init`/`aggregate` pair
-that `scale_by_aggregator` takes, and `chain` puts pre-aggregations before it.
+that `scale_by_aggregator` takes, and `chain` puts pre-aggregations before it. Rules
+that remember more than their last aggregate are functions that return a `Rule`.
 
 To add a rule, write the function and list it in `__all__` of its module: then it is in
 `RULES`, `PREAGGREGATIONS` or `TRUSTED_RULES`, and the conformance tests cover it.
@@ -11,6 +12,7 @@ To add a rule, write the function and list it in `__all__` of its module: then i
 from signfd_jax.aggregators import (
     base,
     coordinate,
+    cosine,
     distance,
     filtering,
     preaggregation,
@@ -20,6 +22,7 @@ from signfd_jax.aggregators import (
 )
 from signfd_jax.aggregators.base import *
 from signfd_jax.aggregators.coordinate import *
+from signfd_jax.aggregators.cosine import *
 from signfd_jax.aggregators.distance import *
 from signfd_jax.aggregators.filtering import *
 from signfd_jax.aggregators.preaggregation import *
@@ -30,6 +33,7 @@ from signfd_jax.aggregators.trusted import *
 __all__: list[str] = []
 __all__ += base.__all__
 __all__ += coordinate.__all__
+__all__ += cosine.__all__
 __all__ += distance.__all__
 __all__ += filtering.__all__
 __all__ += preaggregation.__all__

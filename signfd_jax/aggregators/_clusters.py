@@ -1,11 +1,81 @@
 """Which rows belong together: the clusterings that filtering rules ask for.
 
-Shapes: `M` points of `K` coordinates.
+Shapes: `M` points or rows, of which `present` says which count. All are deterministic,
+and none depends on the order of the rows, but for ties.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+
+def cosines(rows: Float[Array, "M D"]) -> Float[Array, "M M"]:
+    """Cosines of the angles between finite rows; 0 where a row is zero."""
+    # First to a largest entry of 1: then no square overflows.
+    rows = _divided(rows, jnp.max(jnp.abs(rows), axis=1, initial=0))
+    rows = _divided(rows, jnp.sqrt(jnp.sum(jnp.square(rows), axis=1)))
+    products = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.clip(products, -1, 1)
+
+
+def larger_of_two(
+    distances: Float[Array, "M M"], present: Bool[Array, " M"]
+) -> Bool[Array, " M"]:
+    """The larger of the two clusters at which average linkage ends.
+
+    Of two of one size it is the one with the smaller mean distance inside.
+    """
+    count = len(distances)
+    pairs = present[:, None] & present[None, :]
+    inside = jnp.where(pairs, distances, 0)
+    apart = jnp.where(pairs & ~jnp.eye(count, dtype=bool), distances, jnp.inf)
+
+    def merge(_, carry):
+        apart, labels, sizes = carry
+        one, other = jnp.divmod(jnp.argmin(apart), count)  # the first: one < other
+        share = sizes[one] / jnp.maximum(sizes[one] + sizes[other], 1)
+        mean = share * apart[one] + (1 - share) * apart[other]
+        mean = mean.at[one].set(jnp.inf)
+        merged = apart.at[one].set(mean).at[:, one].set(mean)
+        merged = merged.at[other].set(jnp.inf).at[:, other].set(jnp.inf)
+        after = (
+            merged,
+            jnp.where(labels == other, one, labels),
+            sizes.at[one].add(sizes[other]).at[other].set(0),
+        )
+        more = jnp.sum(sizes > 0) > 2
+        return jax.tree.map(lambda new, old: jnp.where(more, new, old), after, carry)
+
+    carry = (apart, jnp.arange(count), present.astype(distances.dtype))
+    _, labels, sizes = jax.lax.fori_loop(0, max(count - 2, 0), merge, carry)
+    members = (labels[None, :] == jnp.arange(count)[:, None]) & present[None, :]
+    chosen = members.astype(distances.dtype)
+    within = jnp.sum(jnp.matmul(chosen, inside) * chosen, axis=1)
+    width = within / jnp.square(jnp.maximum(sizes, 1))
+    return members[jnp.lexsort((width, -sizes))[0]]
+
+
+def first_majority(
+    distances: Float[Array, "M M"], present: Bool[Array, " M"]
+) -> Bool[Array, " M"]:
+    """The cluster that is first to hold more than half, by single linkage.
+
+    Rows are joined in the order of their distances. Those joined at the distance at
+    which the cluster outgrows half belong to it too.
+    """
+    pairs = present[:, None] & present[None, :]
+    reached = jnp.where(pairs, distances, jnp.inf)
+    reached = jnp.where(jnp.eye(len(reached), dtype=bool), 0, reached)
+
+    def through(row, reached):
+        """The longest step of the best path, which may now pass this row."""
+        path = jnp.maximum(reached[:, row, None], reached[None, row, :])
+        return jnp.minimum(reached, path)
+
+    reached = jax.lax.fori_loop(0, len(reached), through, reached)
+    majority = jnp.sum(present) // 2  # beside the row itself
+    joined = jnp.take(jnp.sort(reached, axis=1), majority, axis=1)
+    return present & (joined <= jnp.min(joined, where=present, initial=jnp.inf))
 
 
 def largest_mean_shift(points: Float[Array, "M K"]) -> Bool[Array, " M"]:
@@ -55,3 +125,8 @@ def largest_mean_shift(points: Float[Array, "M K"]) -> Bool[Array, " M"]:
     member = jnp.min(distance, axis=1) <= bandwidth
     size = jnp.zeros(count, jnp.int32).at[label].add(member.astype(jnp.int32))
     return member & (label == jnp.argmax(size))
+
+
+def _divided(rows, by):
+    """Each row divided by its number, where that is not zero."""
+    return rows / jnp.where(by > 0, by, 1)[:, None]

@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 from signfd_jax._checks import check_callable
 from signfd_jax.aggregators import (
     coordinate,
+    cosine,
     distance,
     filtering,
     preaggregation,
@@ -34,10 +35,13 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
     random (`keyed`); where it needs one more than the gradients, it is told its last
     result (`recurrent`); where it has `num_byzantine` it is told the number f that is
     assumed, and where it has `trusted`, which workers are honest. Those with a default
-    are its options, which the signature shows.
+    are its options, which the signature shows. A function that is annotated to return a
+    `Rule` makes it itself, of its options, and of `num_byzantine` or `key` where it has
+    them: so a rule may remember what it likes.
 
     Args:
-        function: the rule, `([key], gradients [M, D], [last result], **options)`.
+        function: the rule, `([key], gradients [M, D], [last result], **options)`, or
+            `([num_byzantine], [key], **options) -> Rule`.
 
     Returns:
         `(num_byzantine, key, **options) -> Rule`; its attribute `needs` is the rule's.
@@ -53,7 +57,9 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
         [2.]
     """
     check_callable("function", function, "of gradients [M, D]")
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    parameters = signature.parameters
+    makes_rule = signature.return_annotation is Rule
     assumes_f = "num_byzantine" in parameters
     is_keyed = next(iter(parameters), "") == "key"
     empty = inspect.Parameter.empty
@@ -63,6 +69,8 @@ def factory(function: Callable[..., Any]) -> Callable[..., Rule]:
     def make(num_byzantine: int, key: PRNGKeyArray, **options) -> Rule:
         if assumes_f:
             options["num_byzantine"] = num_byzantine
+        if makes_rule:
+            return function(**options, **({"key": key} if "key" in parameters else {}))
         if is_keyed:
             return keyed(function, key, **options)
         return (recurrent if is_recurrent else stateless)(function, **options)
@@ -99,7 +107,7 @@ def _factories(*modules) -> dict[str, Callable[..., Rule]]:
     }
 
 
-RULES = _factories(coordinate, distance, filtering, subsets) | {
+RULES = _factories(coordinate, cosine, distance, filtering, subsets) | {
     "top_k_multi_krum": _show_options(
         _top_k_multi_krum,
         [

@@ -12,10 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
 from signfd_jax import aggregators
 from signfd_jax.aggregators import PREAGGREGATIONS, RULES, chain, keyed, stateless
-from signfd_jax.aggregators._clusters import largest_mean_shift
+from signfd_jax.aggregators._clusters import (
+    first_majority,
+    larger_of_two,
+    largest_mean_shift,
+)
 from signfd_jax.aggregators._rows import (
     _odd_even_merge_network,
     mean_near_median,
@@ -224,6 +229,59 @@ def naive_smea(rows, f):
     return naive_best_subset(rows, f, top)
 
 
+def cosine_distances(rows):
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.maximum(1 - unit @ unit.T, 0)
+
+
+def naive_larger_of_two(distances):
+    """Scikit-learn's clustering, as in Blades."""
+    linkage = AgglomerativeClustering(2, metric="precomputed", linkage="average")
+    labels = linkage.fit_predict(distances)
+    return labels == np.argmax(np.bincount(labels))
+
+
+def naive_clipped_clustering(rows, norms=()):
+    """`norms` are those of the rounds before."""
+    limit = np.median([*norms, *np.linalg.norm(rows, axis=1)])
+    kept = rows[naive_larger_of_two(cosine_distances(rows))]
+    return np.mean([naive_clip(row, limit) for row in kept], axis=0)
+
+
+def naive_first_majority(distances):
+    """Scikit-learn's HDBSCAN, which counts a row among its own neighbours."""
+    clustering = HDBSCAN(
+        min_cluster_size=len(distances) // 2 + 1,
+        min_samples=1,
+        metric="precomputed",
+        allow_single_cluster=True,
+        copy=True,
+    )
+    return clustering.fit_predict(distances) == 0
+
+
+def naive_flame(rows):
+    limit = np.median(np.linalg.norm(rows, axis=1))
+    kept = rows[naive_first_majority(cosine_distances(rows))]
+    return np.mean([naive_clip(row, limit) for row in kept], axis=0)
+
+
+def naive_foolsgold(rows, histories=0.0):
+    """The paper's algorithm, with no similarity below zero; over the total weight."""
+    histories, count = histories + rows, len(rows)
+    alike = 1 - cosine_distances(histories)
+    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+    most = [max(0, *np.delete(alike[i], i)) for i in range(count)]
+    for i, j in pairs:
+        if most[j] > most[i]:
+            alike[i, j] *= most[i] / most[j]
+    rates = [1 - max(0, *np.delete(alike[i], i)) for i in range(count)]
+    rates = np.array(rates) / max(rates)
+    with np.errstate(divide="ignore"):
+        weights = np.clip(np.log(rates / (1 - rates)) + 0.5, 0, 1)
+    return weights @ rows / weights.sum()
+
+
 # name -> (options for the registered rule, the naive function of the rows)
 NAIVE = {
     "mean": ({}, lambda x: sum(x) / len(x)),
@@ -251,6 +309,9 @@ NAIVE = {
     "caf": ({}, lambda x: naive_caf(x, F)),
     "mda": ({}, lambda x: naive_mda(x, F)),
     "smea": ({}, lambda x: naive_smea(x, F)),
+    "clipped_clustering": ({}, naive_clipped_clustering),
+    "flame": ({}, naive_flame),
+    "foolsgold": ({}, naive_foolsgold),
     "clipping": ({"max_norm": 2.0}, lambda x: np.array([naive_clip(r, 2) for r in x])),
     "adaptive_robust_clipping": ({}, lambda x: naive_arc(x, F)),
     "nearest_neighbour_mixing": ({}, lambda x: naive_mixing(x, F)),
@@ -312,10 +373,10 @@ def test_vmap_equals_loop(name):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-CARRYING = ["krum", "centered_clipping", "dnc", "bucketing"]
+CARRYING = ["krum", "centered_clipping", "dnc", "bucketing", "foolsgold"]
 
 
-@pytest.mark.parametrize("name", CARRYING)
+@pytest.mark.parametrize("name", [*CARRYING, "clipped_clustering"])
 def test_scan_carries_the_state(name):
     rule = build(name)
     rows = jnp.stack([jnp.asarray(gradients(seed)) for seed in range(3)])
@@ -368,7 +429,8 @@ SHORTENS = {"clipping": {"max_norm": 1e3}, "centered_clipping": {"clip_norm": 1e
 SPARSE = {"top_k": {"fraction": 1.0}, "top_k_multi_krum": {"fraction": 1.0}}
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
+# FoolsGold is against workers that send the same.
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"foolsgold"}))
 @pytest.mark.slow
 def test_identical_rows_come_back(name):
     row = gradients()[0]
@@ -398,7 +460,8 @@ def test_two_workers_and_nobody_byzantine(name):
 
 
 # Signs, norms, angles and clipping radii refer to zero: these rules do not move along.
-ANCHORED = {"centered_clipping", "signguard", "top_k_multi_krum", "cge"}
+ANCHORED = {"centered_clipping", "signguard", "top_k_multi_krum", "cge", "flame"}
+ANCHORED |= {"clipped_clustering", "foolsgold"}
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ANCHORED))
@@ -446,7 +509,7 @@ def test_mean_of_a_row_that_is_not_finite_is_not_finite():
 
 
 FINDING = ["krum", "multi_krum", "bulyan", "geometric_median", "dnc", "signguard"]
-FINDING += ["caf", "cge", "mda", "smea"]
+FINDING += ["caf", "cge", "clipped_clustering", "flame", "foolsgold", "mda", "smea"]
 
 
 @pytest.mark.parametrize("name", FINDING)
@@ -645,6 +708,28 @@ def test_mean_shift_finds_the_textbook_clusters(seed):
     )
 
 
+CLUSTERINGS = {
+    larger_of_two: naive_larger_of_two,
+    first_majority: naive_first_majority,
+}
+
+
+@pytest.mark.parametrize("clustering", CLUSTERINGS)
+def test_clusters_are_those_of_scikit_learn(clustering):
+    """Of points without clear clusters too; those that are absent are not there."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        points = rng.normal(size=(15, 3)).astype(np.float32)
+        distances = np.sqrt(naive_distances(points))
+        present = np.arange(15) != seed
+        expected = np.zeros(15, bool)
+        inside = distances[np.ix_(present, present)].astype(np.float64)
+        expected[present] = CLUSTERINGS[clustering](inside)
+        if 2 * expected.sum() != present.sum():  # no two clusters of one size
+            found = jitted(clustering)(jnp.asarray(distances), jnp.asarray(present))
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_signguard_drops_inverted_rows():
     """Gradients of mostly one sign, so that an inverted row is seen in its signs."""
     rng = np.random.default_rng(0)
@@ -675,6 +760,50 @@ def test_caf_lowers_weights_until_a_huge_pair_is_gone():
     rows[M - F], rows[M - 1] = 1e8, -1e12
     error = np.abs(aggregate(build("caf"), rows) - honest).max()
     assert error < np.abs(rows[: M - F] - honest).max()
+
+
+@pytest.mark.parametrize("name", ["clipped_clustering", "foolsgold"])
+def test_cosine_rules_remember(name):
+    rule = build(name)
+    state, norms, histories = rule.init(M, D), [], 0.0
+    for seed in range(3):
+        rows = gradients(seed) * 3**seed
+        result, state = jitted(rule.aggregate)(state, jnp.asarray(rows))
+        if name == "foolsgold":
+            expected = naive_foolsgold(rows, histories)
+        else:
+            expected = naive_clipped_clustering(rows, norms)
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+        histories = histories + rows
+        norms.extend(np.linalg.norm(rows, axis=1))
+
+
+def test_clipped_clustering_forgets_what_is_older_than_the_window():
+    rule = build("clipped_clustering", window=1)
+    state = rule.init(M, D)
+    for scale in (1e3, 1.0):
+        rows = gradients() * np.float32(scale)
+        result, state = jitted(rule.aggregate)(state, jnp.asarray(rows))
+    np.testing.assert_allclose(result, naive_clipped_clustering(rows), rtol=1e-4)
+
+
+def test_flame_adds_noise_in_units_of_the_median_norm():
+    """The sample deviation of 4,000 draws is within a tenth."""
+    rows = gradients(dimension=4000)
+    noisy = aggregate(build("flame", noise_level=0.5), rows)
+    noise = noisy - aggregate(build("flame"), rows)
+    expected = 0.5 * np.median(np.linalg.norm(rows, axis=1))
+    assert abs(noise.std() / expected - 1) < 0.1
+    assert abs(noise.mean()) < 0.1 * expected
+
+
+def test_foolsgold_gives_nothing_to_workers_that_send_the_same():
+    row = gradients()[0]
+    assert not aggregate(build("foolsgold"), np.tile(row, (M, 1))).any()
+    rows = gradients(num_outliers=0)
+    rows[M - 3 :] = -rows[M - 1]  # three copies
+    expected = naive_foolsgold(rows[: M - 3])
+    np.testing.assert_allclose(aggregate(build("foolsgold"), rows), expected, rtol=0.2)
 
 
 @pytest.mark.parametrize(("bucket_size", "sizes"), [(1, [1] * 11), (4, [4, 4, 3])])

@@ -24,7 +24,7 @@ BASE = Experiment(
 )
 GIVEN = dict(num_classes=10, learning_rate=1.0, flip_probability=0.5, strengths={})
 # Every server whose state holds a key.
-DRAWING = ["stochastic_sign:0.05", "dnc", "signguard"]
+DRAWING = ["stochastic_sign:0.05", "dnc", "flame:noise_level=0.01", "signguard"]
 
 
 @pytest.fixture(scope="module")
