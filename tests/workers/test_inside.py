@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compiling import OPTIMISED
 
 import signfd_jax as sfd
 from signfd_jax import attacks, workers
@@ -68,7 +67,7 @@ def rounds(worker, number=5, *, tx=RECORDER, liars=LIARS, **options):
         worker, tx, num_workers=M, **({"sign_error": False} | options)
     )
     state = jax.jit(simulated.init)(jax.random.key(0), PARAMS, liars)
-    step = jax.jit(simulated.step, compiler_options=OPTIMISED)
+    step = jax.jit(simulated.step)
     seen = []
     for round in range(number):
         state, _ = step(state, draw(jax.random.key(10 + round)))

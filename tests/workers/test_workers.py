@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 import scipy.fft
-from compiling import OPTIMISED
 
 import signfd_jax as sfd
 from signfd_jax import attacks, signs, transforms, workers
@@ -49,12 +48,12 @@ def trained(worker, rounds=12, *, tx=None, num_byzantine=0, split=(), **options)
         tx = optax.chain(sfd.scale_by_sign_decoder(M), transforms.undo_dct(8))
         tx = optax.chain(tx, optax.scale_by_learning_rate(0.02))
     simulated = sfd.simulation(worker, tx, num_workers=M, **options)
-    start = jax.jit(simulated.init, compiler_options=OPTIMISED)
+    start = jax.jit(simulated.init)
     state = start(jax.random.key(0), PARAMS, jnp.arange(M) < num_byzantine)
     infos = []
     for length in split or (rounds,):
         go = functools.partial(sfd.run, simulated, sample_batch=draw, num_rounds=length)
-        go = jax.jit(lambda state, go=go: go(state), compiler_options=OPTIMISED)
+        go = jax.jit(lambda state, go=go: go(state))
         state, info = go(state)
         infos.append(info)
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
@@ -341,7 +340,7 @@ def test_late_inverters_gain_nothing(drawn):
     def sample(key):
         return target[None] + 0.5 * jax.random.normal(key, (many, size))
 
-    @functools.partial(jax.jit, compiler_options=OPTIMISED)
+    @jax.jit
     def go(key):
         state = simulated.init(key, jnp.zeros(size), byzantine)
         return sfd.run(simulated, state, sample, 120)
@@ -375,7 +374,7 @@ def test_inverters_are_read_backwards_to_the_end(steps):
         noise = jax.random.normal(key, (many, steps, size))
         return target[None, None] + 2.0 * noise
 
-    @functools.partial(jax.jit, compiler_options=OPTIMISED)
+    @jax.jit
     def go(key):
         state = simulated.init(key, jnp.zeros(size), byzantine)
         return sfd.run(simulated, state, sample, rounds)
