@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from choices import slow_but
 
 import signfd_jax as sfd
 from signfd_jax.experiments import Experiment, registry
@@ -42,9 +43,7 @@ def settings(mode):
             jax.config.update(name, value)
 
 
-@pytest.fixture(
-    params=[pytest.param("watched", marks=pytest.mark.slow), "x64", "without jit"]
-)
+@pytest.fixture(params=slow_but(["x64"], ["watched", "x64", "without jit"]))
 def mode(request):
     return request.param
 

@@ -88,6 +88,7 @@ def test_compare_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert capsys.readouterr().out == out
 
 
+@pytest.mark.slow
 def test_compare_takes_a_worker_as_run_does(tmp_path, capsys):
     """Told in two ways it is one grid, whose cells are those workers'."""
     command = """compare --decoders majority_vote --num-byzantine 2 --seeds 1
@@ -153,6 +154,7 @@ def test_compare_takes_the_default_the_paper_and_a_vote(tmp_path, capsys):
         ((5, 3), "none", False),
     ],
 )
+@pytest.mark.slow
 def test_run_warns_where_half_or_more_lie(workers, attack, warned, tmp_path, capsys):
     num_workers, num_byzantine = map(str, workers)
     flags = ["--num-workers", num_workers, "--num-byzantine", num_byzantine]
@@ -312,6 +314,7 @@ def test_wrong_type_in_a_configuration(tmp_path):
         (signal.SIGTERM, 143, "terminated"),  # as schedulers of clusters send it
     ],
 )
+@pytest.mark.slow
 def test_signal_in_mid_run(number, code, word, tmp_path):
     command = ["run", *TINY, "--rounds", "10000000", "--output-dir", str(tmp_path)]
     # A shell may start this in the background, where Ctrl-C is ignored.

@@ -96,6 +96,7 @@ def told(process):
     return [line for line in lines if not line.startswith("signfd: no checkpoint in")]
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_once_for_all_calls(tmp_path):
     first = signfd(tmp_path, *TINY)
     assert first.returncode == 0, first.stderr
@@ -119,6 +120,7 @@ def test_programs_are_compiled_once_for_all_calls(tmp_path):
     ],
     ids=lambda environment: " ".join(environment.values()),
 )
+@pytest.mark.slow
 def test_without_a_place_for_programs_a_run_is_as_ever(environment, tmp_path):
     run = signfd(tmp_path, *TINY, "--quiet", **environment)
     assert run.returncode == 0

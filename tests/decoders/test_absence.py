@@ -81,6 +81,7 @@ def test_a_newcomer_is_found_out(away, within):
     assert (weights[:, :, 1:4] == 1).all()
 
 
+@pytest.mark.slow
 def test_newcomers_among_many_absent_ones_are_found_out():
     """Who is away was last seen with another worker in the newcomer's slot."""
     period, within = 100, 60

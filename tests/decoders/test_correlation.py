@@ -70,6 +70,7 @@ def assert_no_farther(cases, rows):
     assert farther[worst] <= 0.01, (cases[worst], farther[worst], votes[worst])
 
 
+@pytest.mark.slow
 def test_nearly_identical_workers_are_no_duplicates():
     assert_no_farther(SMALL, 16)
 

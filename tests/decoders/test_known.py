@@ -152,6 +152,7 @@ def test_scaled_stakes_change_nothing(factor):
 
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("split", [0, 8], ids=["honest", "liar"])
+@pytest.mark.slow
 def test_a_split_worker_with_its_stake_divided_changes_nothing(parts, split):
     """Without the rules on duplicates, which would make its parts one vote or less."""
     rng = np.random.default_rng(7)
@@ -262,6 +263,7 @@ def test_packed_votes_are_votes():
 
 
 @pytest.mark.parametrize("decoder", [DECODER, COMMITTEE], ids=["all", "committee"])
+@pytest.mark.slow
 def test_split_over_devices_is_whole(decoder):
     rng = np.random.default_rng(12)
     votes, _ = coin_votes(rng, np.linspace(0.1, 0.8, 12), 1, 3, 12 * 8 * 4)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from choices import slow_but
 from played import coin_votes, play
 
 import signfd_jax as sfd
@@ -79,7 +80,7 @@ def test_nobody_is_named_where_nothing_is_sure():
     assert set(names(judged(votes[0]))) == {"undecided"}
 
 
-@pytest.mark.parametrize("num_workers", [5, 8, 15])
+@pytest.mark.parametrize("num_workers", slow_but([15], [5, 8, 15]))
 @pytest.mark.parametrize("crossover", [0.1, 0.3, 0.45])
 def test_honest_workers_are_not_named(num_workers, crossover):
     """Fifty runs of a hundred rounds: no alarm at all.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from choices import slow_but
 from compiling import OPTIMISED
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
@@ -314,7 +315,7 @@ def test_any_number_of_coordinates(size):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # padding counts nowhere
 
 
-@pytest.mark.parametrize("num_workers", [8, 64, 128])
+@pytest.mark.parametrize("num_workers", slow_but([8], [8, 64, 128]))
 def test_the_default_at_any_number_of_workers(num_workers):
     """Everybody or a committee is compared, on all coordinates or on a sample.
 
@@ -356,6 +357,7 @@ def test_the_default_at_any_number_of_workers(num_workers):
         np.testing.assert_array_equal(weights, np.asarray(lies))
 
 
+@pytest.mark.slow
 def test_what_is_known_of_the_workers_is_known_on_a_mesh():
     """Who is trusted, stakes and shares: the same signs and weights."""
     known = {

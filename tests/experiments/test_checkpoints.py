@@ -302,6 +302,7 @@ def test_second_signal_is_heeded():
     ("number", "expected"),
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)],
 )
+@pytest.mark.slow
 def test_interrupt_that_the_garbage_collector_swallows_is_sent_again(
     number, expected, capsys
 ):

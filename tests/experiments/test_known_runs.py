@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from choices import slow_but
 
 import signfd_jax as sfd
 from signfd_jax import data, models
@@ -177,7 +178,7 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize("fields", KNOWN)
+@pytest.mark.parametrize("fields", slow_but(KNOWN[:1], KNOWN))
 def test_an_experiment_is_the_simulation_with_what_is_known(fields, digits):
     config = vary(**fields)
     split = split_examples(config, digits)
@@ -216,6 +217,7 @@ def test_an_experiment_is_the_simulation_with_what_is_known(fields, digits):
 
 
 @pytest.mark.parametrize("fields", [KNOWN[1], KNOWN[3]])
+@pytest.mark.slow
 def test_in_chunks_is_all_at_once(fields, digits):
     whole, chunked = (
         trained(prepare(vary(**fields, worker_chunk=chunk), digits)) for chunk in (0, 4)
@@ -299,6 +301,7 @@ def test_what_means_nothing_is_refused(fields, says):
         check(vary(**fields))
 
 
+@pytest.mark.slow
 def test_stakes_and_shares_of_a_majority_vote(digits):
     """It can use them: with one vote that weighs, the others do not count."""
     only = tuple(float(m in (2, 3, 4)) for m in range(8))
@@ -343,6 +346,7 @@ def test_what_the_base_withholds_is_withheld_from_all():
     assert [cell.withheld for cell in found] == withheld
 
 
+@pytest.mark.slow
 def test_a_table_has_a_row_for_the_told_and_the_untold(tmp_path):
     every = cells(COMPARED)
     records = run_grid(every, tmp_path, progress=False)
@@ -375,6 +379,7 @@ COMPARE = """compare --num-byzantine 10 --seeds 1 --rounds 1 --quiet
         ),
     ],
 )
+@pytest.mark.slow
 def test_compare_says_who_is_not_told(flags, notes, tmp_path, capsys):
     assert main([*COMPARE, str(tmp_path), *flags.split()]) == 0
     out, err = capsys.readouterr()
@@ -440,6 +445,7 @@ def test_commands_refuse_in_one_line(flags, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_no_warning_of_a_majority_of_liars_where_one_is_trusted(tmp_path, capsys):
     flags = "--trusted 1 --root-examples 30 --num-byzantine 3".split()
     assert main([*RUN, str(tmp_path), *flags, "--shares", "examples"]) == 0
@@ -451,6 +457,7 @@ def test_no_warning_of_a_majority_of_liars_where_one_is_trusted(tmp_path, capsys
     assert "configuration\tshares\texamples\t\n" in shown
 
 
+@pytest.mark.slow
 def test_one_trusted_worker_saves_a_run(digits):
     """Twelve of fifteen lie: without it the run learns the opposite of its data."""
     config = Experiment(

@@ -117,6 +117,7 @@ class Net(nn.Module):
         return nn.Dense(self.num_classes)(self.activation(inputs))
 
 
+@pytest.mark.slow
 def test_objects_stand_for_names(tmp_path, monkeypatch):
     dataset = data.from_arrays(*arrays(), name="mine")
     config = Experiment(**SHORT)

@@ -62,6 +62,7 @@ def test_all_servers_that_draw_are_here():
 
 
 @pytest.mark.parametrize("server", DRAWING)
+@pytest.mark.slow
 def test_no_two_keys_of_runs_are_alike(server, digits):
     """Not of two seeds, not of server and rounds; a seed has them wherever it runs."""
     config = dataclasses.replace(BASE, decoder=server, seed=3, seeds=2)

@@ -175,6 +175,7 @@ def by_hand(name, digits, split, loss_fn):
 
 # Steps so long that the loss is not linear in them: who is left out depends on them.
 @pytest.mark.parametrize("decoder", ["fltrust", "zeno:scale=3000,penalty=0.3"])
+@pytest.mark.slow
 def test_a_server_by_name_is_that_of_the_library(decoder):
     digits = data.load("digits")
     config = varied(decoder=decoder)
@@ -216,6 +217,7 @@ def test_the_root_batch_is_what_the_trusted_hold(own):
     assert set(np.unique(counted)) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_one_trusted_worker_saves_a_run_of_each():
     """Ten of fifteen invert: a majority vote learns the opposite of its data."""
     digits = data.load("digits")

@@ -57,6 +57,7 @@ def test_entries_are_the_numbers_of_a_record():
     assert sinks.entries(record) == wanted
 
 
+@pytest.mark.slow
 def test_csv_is_whole_after_a_stop(tmp_path):
     whole, records = run(tmp_path / "whole", sinks.Csv())
     run(tmp_path / "stopped", sinks.Csv(), stop=4)

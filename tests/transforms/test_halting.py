@@ -116,6 +116,7 @@ def doubtful(rounds=30):
     )
 
 
+@pytest.mark.slow
 def test_nothing_moves_under_momentum_and_weight_decay():
     tx = stop_below(CHAIN, 0.99, rounds=3)
     steps = list(trained(tx, doubtful(60)))

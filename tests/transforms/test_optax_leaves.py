@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from choices import slow_but
 
 import signfd_jax as sfd
 from signfd_jax import aggregators, distributed, signs
@@ -43,6 +44,9 @@ TRANSFORMATIONS = {
     "distributed_lion": lambda: variants.scale_by_distributed_lion(M),
 }
 
+# In the default set: one of each kind.
+OFTEN = ("correlation", "majority_vote", "pooled", "mean", "signum")
+
 # Of 0, 1 or 4 coordinates: leaves of unlike kinds meet the same programs.
 TREES = {
     "no leaves": {},
@@ -70,7 +74,7 @@ def gradients_like(params, kind):
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", slow_but(OFTEN, TRANSFORMATIONS))
 def test_takes_what_optax_takes(name, tree):
     """Three steps, without a warning, give what the parameters' leaves are like."""
     params = TREES[tree]
@@ -93,6 +97,7 @@ def test_takes_what_optax_takes(name, tree):
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("wire", signs.WIRES)
+@pytest.mark.slow
 def test_on_either_wire(wire, tree):
     """With a mask, and with a sign to compare with."""
     params = TREES[tree]
@@ -114,6 +119,7 @@ def test_on_either_wire(wire, tree):
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("workers_per_device", [1, 3])
+@pytest.mark.slow
 def test_on_a_mesh(workers_per_device, tree):
     """The sharded transformation takes the same trees."""
     params = TREES[tree]

@@ -135,6 +135,7 @@ def replica_axis():
         yield
 
 
+@pytest.mark.slow
 def test_with_a_mean_it_is_the_loop_itself():
     """The values that a decoder gets are those that drjax takes the mean of."""
     rule = "sfd.aggregators.stateless(sfd.aggregators.mean)"

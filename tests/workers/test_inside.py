@@ -76,6 +76,7 @@ def rounds(worker, number=5, *, tx=RECORDER, liars=LIARS, **options):
 
 
 @pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.slow
 def test_who_ascends_is_a_worker_of_the_opposite_loss(name):
     """What liars send and remember; honest workers do what they do without them."""
     attacked = rounds(WORKERS[name](loss), attack=ASCENDING)
@@ -110,6 +111,7 @@ def following(states):
 
 @pytest.mark.parametrize("keep_state", [False, True])
 @pytest.mark.parametrize("factor", [-1.0, 0.5, -3.0])
+@pytest.mark.slow
 def test_steps_by_hand(factor, keep_state):
     """Rounds of a loop in which each gradient is multiplied, and nothing else."""
     tx = optax.sgd(0.05, 0.9)
@@ -290,6 +292,7 @@ def tiny(**fields):
     return dataclasses.replace(TINY, **fields)
 
 
+@pytest.mark.slow
 def test_one_step_is_an_inversion_on_the_command_line_too(tmp_path):
     digests = set()
     for attack in ("sign_inversion", "inside", "inside:sign_inversion"):

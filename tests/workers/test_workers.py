@@ -63,6 +63,7 @@ def test_a_loss_is_a_worker_that_sends_its_gradient():
     chex.assert_trees_all_equal(trained(loss), trained(GRADIENT))
 
 
+@pytest.mark.slow
 def test_one_local_step_is_the_gradient():
     """To the bit, from parameters that are much larger than a step."""
     worker = workers.local_steps(loss, optax.sgd(1e-9), 1)
@@ -100,6 +101,7 @@ def test_local_steps_by_hand(keep_state):
         params = here
 
 
+@pytest.mark.slow
 def test_momentum_and_feedback_are_those_of_a_chain():
     """A worker's own transformation stands inside, or before the decoder."""
     pairs = [
@@ -243,6 +245,7 @@ def test_mean_vote_by_hand():
 
 
 @pytest.mark.parametrize("name", ["momentum", "dct"])
+@pytest.mark.slow
 def test_scanned_is_split_and_the_state_rides_along(name):
     whole = trained(WORKERS[name], split=(12,))
     chex.assert_trees_all_equal(whole, trained(WORKERS[name], split=(5, 7)))
@@ -324,6 +327,7 @@ def test_nothing_arrives_while_a_worker_is_absent():
 
 
 @pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.slow
 def test_late_inverters_gain_nothing(drawn):
     """Weights as of those who are in time, from the second round after the delay on."""
     many, size, delay = 9, 1000, 3
@@ -353,6 +357,7 @@ def test_late_inverters_gain_nothing(drawn):
 
 
 @pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.slow
 def test_inverters_are_read_backwards_to_the_end(steps):
     """Seven of fifteen, whose local steps leave little noise in what they send."""
     many, size, rounds = 15, 2000, 80
