@@ -273,8 +273,8 @@ def measure_size(options: Options, num_workers: int, size: int) -> dict[str, Any
         if name in options.decoders:
             cost = costs(name, num_workers, size)
             result |= cost
-            line += f", {cost['bytes'] / 1e6:.0f} MB, {cost['operations'] / 1e6:.0f} "
-            line += "Mop"
+            line += f", {cost['bytes'] / 1e6:.0f} MB"
+            line += f", {cost['operations'] / 1e6:.0f} Mop"
             if "PyTorch released" in times:
                 result["released_over_this"] = measure.ratio(
                     times["PyTorch released"], time

@@ -220,12 +220,12 @@ def _adversary(trial, decoder, rates):
         "flip_probability": 0.5,
         "decoder": decoder,
     }
-    kind = name.partition(":")[0]
+    kind, _, value = name.partition(":")
     own = {
         "flip": lambda: _flip(rates),
         "copies": lambda: _copies(rates),
         "negated_copies": _negated_copies,
-        "copiers": lambda: _copiers(int(trial.attack.partition(":")[2])),
+        "copiers": lambda: _copiers(int(value)),
         "two_groups": _two_groups,
     }
     attack = own[kind]() if kind in own else _choose(registry.ATTACKS, name, facts)

@@ -16,6 +16,11 @@ from signfd_jax.signs._packed_rows import take_coordinates
 from signfd_jax.signs._products import row_products
 
 
+def sample_size(few: bool) -> int:
+    """Coordinates that are sampled where nobody says how many, by whether few vote."""
+    return 8192 if few else 512
+
+
 def sampled_votes(
     key,
     votes,

@@ -27,6 +27,7 @@ from signfd_jax.decoders._pairs import (
     batches_shared,
     noise_of_a_round,
     pair_counts,
+    sample_size,
     sampled_votes,
 )
 from signfd_jax.decoders._trust import learn_from_trusted, trust
@@ -221,7 +222,7 @@ def correlation_defense(
     def decode(state, votes, axis_name=None, *, trusted=None, stakes=None, shares=None):
         members = state.cd_committee
         everybody = members.shape == state.cd_weights.shape
-        size = (8192 if everybody else 512) if sample is None else sample
+        size = sample_size(everybody) if sample is None else sample
         key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
         rows = sampled_votes(key, votes, size, axis_name)
         counts = pair_counts(rows if everybody else rows[members], rows, axis_name)
