@@ -40,8 +40,8 @@ DECODERS = (DEFAULT, BASELINE, "federated_defense")
 SETTINGS = ("iid/64", "iid/4", "dirichlet:1.0/64", "dirichlet:0.3/64", "one_class/64")
 
 # Every attack of the catalogue by its name in the registry; a membership that is not
-# fixed stands behind an @ and is met with sign inversion. The adaptive one optimises
-# against the default decoder, whatever the server runs.
+# fixed stands behind an @ and is met with sign inversion. The adaptive one searches
+# against the decoder that the server runs.
 ATTACKS = (
     "sign_inversion",
     "stochastic_sign_flip",
@@ -64,7 +64,7 @@ ATTACKS = (
     "coordinate_specialist",
     "near_duplicate_collusion",
     "weight_aware",
-    "adaptive:correlation_defense",
+    "adaptive",
     "sign_inversion@drawn_each_round",
     "sign_inversion@rotating",
     "sign_inversion@leaving",
@@ -120,6 +120,7 @@ def cell(options: Options, decoder: str, setting: str, attack: str, num: int):
     """
     split, _, batch_size = setting.rpartition("/")
     attack, _, membership = attack.partition("@")
+    attack = f"adaptive:{decoder}" if attack == "adaptive" else attack
     return Experiment(
         name="robustness",
         dataset="mnist",
