@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int8
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._packed_rows import take_coordinates
 from signfd_jax.signs._products import row_products
+from signfd_jax.signs._tally import weighted_vote
 
 
 def sample_size(few: bool) -> int:
@@ -56,6 +57,26 @@ def sampled_votes(
     if not parts:
         return jnp.zeros((num_workers, 0), jnp.int8)
     return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def sampled_vote(
+    rows: Int8[Array, "M S"],
+    weights: Float[Array, " M"],
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Int8[Array, " S"], Float[Array, ""]]:
+    """What a sample decodes to by weights up to 1, and the mean margin of it.
+
+    The margin is summed in integers, so that it does not depend on any order.
+    """
+    decoded, margins = weighted_vote(rows, weights, largest=1.0)
+    unit = jnp.float32(2**30 // max(decoded.size, 1))
+    sums = (
+        jnp.sum((margins * unit).astype(jnp.int32), dtype=jnp.int32),
+        jnp.sum(decoded != 0, dtype=jnp.int32),
+    )
+    total, decided = sums if axis_name is None else lax.psum(sums, axis_name)
+    mean = total.astype(jnp.float32) / jnp.maximum(decided, 1).astype(jnp.float32)
+    return decoded, mean / unit
 
 
 def _padded(length, num_workers, axis_name) -> tuple[int, list[int]]:

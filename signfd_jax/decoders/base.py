@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from signfd_jax._checks import check_number, checked
 from signfd_jax.decoders._known import heaviness
-from signfd_jax.decoders._pairs import sample_size, sampled_votes
-from signfd_jax.signs._tally import sum_over_axis, vote_tree, weighted_vote
+from signfd_jax.decoders._pairs import sample_size, sampled_vote, sampled_votes
+from signfd_jax.signs._tally import sum_over_axis, vote_tree
 from signfd_jax.signs._totals import check_coordinates
 from signfd_jax.signs._visits import over_workers
 
@@ -38,7 +38,7 @@ class DecodeInfo(NamedTuple):
         crossover: float32 `[M]`, estimated probability that a vote is wrong, the
             mean over coordinates likewise. It includes the votes of this round.
         margin: float32 scalar in [0, 1]: |tally| over the sum of the |weights|,
-            the mean over the coordinates that did not tie.
+            the mean over the coordinates that did not tie, or a sample of them.
         confidence: float32 scalar in [0, 1], how sure it is which workers are right; -1
             from a decoder that does not say.
         polarity: float32 `[M]` in [-1, 1], -1 for a worker that is surely wrong more
@@ -153,8 +153,8 @@ def majority_vote() -> Decoder:
     r"""Every vote weighs the same.
 
     $\hat U_n = \operatorname{sign} \sum_m Y_{m,n}$; nothing is learned.
-    `info.crossover` is the share of this round's votes that lost
-    (`(errors + 1) / (votes + 2)`), for inspection only: on a sample of 8192
+    `info.margin`, and `info.crossover`, the share of this round's votes that lost
+    (`(errors + 1) / (votes + 2)`), are for inspection only: on a sample of 8192
     coordinates, always the same ones, or of 512 with more than 64 workers.
 
     Returns:
@@ -181,10 +181,10 @@ def majority_vote() -> Decoder:
         weights = jnp.ones_like(state.mv_weights)
         heavy = heaviness(weights.size, stakes, shares)
         weights = weights if heavy is None else heavy
-        decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
+        decoded = vote_tree(votes, weights, largest=1.0, axis_name=axis_name).decoded
         size = sample_size(weights.size <= 64)
         rows = sampled_votes(jax.random.key(0), votes, size, axis_name)
-        outcome, _ = weighted_vote(rows, weights, largest=1.0)
+        outcome, margin = sampled_vote(rows, weights, axis_name)
         _, counts = over_workers(lambda row: ((), _lost(row, outcome)), rows)
         lost, counted = sum_over_axis(counts, axis_name)
         crossover = (lost + 1).astype(jnp.float32) / (counted + 2).astype(jnp.float32)

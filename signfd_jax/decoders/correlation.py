@@ -28,6 +28,7 @@ from signfd_jax.decoders._pairs import (
     noise_of_a_round,
     pair_counts,
     sample_size,
+    sampled_vote,
     sampled_votes,
 )
 from signfd_jax.decoders._trust import learn_from_trusted, trust
@@ -236,12 +237,12 @@ def correlation_defense(
             said = trust(thresholds, state, said, trusted, seen)
         heavy = heaviness(rows.shape[0], stakes, shares)
         weights = said.weights if heavy is None else heavy * said.weights
-        decoded, _, margin = vote_tree(votes, weights, largest=1.0, axis_name=axis_name)
+        decoded = vote_tree(votes, weights, largest=1.0, axis_name=axis_name).decoded
         state = state._replace(cd_caught=said.caught, cd_weights=weights)
         info = DecodeInfo(
             weights=weights,
             crossover=(1 - said.reliability) / 2,
-            margin=margin,
+            margin=sampled_vote(rows, weights, axis_name)[1],
             confidence=said.confidence,
             polarity=said.polarity,
             duplicates=said.copied,

@@ -4,6 +4,7 @@ Shapes: `M` workers, `*leaf` the coordinates of one parameter leaf. Where a resu
 not depend on the order of the visits, what is summed over the workers is int32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,9 +49,32 @@ def over_workers(
     axes = [_workers_axis(leaf) for leaf in jax.tree.leaves(rows)]
     if any(axes):
         return all_at_once(_split_alike(rows, next(filter(None, axes))))
-    few = simple and jax.tree.leaves(rows)[0].shape[0] <= _FEW
-    on_cpu = few_at_once if few else one_by_one
+    on_cpu = functools.partial(_in_groups, few_at_once) if simple else one_by_one
     return lax.platform_dependent(rows, cpu=on_cpu, default=all_at_once)
+
+
+def _in_groups(few_at_once, rows):
+    """Visit a few rows at once; then add a few of these sums at once, and so on."""
+    number = jax.tree.leaves(rows)[0].shape[0]
+    if number <= _FEW:
+        return few_at_once(rows)
+    whole = number - number % _FEW
+    groups = jax.tree.map(
+        lambda leaf: leaf[:whole].reshape(-1, _FEW, *leaf.shape[1:]), rows
+    )
+    sums, kept = jax.vmap(few_at_once)(groups)
+    # Else XLA would take all rows in one slow loop.
+    total, _ = _in_groups(_added, lax.optimization_barrier(sums))
+    kept = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)
+    if whole == number:
+        return total, kept
+    rest, last = few_at_once(jax.tree.map(lambda leaf: leaf[whole:], rows))
+    total = jax.tree.map(jnp.add, total, rest)
+    return total, jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, last)
+
+
+def _added(rows):
+    return jax.tree.map(lambda row: jnp.sum(row, axis=0, dtype=row.dtype), rows), ()
 
 
 def _kept_apart(leaf):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,6 +227,17 @@ def test_equal_weights_are_the_majority(weight):
     np.testing.assert_allclose(info.margin, np.mean(margin[decided]), rtol=1e-6)
 
 
+def test_the_margin_of_many_coordinates_is_that_of_a_sample():
+    """8192 of 30,000: five standard errors, of which chance exceeds 6e-7."""
+    rng = np.random.default_rng(5)
+    votes = rng.integers(-1, 2, (5, 30_000)).astype(np.int8)
+    tally = np.abs(votes.sum(axis=0, dtype=int))
+    margins = tally[tally > 0] / 5
+    decoder = sfd.majority_vote()
+    _, _, info = decoder.decode(decoder.init(5, votes[0]), jnp.asarray(votes))
+    assert 0 < abs(float(info.margin) - margins.mean()) < 5 * margins.std() / 70
+
+
 def test_negative_votes_and_weights_are_symmetric():
     rng = np.random.default_rng(2)
     votes = jnp.asarray(rng.integers(-1, 2, (7, 200)), jnp.int8)
@@ -281,11 +293,12 @@ def test_long_rows_are_counted_in_slices(size):
     np.testing.assert_array_equal(counted, np.sum((votes * decoded) != 0, axis=1))
 
 
-@pytest.mark.parametrize("num_workers", [1, 16, 17])
-def test_simple_visits_come_all_at_once(num_workers):
+@pytest.mark.parametrize("num_workers", [1, 16, 17, 300])
+def test_simple_visits_come_a_few_at_once_and_give_the_same(num_workers):
     rows = jnp.arange(num_workers * 5, dtype=jnp.int32).reshape(num_workers, 5)
     visit = lambda row: ((row, row[0]), -row)  # noqa: E731
-    (total, first), kept = visits.over_workers(visit, rows, simple=True)
+    (total, first), kept = found = visits.over_workers(visit, rows, simple=True)
+    chex.assert_trees_all_equal(found, visits.over_workers(visit, rows))
     np.testing.assert_array_equal(total, np.sum(rows, axis=0))
     assert first == total[0]
     np.testing.assert_array_equal(kept, -rows)
