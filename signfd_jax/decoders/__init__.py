@@ -10,6 +10,9 @@ A `Decoder` is three functions, `init`, `decode` and `weights`. Start with
 | `federated_defense` | how often a vote differed from the decoded sign: the paper's |
 | `federated_voting` | the same, after a phase of majority votes |
 | `dawid_skene` | one round's votes, by expectation maximisation |
+| `m_msr` | agreements of every two workers: a robust fit of rank one |
+| `triangular_estimation` | agreements of every three workers |
+| `kos` | one round's votes, by message passing |
 | `released_code` | as `federated_defense`, in the way of the authors' code |
 | `oracle` | the true crossover probabilities, which it is told |
 
@@ -19,6 +22,7 @@ A `Decoder` is three functions, `init`, `decode` and `weights`. Start with
 from signfd_jax.decoders import (
     base,
     correlation,
+    crowd,
     default,
     federated,
     likelihood,
@@ -27,6 +31,7 @@ from signfd_jax.decoders import (
 )
 from signfd_jax.decoders.base import *
 from signfd_jax.decoders.correlation import *
+from signfd_jax.decoders.crowd import *
 from signfd_jax.decoders.default import *
 from signfd_jax.decoders.federated import *
 from signfd_jax.decoders.likelihood import *
@@ -36,6 +41,7 @@ from signfd_jax.decoders.verdict import *
 __all__: list[str] = []
 __all__ += base.__all__
 __all__ += correlation.__all__
+__all__ += crowd.__all__
 __all__ += default.__all__
 __all__ += federated.__all__
 __all__ += likelihood.__all__

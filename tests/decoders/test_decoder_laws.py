@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from channels import channel_votes
+from choices import slow_but
 from compiling import OPTIMISED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import signfd_jax as sfd
-from signfd_jax import attacks
+from signfd_jax import attacks, decoders
 
 DECODERS = {
     "majority vote": sfd.majority_vote(),
@@ -26,8 +27,12 @@ DECODERS = {
     "correlation defense": sfd.correlation_defense(),
     "correlations of a sample": sfd.correlation_defense(sample=256),
     "Dawid-Skene": sfd.dawid_skene(),
+    "M-MSR": decoders.m_msr(),
+    "triangles": decoders.triangular_estimation(),
+    "KOS": decoders.kos(),
 }
-each = pytest.mark.parametrize("name", DECODERS)
+RARELY = ("M-MSR", "triangles", "KOS")  # without `-m slow`, in test_crowd.py alone
+each = pytest.mark.parametrize("name", slow_but({*DECODERS} - {*RARELY}, DECODERS))
 seeds = st.integers(0, 2**16)
 M, SIZE, ROUNDS = 7, 600, 5
 # Weights from an eigenvector, or in the fixed point of another M, differ in their last
@@ -98,7 +103,12 @@ def test_a_worker_that_always_abstains_changes_nothing(name, seed):
 
 
 # A majority vote keeps no estimates: it reports each round's own.
-@pytest.mark.parametrize("name", [n for n in DECODERS if n != "majority vote"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        {*DECODERS} - {*RARELY}, [name for name in DECODERS if name != "majority vote"]
+    ),
+)
 def test_estimates_of_the_others_survive_a_worker_that_comes_and_goes(name):
     """Their errors shift by no more than one vote in seven decides."""
     crossover = np.array([0.2, 0.25, 0.3, 0.2, 0.25, 0.3, 0.8])

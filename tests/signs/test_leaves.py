@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import signfd_jax as sfd
-from signfd_jax import signs
+from signfd_jax import decoders, signs
 from signfd_jax.decoders import released_code
 from signfd_jax.signs import _leaves as leaves
 from signfd_jax.signs import packed
@@ -32,6 +32,9 @@ DECODERS = {
     "released code": lambda: released_code(1),
     "federated voting": lambda: sfd.federated_voting(1),
     "Dawid-Skene": sfd.dawid_skene,
+    "M-MSR": decoders.m_msr,
+    "triangular estimation": decoders.triangular_estimation,
+    "KOS": decoders.kos,
     "oracle": lambda: sfd.oracle(jnp.linspace(0.1, 0.8, M)),
     "oracle of coordinates": lambda: sfd.oracle(
         {name: jnp.full((M, *shape), 0.2) for name, shape in SHAPES.items()}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import signfd_jax as sfd
-from signfd_jax import signs
+from signfd_jax import decoders, signs
 from signfd_jax.decoders import released_code
 from signfd_jax.signs import _packed_rows, packed
 from signfd_jax.signs import _tally as tally
@@ -101,13 +101,17 @@ DECODERS = {
     "correlation_defense": sfd.correlation_defense(),
     "correlation_defense, sampled": sfd.correlation_defense(sample=10),
     "oracle": sfd.oracle(jnp.array([0.1, 0.2, 0.3, 0.6, 0.9])),
+    "m_msr": decoders.m_msr(),
+    "triangular_estimation": decoders.triangular_estimation(),
+    "kos": decoders.kos(),
 }
+RARELY = ("correlation", "m_msr", "triangular", "kos")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if "correlation" in name else name
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith(RARELY) else name
         for name in DECODERS
     ],
 )
