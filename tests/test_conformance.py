@@ -23,7 +23,7 @@ GIVEN = {
     "seed": 0,
 }
 # Options that must be given, and what does.
-NEEDED = {"alpha": 0.5, "num_labels": 2}
+NEEDED = {"alpha": 0.5, "num_labels": 2, "group_size": 3}
 # What an error calls an option that a user writes otherwise, or that is a name.
 CALLED = {
     "flip_probability": "probability",

@@ -700,6 +700,8 @@ for name, option, bad, says in [
     ("geometric_median", "max_iterations", 0, "max_iterations must be a whole number"),
     ("geometric_median", "tolerance", NAN, "tolerance must lie in"),
     ("geometric_median", "start", jnp.zeros(9), r"start must be float \[D\] or None"),
+    ("draco", "group_size", 0, "group_size must be an int >= 1"),
+    ("group_vote", "group_size", 2.5, "group_size must be an int >= 1"),
     ("krum", "num_neighbours", 7, "each of the 7 workers has 6 others"),
     ("multi_krum", "num_neighbours", 0, "6 others"),
     ("multi_krum", "num_selected", 8, "give 1 to 7"),
@@ -951,6 +953,7 @@ SPLITS = {
     "everything": {},
     "labels_per_worker": {"num_labels": 2},
     "one_class_per_worker": {},
+    "replicated": {"group_size": 2},
 }
 for name, options in SPLITS.items():
     of, split = f"signfd_jax.data.partition.{name}", getattr(partition, name)
@@ -973,6 +976,12 @@ for bad in (0.0, -1.0, NAN, INF, "big"):
         "signfd_jax.data.partition.dirichlet(alpha)",
         functools.partial(partition.dirichlet, LABELS, 4, bad),
         "alpha must",
+    )
+for bad in (0, -1, 1.5):
+    row(
+        "signfd_jax.data.partition.replicated(group_size)",
+        functools.partial(partition.replicated, LABELS, 4, bad),
+        "group_size must be an int >= 1",
     )
 for bad in (0, 11, 1.5):
     row(

@@ -15,6 +15,7 @@ from signfd_jax.aggregators import (
     cosine,
     distance,
     filtering,
+    groups,
     preaggregation,
     registry,
     subsets,
@@ -25,6 +26,7 @@ from signfd_jax.aggregators.coordinate import *
 from signfd_jax.aggregators.cosine import *
 from signfd_jax.aggregators.distance import *
 from signfd_jax.aggregators.filtering import *
+from signfd_jax.aggregators.groups import *
 from signfd_jax.aggregators.preaggregation import *
 from signfd_jax.aggregators.registry import *
 from signfd_jax.aggregators.subsets import *
@@ -36,6 +38,7 @@ __all__ += coordinate.__all__
 __all__ += cosine.__all__
 __all__ += distance.__all__
 __all__ += filtering.__all__
+__all__ += groups.__all__
 __all__ += preaggregation.__all__
 __all__ += subsets.__all__
 __all__ += trusted.__all__

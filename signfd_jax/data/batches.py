@@ -33,9 +33,10 @@ def worker_batches(
 ) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
     """Build the function that draws one batch for every worker.
 
-    Each worker draws uniformly, with replacement, from its own share. Everything
-    happens on the device, from one copy of the data in uint8: put the function in a
-    scan over rounds, or vmap it over keys.
+    Each worker draws uniformly, with replacement, from its own share, or shares the
+    draws of another (`Partition.draws`). Everything happens on the device, from one
+    copy of the data in uint8: put the function in a scan over rounds, or vmap it over
+    keys.
 
     Args:
         dataset: its training examples; may be traced.
@@ -175,8 +176,14 @@ def _sizes(batch_size, num_workers):
 def _draw_indices(batch_size, partition, key, here=lambda of_all: of_all):
     key, _ = jax.random.split(key)  # the other half augments
     sizes = jnp.expand_dims(partition.sizes, 1)
-    places = here(jax.random.randint(key, (sizes.shape[0], batch_size), 0, sizes))
+    places = jax.random.randint(key, (sizes.shape[0], batch_size), 0, sizes)
+    places = here(_shared(partition, places))
     return jnp.take_along_axis(partition.indices, places, axis=1)
+
+
+def _shared(partition, drawn):
+    """Of what was drawn for each worker, what each one uses."""
+    return drawn if partition.draws is None else drawn[partition.draws]
 
 
 def _draw(batch_size, augment, dataset, partition, first_worker, counted, key):
@@ -192,7 +199,9 @@ def _draw(batch_size, augment, dataset, partition, first_worker, counted, key):
     examples = _draw_indices(batch_size, partition, key, here)
     inputs = dataset.train_inputs[examples]
     if augment:
-        inputs = _augmented(augment_key, inputs, num_workers, here)
+        inputs = _augmented(
+            augment_key, inputs, num_workers, lambda all: here(_shared(partition, all))
+        )
     batch = standardise(inputs, dataset), dataset.train_labels[examples]
     return batch if counted is None else (*batch, here(counted))
 

@@ -22,6 +22,7 @@ __all__ = [
     "iid",
     "labels_per_worker",
     "one_class_per_worker",
+    "replicated",
 ]
 
 
@@ -32,10 +33,13 @@ class Partition(NamedTuple):
         indices: int32 `[M, P]`, positions in the training set. Row m has `sizes[m]` of
             them; what follows repeats the first and is never drawn.
         sizes: int32 `[M]`, at least 1.
+        draws: int32 `[M]`, the worker whose draws each worker shares, itself or another
+            of the same share; None: everybody draws for itself.
     """
 
     indices: np.ndarray | jax.Array
     sizes: np.ndarray | jax.Array
+    draws: np.ndarray | jax.Array | None = None
 
 
 def iid(
@@ -237,6 +241,44 @@ def one_class_per_worker(
     workers = np.arange(num_workers)
     holders = [workers[c :: len(classes)] for c in range(len(classes))]
     return _deal(classes, holders, num_workers)
+
+
+def replicated(
+    labels: np.ndarray | jax.Array,
+    num_workers: int,
+    group_size: int,
+    *,
+    seed: int = 0,
+) -> Partition:
+    """Give groups of workers the same examples, and the same batches in every round.
+
+    Groups are workers 0 to r - 1, r to 2r - 1, and so on; the last may be smaller. They
+    share the examples as `iid` does, as if a group were one worker. Its honest workers
+    send the same, which redundancy needs: `decoders.election`, `aggregators.draco`.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M.
+        group_size: r, workers in a group (int >= 1); 1 is `iid`.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition` with `draws`.
+
+    Raises:
+        ValueError: there are no labels or no workers, or `group_size` is below 1.
+
+    Examples:
+        >>> split = replicated(np.array([0, 0, 1, 1]), 4, group_size=2)
+        >>> print(split.draws, (split.indices[0] == split.indices[1]).all())
+        [0 0 2 2] True
+    """
+    check_size("num_workers", num_workers)
+    check_size("group_size", group_size)
+    split = iid(labels, -(-num_workers // group_size), seed=seed)
+    group = np.arange(num_workers) // group_size
+    draws = (group * group_size).astype(np.int32)
+    return Partition(split.indices[group], split.sizes[group], draws)
 
 
 def _members(labels, num_workers, rng):

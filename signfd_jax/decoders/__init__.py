@@ -13,6 +13,7 @@ A `Decoder` is three functions, `init`, `decode` and `weights`. Start with
 | `m_msr` | agreements of every two workers: a robust fit of rank one |
 | `triangular_estimation` | agreements of every three workers |
 | `kos` | one round's votes, by message passing |
+| `election` | nothing: a majority of the majorities of groups |
 | `released_code` | as `federated_defense`, in the way of the authors' code |
 | `oracle` | the true crossover probabilities, which it is told |
 
@@ -25,6 +26,7 @@ from signfd_jax.decoders import (
     crowd,
     default,
     federated,
+    groups,
     likelihood,
     released,
     verdict,
@@ -34,6 +36,7 @@ from signfd_jax.decoders.correlation import *
 from signfd_jax.decoders.crowd import *
 from signfd_jax.decoders.default import *
 from signfd_jax.decoders.federated import *
+from signfd_jax.decoders.groups import *
 from signfd_jax.decoders.likelihood import *
 from signfd_jax.decoders.released import *
 from signfd_jax.decoders.verdict import *
@@ -44,6 +47,7 @@ __all__ += correlation.__all__
 __all__ += crowd.__all__
 __all__ += default.__all__
 __all__ += federated.__all__
+__all__ += groups.__all__
 __all__ += likelihood.__all__
 __all__ += released.__all__
 __all__ += verdict.__all__

@@ -38,8 +38,11 @@ from signfd_jax.aggregators import (
     RULES,
     TRUSTED_RULES,
     Rule,
+    chain,
+    draco,
     factory,
     fltrust_sign,
+    group_vote,
     stateless,
 )
 from signfd_jax.data import partition
@@ -47,6 +50,7 @@ from signfd_jax.decoders import Decoder, Thresholds, correlation_defense
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments import _traffic as traffic
 from signfd_jax.experiments._choices import FACTS, Choice, choose
+from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._workers import WORKERS
 from signfd_jax.experiments.config import Experiment
 from signfd_jax.transforms import scale_by_aggregator
@@ -267,6 +271,21 @@ def _zeno(
     return optax.chain(told, optax.scale(scale))
 
 
+def _detox(
+    num_byzantine: int,
+    key: jax.Array,
+    *,
+    group_size: int = 3,
+    rule: str = "geometric_median",
+) -> Rule:
+    """DETOX: what most workers of each group sent, then any rule on the groups."""
+    if rule not in RULES:
+        raise ValueError(console.unknown("rule", rule, sorted(RULES)))
+    first = stateless(group_vote, group_size=group_size)
+    # Liars who hold a group are more than half of it.
+    return chain(first, RULES[rule](num_byzantine // (group_size // 2 + 1), key))
+
+
 _BITS_OF_RULES = {"top_k_multi_krum": traffic.top_k}  # of the others: floats
 
 
@@ -281,6 +300,8 @@ SERVERS: dict[str, Callable[..., Any]] = {
         name: _aggregation(make_rule, _BITS_OF_RULES.get(name, traffic.dense))
         for name, make_rule in (RULES | TRUSTED_RULES).items()
     },
+    "draco": _aggregation(factory(draco)),
+    "detox": _aggregation(_detox),
     "fltrust_sign": _fltrust_sign,
     "zeno": _zeno,
 }
@@ -401,6 +422,7 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "everything": partition.everything,
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
+    "replicated": partition.replicated,
 }
 
 

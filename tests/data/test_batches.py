@@ -14,7 +14,7 @@ from signfd_jax.data import batches, partition
 
 def shares(split):
     """The examples of each worker, without the padding."""
-    return [row[:size] for row, size in zip(*split, strict=True)]
+    return [row[:size] for row, size in zip(split.indices, split.sizes, strict=True)]
 
 
 def numbered(num=200, shape=(1, 1, 3), num_classes=5):

@@ -20,12 +20,15 @@ SPLITS = {
         labels, num_workers, 1, seed=seed
     ),
     "one_class": partition.one_class_per_worker,
+    "replicated": lambda labels, num_workers, *, seed=0: partition.replicated(
+        labels, num_workers, 3, seed=seed
+    ),
 }
 
 
 def shares(split):
     """The examples of each worker, without the padding."""
-    return [row[:size] for row, size in zip(*split, strict=True)]
+    return [row[:size] for row, size in zip(split.indices, split.sizes, strict=True)]
 
 
 def class_counts(split, labels):
@@ -42,7 +45,7 @@ def test_every_split_is_well_formed(name, labels, num_workers, seed):
     assert split.indices.shape == (num_workers, split.sizes.max())
     assert split.sizes.min() >= 1
     assert 0 <= split.indices.min() <= split.indices.max() < len(labels)
-    for row, size in zip(*split, strict=True):
+    for row, size in zip(split.indices, split.sizes, strict=True):
         assert len(set(row[:size])) == size  # no example twice in a share
         assert (row[size:] == row[0]).all()
 

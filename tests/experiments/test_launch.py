@@ -113,7 +113,7 @@ def test_a_device_has_the_examples_of_its_workers(digits):
     shards = share_out(digits, split, mesh)
     assert shards.inputs.addressable_shards[0].data.shape[0] == 1
     assert shards.inputs.shape[1] < len(digits.train_labels)
-    inputs, labels, indices, _ = jax.device_get(shards)
+    inputs, labels, indices, *_ = jax.device_get(shards)
     for worker in range(16):
         device, size = worker // 2, split.sizes[worker]
         here = indices[worker, :size]

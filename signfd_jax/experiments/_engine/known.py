@@ -123,7 +123,12 @@ def with_roots(
         row = draw.choice(num_examples, own, replace=False)
         rows.append(np.pad(row, (0, width - own), constant_values=row[0]))
     sizes = np.append(sizes, [own] * config.trusted)
-    return partition.Partition(np.stack(rows).astype(np.int32), sizes.astype(np.int32))
+    draws = split.draws
+    if draws is not None:
+        own = np.arange(len(indices), len(rows), dtype=np.int32)
+        draws = np.append(np.asarray(draws), own)
+    rows = np.stack(rows).astype(np.int32)
+    return partition.Partition(rows, sizes.astype(np.int32), draws)
 
 
 def root_batch(
@@ -133,7 +138,7 @@ def root_batch(
 ) -> tuple[jax.Array, ...]:
     """All examples of the trusted workers, as `models.loss_fn` takes them."""
     width = config.root_examples or split.indices.shape[1]
-    rows, sizes = (part[-config.trusted :] for part in split)
+    rows, sizes = (part[-config.trusted :] for part in (split.indices, split.sizes))
     rows = rows[:, :width]
     counted = jnp.arange(width, dtype=sizes.dtype)[None] < sizes[:, None]
     return lookup((rows.reshape(-1), counted.reshape(-1).astype(jnp.float32)))

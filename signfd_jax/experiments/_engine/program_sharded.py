@@ -62,12 +62,14 @@ class Shards(NamedTuple):
         labels: int32 `[D, n]`.
         indices: int32 `[M, P]`, as in `Partition`, but positions on the device.
         sizes: int32 `[M]`.
+        draws: int32 `[M]`, or None, as in `Partition`.
     """
 
     inputs: jax.Array
     labels: jax.Array
     indices: jax.Array
     sizes: jax.Array
+    draws: jax.Array | None
 
 
 def check_sharded(config: Experiment, num_devices: int) -> None:
@@ -129,6 +131,7 @@ def share_out(dataset: data.Dataset, split: partition.Partition, mesh: Mesh) -> 
         labels=of_devices(dataset.train_labels),
         indices=_put(places.astype(np.int32), mesh, P(_AXIS)),
         sizes=_put(split.sizes, mesh, P()),
+        draws=None if split.draws is None else _put(split.draws, mesh, P()),
     )
 
 
@@ -163,7 +166,7 @@ def prepare_sharded(
     told = {n: _put(v, mesh, P()) for n, v in known.known_of(config, split).items()}
 
     start, chunk, specs = _programs(config, len(devices), structure, model)
-    shard_specs: Any = (P(_AXIS), P(_AXIS), P(_AXIS), P())
+    shard_specs: Any = (P(_AXIS), P(_AXIS), P(_AXIS), P(), P())
     begun = time.perf_counter()
     start = jax.shard_map(start, mesh=mesh, in_specs=P(), out_specs=specs)
     # As in `compile_program`: the first parameters must be the same to the last bit.
@@ -280,7 +283,7 @@ def _programs(config, num_devices, structure, given):
         worker = worker_of(config, models.loss_fn(model))
         sample_batch = batches.worker_batches(
             dataset,
-            partition.Partition(shards.indices, shards.sizes),
+            partition.Partition(shards.indices, shards.sizes, shards.draws),
             known.batch_sizes(config, worker.num_batches),
             augment=config.augment,
             first_worker=first,
