@@ -231,7 +231,7 @@ def _compare(arguments) -> int:
         force=options.force,
         progress=not options.quiet,
     )
-    notes = [*_steps(options.decoders), *_untold(cells)]
+    notes = [*_steps(grid.decoders), *_untold(cells)]
     table = tables.accuracy_table(results)
     text = "\n".join([table, "", *notes] if notes else [table])
     records.write_atomically(folder / "table.md", text + "\n")

@@ -15,6 +15,7 @@ KINDS = (
     "optimizers",
     "schedules",
     "sinks",
+    "aliases",
 )
 """What there is to list."""
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from signfd_jax import data
+from signfd_jax.experiments import _aliases, registry
 from signfd_jax.experiments import _plugins as plugins
-from signfd_jax.experiments import registry
 from signfd_jax.experiments._choices import written_options
 from signfd_jax.experiments.presets import PRESETS
 from signfd_jax.experiments.sinks import SINKS
@@ -35,6 +35,8 @@ class Entry(NamedTuple):
 
 def entries(kind: str) -> list[Entry]:
     """The entries of a kind, such as "attacks", in the order of its registry."""
+    if kind == "aliases":
+        return [Entry(name, {}, "", about) for name, about in _aliases.listed()]
     table, *groups = _REGISTRIES[kind]
     packages: dict[str, str] = {}
     for group in groups:

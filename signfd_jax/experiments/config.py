@@ -2,7 +2,8 @@
 
 Names (of decoders, attacks, models, splits, ...) are strings that
 `signfd_jax.experiments.registry` looks up; options follow a colon, as in
-`federated_defense:forgetting=0.95` or `dirichlet:0.3`.
+`federated_defense:forgetting=0.95` or `dirichlet:0.3`. What other libraries call them
+becomes our name (`_aliases`).
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import json
 import types
 import typing
 
+from signfd_jax.experiments._aliases import ALIASES, ours
 from signfd_jax.experiments._stop_rule import stop_rule
 
 __all__ = ["Experiment", "fingerprint", "from_json", "to_json"]
@@ -98,6 +100,8 @@ class Experiment:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _check_type(field.name, value, field.type)
+            if field.name in ALIASES:
+                object.__setattr__(self, field.name, ours(field.name, value))
             if field.type is float:  # 1 is the same run as 1.0, and -0.0 as 0.0
                 object.__setattr__(self, field.name, float(value) + 0.0)
             if isinstance(value, tuple) and field.name in ("stakes", "shares"):

@@ -19,6 +19,7 @@ import numpy as np
 
 from signfd_jax._checks import check_flag
 from signfd_jax.experiments import _plugins as plugins
+from signfd_jax.experiments._aliases import ours
 from signfd_jax.experiments._engine import known
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._engine.program import program_key
@@ -59,6 +60,12 @@ class Grid:
     num_byzantine: tuple[int, ...] = (0, 3, 6, 7)
     splits: tuple[str, ...] = ("iid",)
     batch_sizes: tuple[int, ...] = (64,)
+
+    def __post_init__(self):
+        """Call everything by our name."""
+        for field in ("decoder", "attack", "split"):
+            names = tuple(ours(field, name) for name in getattr(self, f"{field}s"))
+            object.__setattr__(self, f"{field}s", names)
 
 
 def cells(grid: Grid) -> list[Experiment]:

@@ -8,7 +8,7 @@ import pytest
 
 from signfd_jax import data
 from signfd_jax.cli import main
-from signfd_jax.experiments import PRESETS, _catalogue, registry
+from signfd_jax.experiments import PRESETS, _aliases, _catalogue, registry
 from signfd_jax.experiments import _plugins as plugins
 from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments.sinks import SINKS
@@ -25,6 +25,7 @@ NAMES = {
     "optimizers": registry.OPTIMIZERS,
     "schedules": registry.SCHEDULES,
     "sinks": SINKS,
+    "aliases": [name for name, _ in _aliases.listed()],
 }
 FIELDS = {"models": "model", "splits": "split", "decoders": "decoder"}
 FIELDS |= {"attacks": "attack", "memberships": "membership", "workers": "worker"}
