@@ -701,7 +701,7 @@ for name, option, bad, says in [
     ("geometric_median", "tolerance", NAN, "tolerance must lie in"),
     ("geometric_median", "start", jnp.zeros(9), r"start must be float \[D\] or None"),
     ("draco", "group_size", 0, "group_size must be an int >= 1"),
-    ("group_vote", "group_size", 2.5, "group_size must be an int >= 1"),
+    ("group_vote", "group_size", 2.5, "group_size must be an int"),
     ("krum", "num_neighbours", 7, "each of the 7 workers has 6 others"),
     ("multi_krum", "num_neighbours", 0, "6 others"),
     ("multi_krum", "num_selected", 8, "give 1 to 7"),

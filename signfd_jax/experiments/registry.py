@@ -281,6 +281,7 @@ def _detox(
     """DETOX: what most workers of each group sent, then any rule on the groups."""
     if rule not in RULES:
         raise ValueError(console.unknown("rule", rule, sorted(RULES)))
+    check_size("group_size", group_size)
     first = stateless(group_vote, group_size=group_size)
     # Liars who hold a group are more than half of it.
     return chain(first, RULES[rule](num_byzantine // (group_size // 2 + 1), key))
