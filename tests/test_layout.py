@@ -37,12 +37,13 @@ ARROWS = read_table((ROOT / "docs" / "architecture.md").read_text())
 
 # What every module may import from outside (pyproject's dependencies) ...
 CORE = {"jax", "jaxlib", "jaxtyping", "numpy", "optax"}
-# ... and where the extra `experiments` may be used.
+# ... and where the extras `experiments` and `flower` may be used.
 EXTRA = {
     "data": {"pooch", "sklearn"},
     "models": {"flax"},
     "experiments": {"flax", "matplotlib", "orbax", "pandas", "tqdm", "tyro"},
     "cli": {"rich", "tqdm", "tyro"},
+    "contrib": {"flwr"},
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -150,6 +151,7 @@ def test_libraries_are_declared():
     extras = project["optional-dependencies"]
     assert names(project["dependencies"]) == CORE
     declared = names(extras["experiments"]) | names(extras["log"]) & {"pandas"}
+    declared |= names(extras["flower"])
     assert declared == set().union(*EXTRA.values())
 
 

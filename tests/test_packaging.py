@@ -40,7 +40,7 @@ def test_pre_commit_runs_the_pinned_tools():
     assert "pre-commit run --all-files" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("extra", ["", "experiments", "test", "docs"])
+@pytest.mark.parametrize("extra", ["", "experiments", "flower", "test", "docs"])
 def test_requirements_have_lower_bounds(extra):
     requirements = EXTRAS[extra] if extra else PYPROJECT["project"]["dependencies"]
     for requirement in requirements:

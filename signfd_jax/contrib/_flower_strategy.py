@@ -3,6 +3,7 @@
 Shapes: `M` workers.
 """
 
+import functools
 import logging
 import math
 import statistics
@@ -117,9 +118,8 @@ class SignStrategy(Strategy):
         self._connected: set[int] = set()
         self._num_sent = 0
         self._said: list[str] = []
-        self._known = known
+        self._known = jax.tree.map(jnp.asarray, known)
         self._unpack = self._must_unpack()
-        self._step = jax.jit(self._update)
 
     def summary(self) -> None:
         """Log what the strategy is."""
@@ -160,9 +160,7 @@ class SignStrategy(Strategy):
         present = np.zeros(self.num_workers, bool)
         present[[ballot.row for ballot in ballots]] = True
         votes = self._codec.votes(ballots)
-        self.params, self.opt_state = self._step(
-            self.params, self.opt_state, votes, jnp.asarray(present)
-        )
+        self.params, self.opt_state = self._step(votes, jnp.asarray(present))
         arrays = to_arrays(self.params)
         planes = 1 if self._codec.wire == "one_bit" else 2
         down = sum(len(array.data) for array in arrays.values())
@@ -190,26 +188,20 @@ class SignStrategy(Strategy):
         """Nothing was asked."""
         return None
 
-    def _update(self, params, opt_state, votes, present):
-        if self._unpack:
-            votes = signs.packed.unpack_votes(votes)
-        updates, opt_state = self._tx.update(
-            votes,
-            opt_state,
-            params,
-            present=present,
+    def _step(self, votes, present):
+        return _update(
+            *(self.params, self.opt_state, votes, present, self._known),
+            tx=self._tx,
             wire=self._codec.wire,
-            **self._known,
+            unpack=self._unpack,
         )
-        return optax.apply_updates(params, updates), opt_state
 
     def _must_unpack(self):
         """Whether the decoder needs its votes as int8."""
-        arguments = self.params, self.opt_state, self._codec.votes([])
-        present = jnp.zeros(self.num_workers, bool)
         self._unpack = False
+        votes, present = self._codec.votes([]), jnp.zeros(self.num_workers, bool)
         try:
-            jax.eval_shape(self._update, *arguments, present)
+            jax.eval_shape(self._step, votes, present)
         except ValueError as error:
             if "cannot decode packed votes" not in str(error):
                 raise
@@ -276,6 +268,16 @@ class SignStrategy(Strategy):
                 _LOG.info("\t%s", line)
         self._said = lines
         return metrics | {"verdicts": np.asarray(said.kind).tolist()}
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "wire", "unpack"))
+def _update(params, opt_state, votes, present, known, *, tx, wire, unpack):
+    """The parameters and the state after a round."""
+    votes = signs.packed.unpack_votes(votes) if unpack else votes
+    updates, opt_state = tx.update(
+        votes, opt_state, params, present=present, wire=wire, **known
+    )
+    return optax.apply_updates(params, updates), opt_state
 
 
 def _checked_nodes(nodes, num_workers):

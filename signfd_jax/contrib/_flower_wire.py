@@ -129,9 +129,7 @@ class Codec:
             return Ballot(row, None, None, loss)
         planes = ("signs",) if self.wire == "one_bit" else ("signs", "voted")
         if set(arrays) != set(planes):
-            raise Refused(
-                f"its votes have {sorted(arrays)}, not {' and '.join(planes)}"
-            )
+            raise Refused(f"its votes are {sorted(arrays)}, not {' and '.join(planes)}")
         read = [self._plane(name, arrays[name]) for name in planes]
         voted = self.all_vote & (read[1] if len(read) > 1 else np.uint8(0xFF))
         # A bit of a sign where there is no vote would count as two votes.
@@ -151,10 +149,11 @@ class Codec:
         planes = np.zeros((2, self.num_workers, len(self.all_vote)), np.uint8)
         for ballot in ballots:
             planes[:, ballot.row] = ballot.signs, ballot.voted
-        leaves = [
-            packed.PackedVotes(*jnp.asarray(planes[:, :, start:end]), shape)
-            for start, end, shape in zip(
-                self.ends[:-1], self.ends[1:], self.shapes, strict=True
-            )
-        ]
-        return self.structure.unflatten(leaves)
+        signs, voted = (
+            np.split(plane, self.ends[1:-1], axis=1) if self.shapes else []
+            for plane in planes
+        )
+        return self.structure.unflatten(
+            packed.PackedVotes(jnp.asarray(s), jnp.asarray(v), shape)
+            for s, v, shape in zip(signs, voted, self.shapes, strict=True)
+        )

@@ -30,6 +30,7 @@ from signfd_jax.contrib import flower
 from signfd_jax.contrib._flower_wire import STYPE
 
 M = 5
+MAJORITY = sfd.sign_sgd_mv(0.5, M)
 PARAMS = {"a": jnp.arange(9.0), "b": jnp.ones((2, 3))}  # 9 and 6: bits to spare
 
 
@@ -84,7 +85,7 @@ def row_of(tree, worker):
 
 def begin(wire="ternary", tx=None, nodes=range(100, 100 + M), **options):
     """A strategy whose first round has begun, and the config that clients are sent."""
-    tx = sfd.sign_sgd_mv(0.5, M) if tx is None else tx
+    tx = MAJORITY if tx is None else tx
     strategy = flower.SignStrategy(PARAMS, tx, M, wire=wire, **options)
     return strategy, configure(strategy, 1, nodes)
 
@@ -106,7 +107,7 @@ def ballot(config, worker, rows=None):
 
 def expected(present, wire="ternary", rounds=1, tx=None):
     """What the transformation makes of the same gradients, without Flower."""
-    tx = sfd.sign_sgd_mv(0.5, M) if tx is None else tx
+    tx = MAJORITY if tx is None else tx
     params, state = PARAMS, tx.init(PARAMS)
     for round in range(rounds):
         updates, state = tx.update(
@@ -255,7 +256,7 @@ def test_a_node_is_one_worker_and_stays_it():
 
 def test_known_nodes_leave_no_place_to_others():
     known = {100 + m: m for m in range(M - 1)}
-    strategy = flower.SignStrategy(PARAMS, sfd.sign_sgd_mv(1.0, M), M, nodes=known)
+    strategy = flower.SignStrategy(PARAMS, MAJORITY, M, nodes=known)
     assert refusals(strategy, 2, known | {104: 4}) == (1, [4])
     del known[101]
     assert refusals(strategy, 3, known | {7: 1}) == (1, [1, 4])
@@ -301,6 +302,7 @@ def test_verdicts_are_metrics_and_lines(caplog):
     assert lines.count("worker 4 is read backwards since round 1") == 1
 
 
+@pytest.mark.slow
 def test_known_facts_reach_the_decoder():
     """Three of five lie, but one of the others is trusted."""
     params = jnp.zeros(2000)
