@@ -231,8 +231,10 @@ class SignStrategy(Strategy):
             if ballot.signs is not None:
                 ballots.append(ballot)
         for node, why in refused:
+            line = " ".join(str(why).split())[:200]  # it may hold a stranger's text
             _LOG.warning(
-                "round %d: the reply of node %d is refused: %s", server_round, node, why
+                *("round %d: the reply of node %d is refused: %s", server_round, node),
+                line,
             )
         return ballots, len(refused)
 
