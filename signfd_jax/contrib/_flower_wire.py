@@ -55,7 +55,7 @@ def from_arrays(arrays: ArrayRecord, like: Any) -> Any:
     """Take a tree out of Flower's record of arrays.
 
     Args:
-        arrays: what `to_arrays` made.
+        arrays: what `to_arrays` made of a tree of `[...]`.
         like: tree of `[...]` of the same structure, shapes and dtypes.
 
     Returns:
