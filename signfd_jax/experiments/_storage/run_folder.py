@@ -206,7 +206,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _commit():
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():  # a package in somebody else's checkout
         return None
 
