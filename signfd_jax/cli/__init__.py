@@ -1,4 +1,4 @@
-"""The command `signfd`: run, compare, paper, plot, show, list, completion.
+"""The command `signfd`: run, compare, paper, leaderboard, plot, show, list, completion.
 
 Light to import: each command imports what it needs, so that the message about a missing
 extra, and the help, come at once.
@@ -25,6 +25,7 @@ usage: signfd run [PRESET] [--field value ...]        train once, or go on
        signfd run --from RUN [--field value ...]      repeat the run of that folder
        signfd compare [PRESET] [--option value ...]   decoders x attacks x attackers
        signfd paper FIGURE [--option value ...]       the paper's findings, and a report
+       signfd leaderboard list|run|page               enter a decoder, verify a row
        signfd plot FOLDER ... [--format pdf ...]      draw runs and grids again
        signfd show RUN                                what was run, and what came out
        signfd list [KIND ...]                         every name that there is
@@ -48,6 +49,15 @@ mean over coordinates where they differ), whether its votes are read as sent,
 negated or not counted, and the verdict on it with its evidence. Where the
 output is no terminal, each row is one line with tabs between its fields, and
 begins with the name of its table.""",
+    "leaderboard": """\
+usage: signfd leaderboard list [--folder FOLDER]
+       signfd leaderboard run NAME [--decoder DECODER] [--option value ...]
+       signfd leaderboard page [--output FILE] [--folder FOLDER]
+
+List the challenges; run a decoder in one, which enters it, or compares it with
+its row if it was entered; write the page from all rows. Without a decoder, `run`
+compares all that were entered. It ends with 1 where a row does not come out
+again. `signfd leaderboard run --help` lists its options.""",
     "completion": """\
 usage: signfd completion bash|zsh
 
@@ -73,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `signfd`; None: `sys.argv`.
 
     Returns:
-        The exit code: 0; 2 for bad input, with one line on stderr; 4 for a run that
-        halted, as its `stop_below` says; 130 for Ctrl-C, 143 for SIGTERM. What cannot
-        be printed or drawn changes none of them.
+        The exit code: 0; 1 for a row of the leaderboard that does not come out again; 2
+        for bad input, with one line on stderr; 4 for a run that halted, as its
+        `stop_below` says; 130 for Ctrl-C, 143 for SIGTERM. What cannot be printed or
+        drawn changes none of them.
 
     Examples:
         >>> main(["compute"])
@@ -115,7 +126,8 @@ def _main(arguments):
             raise ValueError(
                 f"unknown command {arguments[0]!r}; known are {', '.join(COMMANDS)}"
             )
-        if arguments[0] in _HELP and {"-h", "--help"} & set(arguments):
+        asked = {"-h", "--help"} & set(arguments)
+        if asked and arguments[0] in _HELP and arguments[1] != "run":
             print(_HELP[arguments[0]])
             return 0
         with heeded_interrupts():

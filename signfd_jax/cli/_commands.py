@@ -15,6 +15,7 @@ from pathlib import Path
 
 from signfd_jax.cli._compiled import keep_compiled
 from signfd_jax.cli._completion import completion
+from signfd_jax.cli._leaderboard import leaderboard
 from signfd_jax.cli._list import list_names
 from signfd_jax.cli._options import (
     Compare,
@@ -353,6 +354,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "compare": _compare,
     "paper": _paper,
+    "leaderboard": leaderboard,
     "plot": _plot,
     "show": show,
     "list": list_names,

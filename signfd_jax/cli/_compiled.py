@@ -1,9 +1,7 @@
 """Compiled programs, kept from one call of the command to the next."""
 
 import contextlib
-import hashlib
 import os
-import platform
 import time
 import warnings
 from pathlib import Path
@@ -21,21 +19,14 @@ def programs_folder() -> Path | None:
     user's cache. Machines with unlike processors have folders of their own: a program
     made for one may not run on the other.
     """
+    from signfd_jax.experiments._engine.settings import processor
+
     chosen = os.environ.get(_VARIABLE)
     if chosen is None:
         from signfd_jax.data._download import users_cache
 
-        return users_cache() / "compiled" / _processor()
-    return None if chosen.lower() in _OFF else Path(chosen).expanduser() / _processor()
-
-
-def _processor():
-    """What programs for a CPU depend on, in a few letters."""
-    features = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features = next((x for x in lines if x[:5].lower() in ("flags", "featu")), "")
-    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+        return users_cache() / "compiled" / processor()
+    return None if chosen.lower() in _OFF else Path(chosen).expanduser() / processor()
 
 
 def keep_compiled() -> None:

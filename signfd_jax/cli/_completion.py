@@ -4,13 +4,19 @@ import dataclasses
 import typing
 
 from signfd_jax.cli._list import KINDS
-from signfd_jax.cli._options import Compare, Paper, Plot, Run
+from signfd_jax.cli._options import Compare, LeaderboardRun, Paper, Plot, Run
 from signfd_jax.experiments._processes import console
 
 SHELLS = ("bash", "zsh")
 """The shells that there is a script for."""
 
-_OPTIONS = {"run": Run, "compare": Compare, "paper": Paper, "plot": Plot}
+_OPTIONS = {
+    "run": Run,
+    "compare": Compare,
+    "paper": Paper,
+    "leaderboard": LeaderboardRun,
+    "plot": Plot,
+}
 _VALUES = {"wire": ("ternary", "one_bit"), "scale": ("small", "full")}
 
 _SCRIPT = """\
@@ -49,6 +55,7 @@ def completion(shell: str, commands: list[str]) -> str:
                 cases.append((f'"{command} {flag} "*', known))
     for command in ("run", "compare"):
         cases.append((f'"{command}  "*', names["presets"]))
+    cases.append(('"leaderboard  "*', ("list", "run", "page")))
     cases.append(('"list "*', KINDS))
     script = _SCRIPT.format(
         commands=" ".join(commands),

@@ -166,11 +166,66 @@ class Paper:
     quiet: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class LeaderboardRun:
+    """Run an entry of the leaderboard: enter it, or compare it with what was entered.
+
+    Attributes:
+        decoder: the entry, a decoder or a rule of signfd list decoders, or of a package
+            of yours; none: all that were entered.
+        folder: folder of the leaderboard.
+        data_dir: folder of the data sets; else SIGNFD_DATA, else a download.
+        output_dir: folder of all runs.
+        force: begin anew what was stopped.
+        quiet: no progress bar.
+    """
+
+    decoder: str | None = None
+    folder: Path = Path("benchmarks/leaderboard")
+    data_dir: Path | None = None
+    output_dir: Path = Path("runs")
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaderboardPage:
+    """Write the page of the leaderboard from its rows.
+
+    Attributes:
+        folder: folder of the leaderboard.
+        output: the page.
+    """
+
+    folder: Path = Path("benchmarks/leaderboard")
+    output: Path = Path("docs/leaderboard.md")
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaderboardList:
+    """List the challenges of the leaderboard.
+
+    Attributes:
+        folder: folder of the leaderboard.
+    """
+
+    folder: Path = Path("benchmarks/leaderboard")
+
+
+_POSITIONAL = {
+    LeaderboardList: "",
+    LeaderboardPage: "",
+    LeaderboardRun: "NAME",
+    Paper: "FIGURE",
+    Plot: "FOLDER [FOLDER ...]",
+}
+
+
 def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Options:
     """Read flags into a dataclass; its nested fields have flags without a prefix."""
     import tyro
 
-    what = {Paper: "FIGURE", Plot: "FOLDER [FOLDER ...]"}.get(type(default), "[PRESET]")
+    what = _POSITIONAL.get(type(default), "[PRESET]")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -178,7 +233,7 @@ def read_flags(default: _Options, arguments: Sequence[str], command: str) -> _Op
                 type(default),
                 default=default,
                 args=arguments,
-                prog=f"signfd {command} {what}",
+                prog=f"signfd {command} {what}".rstrip(),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments.config import Experiment, fingerprint, to_json
 from signfd_jax.experiments.registry import load_dataset
+from signfd_jax.experiments.report.communication import bits_per_round
 
 __all__ = ["Grid", "cells", "run_grid"]
 
@@ -135,7 +137,10 @@ def run_grid(
         `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
         `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
         over all rounds in which they were measured; None where there is none, as
-        where the server decodes no signs), and `accuracies` (a row of tests).
+        where the server decodes no signs), and `accuracies` (a row of tests); and
+        `bits_up` and `bits_down`, what a worker sent and received in all rounds.
+        What differs from call to call is in `timings.jsonl` beside it: of each cell
+        the `compile_seconds`, and the `processor_seconds` of its training.
 
     Raises:
         ValueError: a cell is not a valid experiment, `cells.jsonl` is damaged, or its
@@ -161,9 +166,11 @@ def run_grid(
     cells = dict(zip(keys, in_order, strict=True))
     plugins.warn_of_broken()
     path = records.make_folder(files.expanded(folder)) / "cells.jsonl"
-    if force:
-        path.unlink(missing_ok=True)
-    records.drop_cut_line(path)
+    timings = path.with_name("timings.jsonl")
+    for file in (path, timings):
+        if force:
+            file.unlink(missing_ok=True)
+        records.drop_cut_line(file)
     done = {record["cell"]: record for record in records.read_lines(path)}
     missing = {key: cell for key, cell in cells.items() if key not in done}
     if missing:
@@ -180,14 +187,28 @@ def run_grid(
         # Neighbours share their program, which is compiled once.
         for key in sorted(missing, key=lambda k: to_json(program_key(missing[k]))):
             cell = missing[key]
-            title = f"{cell.decoder}, {cell.num_byzantine} {cell.attack}"
             split = splits[_split_key(cell)]
-            console.show(bar, title, "compiling ...")
-            prepared = training.prepare(cell, datasets[cell.dataset], split)
-            done[key] = _record(key, cell, _told(prepared.tests, bar, title))
+            done[key], timing = _run_cell(key, cell, datasets[cell.dataset], split, bar)
+            records.append_lines(timings, [timing])
             records.append_lines(path, [done[key]])
             bar.update()
     return [done[key] for key in keys]
+
+
+def _run_cell(key, cell, dataset, split, bar):
+    """The record of one cell, and how long it took."""
+    title = f"{cell.decoder}, {cell.num_byzantine} {cell.attack}"
+    console.show(bar, title, "compiling ...")
+    prepared = training.prepare(cell, dataset, split)
+    bits = bits_per_round(cell, prepared.num_coordinates, prepared.shapes)
+    begun = time.process_time()
+    record = _record(key, cell, _told(prepared.tests, bar, title), bits)
+    timing = {
+        "cell": key,
+        "compile_seconds": prepared.compile_seconds,
+        "processor_seconds": time.process_time() - begun,
+    }
+    return record, timing
 
 
 def _told(tests, bar, title):
@@ -219,7 +240,7 @@ def _splits(cells, datasets):
     }
 
 
-def _record(key, cell, tests):
+def _record(key, cell, tests, bits):
     """The line of one cell, without timings."""
     rounds, metrics, _ = zip(*tests, strict=True)
 
@@ -239,5 +260,7 @@ def _record(key, cell, tests):
         "margin": mean("margin"),
         "rounds": list(rounds),
         "accuracies": np.stack([m.test_accuracy for m in metrics]).T.tolist(),
+        "bits_up": bits[0] * rounds[-1],
+        "bits_down": bits[1] * rounds[-1],
     }
     return records.plain(record)

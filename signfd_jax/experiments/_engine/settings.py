@@ -4,8 +4,11 @@ They are no part of a configuration: they are recorded beside it, and a run goes
 under those that it was begun with, or not at all.
 """
 
+import contextlib
+import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,3 +95,12 @@ def check_settings(folder: str | Path) -> None:
 def _rounds(path):
     """Rounds of a checkpoint; -1 of what is half written or set aside."""
     return int(path.parent.name) if path.parent.name.isdecimal() else -1
+
+
+def processor():
+    """What a program for this CPU depends on, in a few letters."""
+    features = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((x for x in lines if x[:5].lower() in ("flags", "featu")), "")
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
