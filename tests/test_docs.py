@@ -225,7 +225,7 @@ def test_page_runs(page, tmp_path, monkeypatch):
 def test_most_pages_show_code():
     shown = {page.name for page in PAGES if list(code_blocks(page, "python"))}
     silent = {"architecture.md", "glossary.md", "performance.md", "reproduction.md"}
-    silent |= {"results.md"}
+    silent |= {"results.md", "leaderboard.md"}
     silent |= {"plugins.md"}  # a package, which `test_plugins.py` builds
     silent |= {"flower.md"}  # an app, which `test_flower_processes.py` runs
     assert {page.name for page in PAGES} - shown == silent

@@ -6,6 +6,7 @@ argument, written `module.name(argument)`, has one. Types are not checked by bea
 here: users do not have it.
 """
 
+import dataclasses
 import functools
 import gzip
 import importlib
@@ -38,7 +39,7 @@ from signfd_jax import (
 )
 from signfd_jax.data import batches, partition
 from signfd_jax.decoders import released_code
-from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import Experiment, challenges, leaderboard, registry
 from signfd_jax.experiments import grid as compare
 from signfd_jax.experiments._engine import prepare as training
 from signfd_jax.experiments._storage import checkpoints
@@ -1275,6 +1276,60 @@ for argument, call, says in [
 ]:
     row(f"signfd_jax.experiments.{argument}", call, says)
 
+# The leaderboard ----------------------------------------------------------------------
+
+ALIKE = challenges.Challenge("Nobody lies.", ONE, ("none",), (0,))
+
+
+BLANK = {"entry": "mean", "sha256": "", "rounds": 1, "seconds": 0.0}
+BLANK |= {"environment": {}, "cells": []}
+
+
+def on_board(name, folder, given):
+    """Call a function of the leaderboard with one argument wrong."""
+    (folder / "digits.json").write_text(challenges.freeze(ALIKE))
+    right = {"folder": folder, "challenge": ALIKE, "entry": "mean", "progress": False}
+    right |= {"output_dir": folder, "name": "digits"}
+    right |= dict.fromkeys(["row", "then", "now"], BLANK)
+    function = getattr(challenges if hasattr(challenges, name) else leaderboard, name)
+    asked = inspect.signature(function).parameters
+    return function(**({k: v for k, v in right.items() if k in asked} | given))
+
+
+MISSING = dataclasses.replace(
+    ALIKE, base=Experiment(dataset="mnist", model="mlp", rounds=1)
+)
+for argument, bad, says in [
+    ("challenges.check_challenge(challenge)", ONE, "must be a Challenge"),
+    ("challenges.freeze(challenge)", "digits", "must be a Challenge"),
+    ("challenges.names(folder)", "nowhere", "there is no leaderboard in nowhere"),
+    ("challenges.names(folder)", 3, "must be a path"),
+    ("challenges.read_challenge(folder)", "nowhere", "no leaderboard in nowhere"),
+    ("challenges.read_challenge(name)", "digit", "did you mean digits"),
+    ("leaderboard.read_rows(folder)", None, "must be a path"),
+    ("leaderboard.read_rows(challenge)", "digits", "must be a Challenge"),
+    ("leaderboard.regenerate(challenge)", "digits", "must be a Challenge"),
+    ("leaderboard.regenerate(entry)", "krun", "did you mean krum"),
+    ("leaderboard.regenerate(entry)", 3, "entry must be the name of a decoder"),
+    ("leaderboard.regenerate(output_dir)", 3, "must be a path"),
+    ("leaderboard.regenerate(data_dir)", "nowhere", "nowhere"),
+    ("leaderboard.regenerate(force)", "yes", "force must be True or False"),
+    ("leaderboard.enter(folder)", 3, "must be a path"),
+    ("leaderboard.enter(challenge)", "digits", "must be a Challenge"),
+    ("leaderboard.enter(row)", {"entry": "krum"}, "it lacks cells"),
+    ("leaderboard.compare(then)", 3, "then is no row of a leaderboard"),
+    ("leaderboard.compare(now)", {"cells": 3}, "now is no row of a leaderboard"),
+]:
+    name, argument_name = re.fullmatch(r"\w+\.(\w+)\((\w+)\)", argument).groups()
+    given = {argument_name: bad}
+    if argument_name == "data_dir":
+        given["challenge"] = MISSING
+    row(
+        f"signfd_jax.experiments.{argument}",
+        lambda folder, name=name, given=given: on_board(name, folder, given),
+        says,
+    )
+
 # Files --------------------------------------------------------------------------------
 
 
@@ -1518,7 +1573,7 @@ def test_wrong_use(position, tmp_path):
 def public_arguments():
     """Every argument of the functions that the packages' `__all__` name."""
     packages = (sfd, decoders, attacks, aggregators, theory, distributed, experiments)
-    packages += (workers,)
+    packages += (workers, challenges, leaderboard)
     seen = set()
     for module in (*packages, data, partition, models, plots):
         for name in module.__all__:
@@ -1533,6 +1588,7 @@ def public_arguments():
 # Any value of these does: flags of a display, and what is only passed on.
 ANY_VALUE = {
     "signfd_jax.data.load(progress)",
+    "signfd_jax.experiments.leaderboard.regenerate(progress)",
     "signfd_jax.experiments.run_experiment(progress)",
     "signfd_jax.experiments.run_grid(progress)",
 }

@@ -26,11 +26,12 @@ def leaderboard(arguments: list[str]) -> int:
 
 def _list(arguments):
     options = read_flags(LeaderboardList(), arguments, "leaderboard list")
+    from signfd_jax.experiments import challenges
     from signfd_jax.experiments import leaderboard as boards
 
     rows = []
-    for name in boards.names(options.folder):
-        challenge = boards.read_challenge(options.folder, name)
+    for name in challenges.names(options.folder):
+        challenge = challenges.read_challenge(options.folder, name)
         entries = list(boards.read_rows(options.folder, challenge))
         about = challenge.sha256, challenge.about
         rows.append((name, str(challenge.version), entries, *about))
@@ -44,9 +45,10 @@ def _run(arguments):
     options = read_flags(LeaderboardRun(), arguments[named:], "leaderboard run")
     if not named:
         raise ValueError("give a challenge: signfd leaderboard run NAME --decoder ...")
+    from signfd_jax.experiments import challenges
     from signfd_jax.experiments import leaderboard as boards
 
-    challenge = boards.read_challenge(options.folder, arguments[0])
+    challenge = challenges.read_challenge(options.folder, arguments[0])
     rows = boards.read_rows(options.folder, challenge)
     entries = list(rows) if options.decoder is None else [options.decoder]
     if not entries:

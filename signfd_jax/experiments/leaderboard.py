@@ -1,10 +1,9 @@
-"""The leaderboard: frozen challenges, the rows that were entered, whether they hold.
+"""The leaderboard: the rows that were entered in a challenge, and whether they hold.
 
-A `Challenge` is a file `NAME.json` of the leaderboard's folder. A row says what a
-decoder or a rule reached in it: a file of `results/NAME/`, written by `enter`.
+A row says what a decoder or a rule reached in a `challenges.Challenge`. It is a file of
+`results/NAME/` in the leaderboard's folder, which `enter` writes.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,62 +15,14 @@ from typing import Any, NamedTuple
 from signfd_jax._checks import check_flag
 from signfd_jax.experiments._choices import canonical
 from signfd_jax.experiments._engine.settings import processor
-from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
-from signfd_jax.experiments.config import Experiment, from_json, to_json
-from signfd_jax.experiments.grid import Grid, cells, run_grid
+from signfd_jax.experiments.challenges import Challenge, check_challenge
+from signfd_jax.experiments.grid import run_grid
 from signfd_jax.experiments.registry import SERVERS
 from signfd_jax.experiments.report._tables import measured
 
-__all__ = [
-    "Challenge",
-    "Comparison",
-    "compare",
-    "enter",
-    "freeze",
-    "names",
-    "read_challenge",
-    "read_rows",
-    "regenerate",
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Challenge:
-    """What every entry of one table is trained with and attacked by.
-
-    Attributes:
-        about: what it is, in one line for readers.
-        base: what its cells have in common; its `name` is the challenge's, and an entry
-            takes the place of its `decoder`.
-        attacks: attacks, as `Grid` has them; none is the unattacked cell.
-        num_byzantine: numbers of Byzantine workers.
-        splits: splits of the data.
-        version: its version; a challenge that is changed gets the next one.
-        sha256: hash of all the other fields as they stand in the file; "" before it is
-            frozen.
-    """
-
-    about: str
-    base: Experiment
-    attacks: tuple[str, ...]
-    num_byzantine: tuple[int, ...]
-    splits: tuple[str, ...] = ("iid",)
-    version: int = 1
-    sha256: str = ""
-
-    def cells(self, entry: str) -> list[Experiment]:
-        """The experiments of an entry, each once."""
-        grid = Grid(
-            base=self.base,
-            decoders=(entry,),
-            attacks=self.attacks,
-            num_byzantine=self.num_byzantine,
-            splits=self.splits,
-            batch_sizes=(self.base.batch_size,),
-        )
-        return cells(grid)
+__all__ = ["Comparison", "compare", "enter", "read_rows", "regenerate"]
 
 
 class Comparison(NamedTuple):
@@ -85,106 +36,6 @@ class Comparison(NamedTuple):
 
     equal: bool
     report: str
-
-
-def freeze(challenge: Challenge) -> str:
-    """Write a challenge with its hash, as its file must have it.
-
-    Args:
-        challenge: the challenge; a hash that it has is not looked at.
-
-    Returns:
-        Indented JSON. The hash is the SHA-256 of the other fields, written as JSON with
-        sorted keys and without spaces.
-
-    Raises:
-        ValueError: it is no challenge.
-
-    Examples:
-        >>> challenge = Challenge("Inversion.", Experiment(), ("sign_inversion",), (7,))
-        >>> len(json.loads(freeze(challenge))["sha256"])
-        64
-    """
-    if not isinstance(challenge, Challenge):
-        raise ValueError(f"challenge must be a Challenge(), but is {challenge!r}")
-    challenge.cells(challenge.base.decoder)
-    fields = json.loads(to_json(challenge))
-    fields["sha256"] = _hash(fields)
-    return json.dumps(fields, indent=2) + "\n"
-
-
-def _hash(fields):
-    """The hash of all fields but the hash."""
-    fields = {name: value for name, value in fields.items() if name != "sha256"}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def names(folder: str | Path) -> list[str]:
-    """The challenges of a leaderboard's folder.
-
-    Args:
-        folder: the folder.
-
-    Returns:
-        Their names, sorted; where there are none, it raises a `ValueError`.
-
-    Examples:
-        >>> folder = getfixture("tmp_path")
-        >>> _ = (folder / "tiny.json").write_text("{}")
-        >>> names(folder)
-        ['tiny']
-    """
-    folder = files.expanded(folder)
-    if found := sorted(path.stem for path in folder.glob("*.json")):
-        return found
-    raise ValueError(
-        f"there is no leaderboard in {folder}: call signfd in a checkout of "
-        "signfd_jax, or give its folder benchmarks/leaderboard as --folder"
-    )
-
-
-def read_challenge(folder: str | Path, name: str) -> Challenge:
-    """Read a challenge, and see that it is as it was frozen.
-
-    Args:
-        folder: the leaderboard's folder.
-        name: the challenge's name.
-
-    Returns:
-        The `Challenge`.
-
-    Raises:
-        ValueError: there is none of that name, it is damaged, or its hash is not that
-            of its fields.
-
-    Examples:
-        >>> challenge = Challenge("Inversion.", Experiment(), ("sign_inversion",), (7,))
-        >>> folder = getfixture("tmp_path")
-        >>> _ = (folder / "digits.json").write_text(freeze(challenge))
-        >>> read_challenge(folder, "digits").num_byzantine
-        (7,)
-    """
-    known = names(folder)
-    if name not in known:
-        raise ValueError(console.unknown("challenge", name, known))
-    path = files.expanded(folder) / f"{name}.json"
-    fields = files.read_json(path)
-    if (found := _hash(fields)) != fields.get("sha256"):
-        raise ValueError(
-            f"{path} is not the challenge that was frozen: its fields have the hash "
-            f"{found[:12]}, but sha256 is {str(fields.get('sha256'))[:12]}; a changed "
-            "challenge is a new file with a new name or version"
-        )
-    try:
-        base = from_json(Experiment, json.dumps(fields.pop("base", None)))
-        read = from_json(Challenge, json.dumps(fields | {"base": None}))
-        challenge = dataclasses.replace(read, base=base)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no challenge: {error}") from None
-    if base.name != name:
-        raise ValueError(f"{path} holds the challenge {base.name}: rename the file")
-    return challenge
 
 
 def _row_path(folder, name, entry):
@@ -211,15 +62,16 @@ def read_rows(folder: str | Path, challenge: Challenge) -> dict[str, dict[str, A
             version of the challenge.
 
     Examples:
+        >>> from signfd_jax.experiments import Experiment
         >>> challenge = Challenge("Inversion.", Experiment(), ("sign_inversion",), (7,))
         >>> read_rows(getfixture("tmp_path"), challenge)
         {}
     """
+    check_challenge(challenge)
     rows, name = {}, challenge.base.name
     for path in sorted(_row_path(folder, name, "any").parent.glob("*.json")):
         row = files.read_json(path)
-        if lacking := {"entry", "sha256", "cells", "environment"} - set(row):
-            raise ValueError(f"{path} is no row: it lacks {', '.join(sorted(lacking))}")
+        _check_row(str(path), row)
         if row["sha256"] != challenge.sha256:
             raise ValueError(
                 f"{path} is of another version of {name}: its hash is "
@@ -230,6 +82,25 @@ def read_rows(folder: str | Path, challenge: Challenge) -> dict[str, dict[str, A
             raise ValueError(f"{path} holds the row of another entry, {row['entry']}")
         rows[row["entry"]] = row
     return rows
+
+
+_MEASURED = ("test_accuracy", "test_loss", "attack_success", "bits_up", "bits_down")
+
+
+_TOLD = ("attack", "num_byzantine", "split")
+_FIELDS = ("entry", "sha256", "rounds", "seconds", "environment", "cells")
+
+
+def _check_row(what, row):
+    """Refuse what `regenerate` did not give."""
+    owed = {*_TOLD, *_MEASURED} - {"attack_success"}
+    try:
+        lacking = [name for name in _FIELDS if name not in row]
+        lacking += [n for cell in row["cells"] for n in sorted(owed - set(cell))]
+    except (KeyError, TypeError):
+        lacking = ["cells"]
+    if lacking:
+        raise ValueError(f"{what} is no row of a leaderboard: it lacks {lacking[0]}")
 
 
 def regenerate(
@@ -263,6 +134,7 @@ def regenerate(
         ValueError: there is no such decoder, or it cannot be run in the challenge.
 
     Examples:
+        >>> from signfd_jax.experiments import Experiment
         >>> base = Experiment(model="softmax_regression", rounds=2, seeds=2)
         >>> challenge = Challenge("Two rounds.", base, ("none",), (0,))
         >>> folder = getfixture("tmp_path")
@@ -271,11 +143,9 @@ def regenerate(
         (['none'], 2)
     """
     check_flag("force", force)
-    if not isinstance(challenge, Challenge) or not isinstance(entry, str):
-        raise ValueError(
-            "regenerate takes a Challenge and the name of a decoder, but has "
-            f"{challenge!r:.60} and {entry!r:.60}"
-        )
+    check_challenge(challenge)
+    if not isinstance(entry, str):
+        raise ValueError(f"entry must be the name of a decoder, but is {entry!r}")
     entry, name = canonical(SERVERS, entry), challenge.base.name
     experiments = challenge.cells(entry)
     stem = _row_path("", name, entry).stem
@@ -304,12 +174,9 @@ def regenerate(
     return row
 
 
-_MEASURED = ("test_accuracy", "test_loss", "attack_success", "bits_up", "bits_down")
-
-
 def _cell(record):
     """What a row keeps of the record of a cell."""
-    told = {n: record["config"][n] for n in ("attack", "num_byzantine", "split")}
+    told = {name: record["config"][name] for name in _TOLD}
     found = {name: record.get(name) for name in _MEASURED}
     if not measured(found["attack_success"] or []):  # such as without a backdoor
         del found["attack_success"]
@@ -338,11 +205,15 @@ def enter(folder: str | Path, challenge: Challenge, row: Mapping[str, Any]) -> P
         ValueError: the row is of another challenge.
 
     Examples:
+        >>> from signfd_jax.experiments import Experiment
         >>> challenge = Challenge("Inversion.", Experiment(), ("sign_inversion",), (7,))
-        >>> row = {"entry": "krum", "sha256": "", "cells": [], "environment": {}}
+        >>> row = dict.fromkeys(["entry", "rounds", "seconds", "environment"], "krum")
+        >>> row |= {"sha256": challenge.sha256, "cells": []}
         >>> enter(getfixture("tmp_path"), challenge, row).name
         'krum.json'
     """
+    check_challenge(challenge)
+    _check_row("row", row)
     if row["sha256"] != challenge.sha256:
         raise ValueError(f"the row is not of {challenge.base.name}: regenerate it")
     path = _row_path(folder, challenge.base.name, row["entry"])
@@ -363,14 +234,19 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
 
     Examples:
         >>> cell = {"attack": "none", "num_byzantine": 0, "split": "iid"}
-        >>> then = {"cells": [cell | {"test_accuracy": [0.5]}], "environment": {}}
-        >>> compare(then, then).report
+        >>> cell |= {"test_loss": [2.0], "bits_up": 8, "bits_down": 8}
+        >>> row = dict.fromkeys(["entry", "sha256", "rounds", "seconds"])
+        >>> row |= {"environment": {}, "cells": [cell | {"test_accuracy": [0.5]}]}
+        >>> compare(row, row).report
         'equal bit for bit, on the same platform'
-        >>> now = {"cells": [cell | {"test_accuracy": [0.75]}], "environment": {}}
-        >>> print(compare(then, now).report)
-        1 of 1 cells differ, accuracies by at most 0.2500, on the same platform
-        0 none, iid: test_accuracy was [0.5], is [0.75]
+        >>> print(
+        ...     compare(row, row | {"cells": [cell | {"test_accuracy": [0.7]}]}).report
+        ... )
+        1 of 1 cells differ, accuracies by at most 0.2000, on the same platform
+        0 none, iid: test_accuracy was [0.5], is [0.7]
     """
+    for name, row in (("then", then), ("now", now)):
+        _check_row(name, row)
     changed = records.changes(then["environment"], now["environment"])
     elsewhere = f"on another platform (that one had {changed})"
     where = elsewhere if changed else "on the same platform"

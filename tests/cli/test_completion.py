@@ -44,6 +44,8 @@ def offered(tmp_path_factory):
         (["compare", "--attacks", "alie", "ip"], {"ipm"}),
         (["compare", "--root"], {"--root-examples"}),
         (["plot", "runs", "--format", ""], {"png", "pdf", "svg"}),
+        (["leaderboard", ""], {"list", "run", "page"}),
+        (["leaderboard", "run", "--fol"], {"--folder"}),
         (["list", "mo"], {"models"}),
         (["show", "no-such-folder"], set()),
     ],

@@ -97,7 +97,7 @@ def _rounds(path):
     return int(path.parent.name) if path.parent.name.isdecimal() else -1
 
 
-def processor():
+def processor() -> str:
     """What a program for this CPU depends on, in a few letters."""
     features = ""
     with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from signfd_jax.experiments import leaderboard
+from signfd_jax.experiments import challenges, leaderboard
 from signfd_jax.experiments.report._tables import (
     markdown,
     mean,
@@ -55,10 +55,11 @@ the accuracies do.
 | worst case | the lowest mean over seeds of a cell; beside it who attacks there |
 | attack success | the highest mean over seeds of a cell with a backdoor |
 | up, down | bits that a worker sends and receives in a round |
-| seconds | processor time of all the training, without compiling |
+| seconds | processor time of all the training, without compiling; not compared |
 
 What follows ± is the standard error over seeds. Entries are sorted by their worst case.
-Aggregation rules are told how many workers are Byzantine; decoders are not.
+Aggregation rules are told how many workers are Byzantine; decoders are not. The runs
+are short: the first 100 rounds of federated defense are its initial phase.
 """
 
 
@@ -116,8 +117,8 @@ def attackers(cell: Mapping[str, Any]) -> str:
 def page(folder: str | Path) -> str:
     """The page: what a leaderboard is, and a table of each challenge."""
     parts = [_PAGE]
-    for name in leaderboard.names(folder):
-        challenge = leaderboard.read_challenge(folder, name)
+    for name in challenges.names(folder):
+        challenge = challenges.read_challenge(folder, name)
         rows = leaderboard.read_rows(folder, challenge)
         parts += [f"## {name}", _about(challenge, len(challenge.cells("mean")))]
         if rows:
@@ -157,7 +158,7 @@ def _line(entry, row, seconds):
         "—" if math.isnan(row.attack_success) else _short(row.attack_success),
         f"{row.bits_up:,}",
         f"{row.bits_down:,}",
-        f"{seconds:.0f}",
+        f"{seconds:.1f}",
     )
 
 
