@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import signfd_jax
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, registry
 from signfd_jax.experiments._engine.program import parts
@@ -212,6 +214,17 @@ def test_other_versions_are_told_and_used(tmp_path, monkeypatch):
     assert restore(tmp_path, state, TINY, report=said.append).rounds == 20
     assert len(said) == 1
     assert f"written elsewhere (jax {jax.__version__})" in said[0]
+
+
+def test_the_commit_is_that_of_the_checkout():
+    from signfd_jax.experiments._storage import run_folder as records
+
+    root = Path(signfd_jax.__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    head = subprocess.check_output(command, text=True).strip()
+    assert records.environment()["commit"].removesuffix("-dirty") == head
 
 
 def test_what_a_kill_leaves_is_cleared(tmp_path):
