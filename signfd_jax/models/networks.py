@@ -1,7 +1,7 @@
-"""Small flax networks, their loss and their test.
+"""Small flax networks for images and tables.
 
 Shapes: `N` images of one batch, `H x W` pixels, `C` channels, last. Inputs are float32,
-standardised; labels int32 `[N]`; logits float32 `[N, num_classes]`.
+standardised; logits float32 `[N, num_classes]`.
 
 `params = model.init(key, inputs)` and `logits = model.apply(params, inputs)` are flax's
 own. A round takes the gradients of M workers at the same parameters:
@@ -13,36 +13,32 @@ The convolutional networks are written to be fast at that: see `_convolution`.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax import lax
 
-from signfd_jax._checks import check_callable, check_kind, check_size
 from signfd_jax.models._convolution import convolve, max_pool
 
 __all__ = [
     "MLP",
+    "VGG11",
     "BatchNorm",
     "Bias",
     "Conv",
-    "Evaluation",
     "MnistCNN",
     "ResNet",
+    "ResNet18",
     "SoftmaxRegression",
-    "evaluate",
-    "loss_fn",
 ]
 
 # ------------------------------------------------------------------------- networks
 
 
 class SoftmaxRegression(nn.Module):
-    """One dense layer on the flattened image.
+    """One dense layer on the flattened image or row.
 
     Attributes:
         num_classes: number of logits.
@@ -63,7 +59,7 @@ class SoftmaxRegression(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU on the flattened image.
+    """Dense layers with ReLU on the flattened image or row.
 
     Attributes:
         hidden: width of each hidden layer.
@@ -176,6 +172,118 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
+class ResNet18(nn.Module):
+    """The residual network of 18 layers, for CIFAR or for ImageNet.
+
+    Four stages of two blocks with W, 2 W, 4 W and 8 W features. A shortcut into the
+    next stage is a convolution of 1 x 1. Convolutions start He normal. With W = 64 and
+    10 classes it has 11,173,962 parameters, as it is usually built for CIFAR: it begins
+    with a convolution of 3 x 3. The paper's begins with one of 7 x 7, of every other
+    pixel, and a max-pooling of 3 x 3: with 1000 classes it has 11,689,512.
+
+    Attributes:
+        width: W, features of the first stage.
+        stem: size of the first convolution: 3, or 7 for large images.
+        num_classes: number of logits.
+
+    Examples:
+        >>> params = jax.eval_shape(
+        ...     ResNet18().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+        ... )
+        >>> sum(x.size for x in jax.tree.leaves(params))
+        11173962
+
+    References:
+        He, Zhang, Ren and Sun, [Deep Residual Learning for Image Recognition](
+        https://arxiv.org/abs/1512.03385), CVPR 2016, table 1.
+    """
+
+    width: int = 64
+    stem: int = 3
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Logits `[N, num_classes]` of images `[N, H, W, C]`, normalised over N."""
+        if self.stem not in (3, 7):
+            raise ValueError(f"stem must be 3 or 7, but is {self.stem}")
+        conv = functools.partial(Conv, kernel_init=nn.initializers.he_normal())
+        step = 2 if self.stem == 7 else 1
+        x = conv(self.width, self.stem, step, self.stem // 2)(inputs)
+        x = nn.relu(BatchNorm()(x))
+        if self.stem == 7:
+            sides: Any = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), (2, 2), sides)
+        for stage in range(4):
+            features = self.width * 2**stage
+            for block in range(2):
+                stride = 2 if stage and not block else 1
+                y = nn.relu(BatchNorm()(conv(features, 3, stride, 1)(x)))
+                y = BatchNorm()(conv(features, 3, 1, 1)(y))
+                if stride == 2:
+                    x = BatchNorm()(conv(features, 1, stride)(x))
+                x = nn.relu(x + y)
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+class VGG11(nn.Module):
+    """The network of 11 layers of the Visual Geometry Group, its configuration A.
+
+    Eight convolutions of 3 x 3, in which five max-poolings of 2 x 2 halve the image;
+    then dense layers. Convolutions start He normal. With W = 64 and 10 classes it has
+    9,231,114 parameters on 32 x 32 pixels, as it is usually built for CIFAR: one dense
+    layer, and batch normalisation. The biases before a normalisation, 2752 of these
+    parameters, change nothing: their gradients, and so the votes, are rounding errors.
+    The paper's has no normalisation, and two hidden dense layers: with `hidden=4096`,
+    `batch_norm=False` and 1000 classes it has 132,863,336 on 224 x 224 pixels. Its
+    dropout is left out.
+
+    Attributes:
+        width: W, features of the first convolution.
+        hidden: width of the two hidden dense layers; 0: there are none.
+        batch_norm: normalise after each convolution.
+        num_classes: number of logits.
+
+    Examples:
+        >>> params = jax.eval_shape(
+        ...     VGG11().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+        ... )
+        >>> sum(x.size for x in jax.tree.leaves(params))
+        9231114
+
+    References:
+        Simonyan and Zisserman, [Very Deep Convolutional Networks for Large-Scale Image
+        Recognition](https://arxiv.org/abs/1409.1556), ICLR 2015, tables 1 and 2.
+    """
+
+    width: int = 64
+    hidden: int = 0
+    batch_norm: bool = True
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Logits `[N, num_classes]` of images `[N, H, W, C]` of 32 x 32 or more."""
+        if inputs.ndim != 4 or min(inputs.shape[1:3]) < 32:
+            raise ValueError(
+                "VGG11 wants images [N, H, W, C] of at least 32 x 32 pixels, but got "
+                f"{inputs.shape}; use MLP or ResNet18 for smaller ones"
+            )
+        conv = functools.partial(
+            Conv, size=3, padding=1, kernel_init=nn.initializers.he_normal()
+        )
+        x = inputs
+        for stage, layers in ((1, 1), (2, 1), (4, 2), (8, 2), (8, 2)):
+            for _ in range(layers):
+                x = Bias()(conv(self.width * stage)(x))
+                x = nn.relu(BatchNorm()(x) if self.batch_norm else x)
+            x = max_pool(x)
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(2 if self.hidden else 0):
+            x = nn.relu(nn.Dense(self.hidden)(x))
+        return nn.Dense(self.num_classes)(x)
+
+
 # --------------------------------------------------------------------------- layers
 
 
@@ -237,160 +345,3 @@ class BatchNorm(nn.Module):
         factor = scale * lax.rsqrt(variance + self.epsilon)
         factor, bias = (x.reshape(1, 1, 1, -1) for x in (factor, bias))
         return centred * factor + bias
-
-
-# -------------------------------------------------------------- training and testing
-
-
-def loss_fn(
-    model: nn.Module,
-) -> Callable[[Any, tuple[jax.Array, ...]], jax.Array]:
-    """Build the loss of one worker: the mean cross-entropy of its batch, in nats.
-
-    Args:
-        model: a network of this module, or any whose `apply` gives logits.
-
-    Returns:
-        `loss(params, (inputs, labels)) -> float32 scalar`, with inputs `[N, ...]` and
-        labels int32 `[N]`; `(inputs, labels, counted)`, with float32 `[N]`, is the mean
-        weighted so.
-
-    Raises:
-        ValueError: an argument is not of its kind, or is out of range.
-
-    Examples:
-        >>> model = SoftmaxRegression()
-        >>> batch = jnp.zeros((5, 28, 28, 1)), jnp.zeros(5, jnp.int32)
-        >>> params = model.init(jax.random.key(0), batch[0])
-        >>> print(loss_fn(model)(params, batch).round(3))
-        2.303
-    """
-    check_kind("model", model, ("init", "apply"), "flax.linen")
-
-    def loss(params, batch):
-        inputs, labels, *counted = batch
-        logits: Any = model.apply(params, inputs)
-        losses = _cross_entropy(logits, labels)
-        if not counted:
-            return losses.mean()
-        return jnp.sum(losses * counted[0]) / jnp.sum(counted[0])
-
-    return loss
-
-
-_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-
-
-class Evaluation(NamedTuple):
-    """How well a network does on a set of examples.
-
-    Attributes:
-        accuracy: float32 scalar, fraction of the examples whose largest logit is that
-            of their label.
-        loss: float32 scalar, mean cross-entropy in nats.
-    """
-
-    accuracy: jax.Array
-    loss: jax.Array
-
-
-def evaluate(
-    model: nn.Module,
-    params: Any,
-    inputs: jax.Array | np.ndarray,
-    labels: jax.Array | np.ndarray,
-    *,
-    batch_size: int = 500,
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
-) -> Evaluation:
-    """Accuracy and mean loss over all examples, batch by batch in one compiled loop.
-
-    The last batch is smaller if need be. `BatchNorm` normalises over whole batches in
-    tests too: with it the result depends on `batch_size` and the order of the examples.
-
-    Args:
-        model: the network.
-        params: tree of its parameters, `[...]`; vmap over them for several seeds.
-        inputs: `[n, ...]`, standardised, unless `preprocess` does that.
-        labels: int32 `[n]`.
-        batch_size: examples at once.
-        preprocess: applied to each batch of inputs `[batch_size, ...]`, such as
-            `signfd_jax.data.standardise`. Pass the same function object again, or it is
-            compiled again; of a `functools.partial`, arrays may be new ones.
-
-    Returns:
-        An `Evaluation`.
-
-    Raises:
-        ValueError: there are no examples, `batch_size` is below 1, or inputs and labels
-            differ in number.
-
-    Examples:
-        >>> model = SoftmaxRegression()
-        >>> inputs, labels = jnp.zeros((6, 28, 28, 1)), jnp.array([0, 0, 0, 1, 2, 3])
-        >>> params = model.init(jax.random.key(0), inputs)
-        >>> print(evaluate(model, params, inputs, labels, batch_size=4).accuracy)
-        0.5
-    """
-    check_kind("model", model, ("init", "apply"), "flax.linen")
-    check_size("batch_size", batch_size)
-    if preprocess is not None:
-        check_callable("preprocess", preprocess, "inputs -> inputs")
-    if labels.shape != inputs.shape[:1] or not labels.size:
-        raise ValueError(
-            "inputs and labels must hold equally many examples, at least one, but are "
-            f"{inputs.shape} and {labels.shape}"
-        )
-    _check_params(model, params, inputs, preprocess)
-    if isinstance(preprocess, functools.partial):  # What it holds may be traced.
-        held = preprocess
-        preprocess = jax.tree_util.Partial(held.func, *held.args, **held.keywords)
-    else:
-        preprocess = jax.tree_util.Partial(preprocess or jnp.asarray)
-    return _evaluate(model, batch_size, preprocess, params, inputs, labels)
-
-
-def _check_params(model, params, inputs, preprocess):
-    def init(batch):
-        batch = batch if preprocess is None else preprocess(batch)
-        return model.init(jax.random.key(0), batch)
-
-    shapes = jax.eval_shape(
-        init, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    )
-    wanted, given = (
-        {
-            jax.tree_util.keystr(path): jnp.shape(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (shapes, params)
-    )
-    if wanted != given:
-        raise ValueError(
-            f"params are not those of this {type(model).__name__} on inputs of shape "
-            f"{list(inputs.shape)}; make them by model.init(key, inputs)"
-        )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(model, batch_size, preprocess, params, inputs, labels):
-    def sums(batch):
-        inputs, labels = batch
-        logits = model.apply(params, preprocess(inputs))
-        correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-        return Evaluation(
-            correct.sum(dtype=jnp.float32), _cross_entropy(logits, labels).sum()
-        )
-
-    num = len(labels)
-    whole = num - num % batch_size
-    total = Evaluation(jnp.float32(0), jnp.float32(0))
-    if whole:
-        batches = jax.tree.map(
-            lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), (inputs, labels)
-        )
-        total = jax.tree.map(jnp.sum, lax.map(sums, batches))
-    if whole < num:
-        rest = sums((inputs[whole:], labels[whole:]))
-        total = jax.tree.map(jnp.add, total, rest)
-    return jax.tree.map(lambda x: x / num, total)

@@ -11,7 +11,7 @@ from jax import export
 
 from signfd_jax import models
 
-MNIST, CIFAR = (28, 28, 1), (32, 32, 3)
+MNIST, CIFAR, IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
 NETWORKS = [
     (models.SoftmaxRegression(), MNIST, 7_850),
     (models.MLP(), MNIST, 101_770),
@@ -20,6 +20,17 @@ NETWORKS = [
     (models.ResNet(depth=20), CIFAR, 269_722),
     (models.ResNet(depth=56), CIFAR, 853_018),
     (models.ResNet(depth=56, num_classes=100), CIFAR, 858_868),
+    (models.ResNet18(), CIFAR, 11_173_962),
+    (models.ResNet18(num_classes=100), CIFAR, 11_220_132),
+    (models.ResNet18(stem=7, num_classes=1000), IMAGENET, 11_689_512),
+    (models.VGG11(), CIFAR, 9_231_114),
+    (models.VGG11(batch_norm=False), CIFAR, 9_225_610),
+    # Table 2 of the paper has 133 million.
+    (
+        models.VGG11(hidden=4096, batch_norm=False, num_classes=1000),
+        IMAGENET,
+        132_863_336,
+    ),
 ]
 
 
@@ -60,6 +71,49 @@ class PlainResNet(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
+class PlainResNet18(nn.Module):
+    """ResNet-18 of width 4 in flax's own layers, block by block."""
+
+    stem: int
+
+    @nn.compact
+    def __call__(self, x):
+        def convolve(x, features, size, stride=1):
+            x = nn.Conv(
+                *(features, (size, size), stride),
+                padding=((size // 2, size // 2),) * 2,
+                use_bias=False,
+            )(x)
+            return nn.BatchNorm(
+                use_running_average=False, use_fast_variance=False, epsilon=1e-5
+            )(x)
+
+        x = nn.relu(convolve(x, 4, self.stem, 1 if self.stem == 3 else 2))
+        if self.stem == 7:
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        blocks = ((4, 1), (4, 1), (8, 2), (8, 1), (16, 2), (16, 1), (32, 2), (32, 1))
+        for features, stride in blocks:
+            y = convolve(nn.relu(convolve(x, features, 3, stride)), features, 3)
+            x = nn.relu(y + (x if stride == 1 else convolve(x, features, 1, 2)))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class PlainVGG11(nn.Module):
+    """VGG-11 of width 4, without normalisation, in flax's own layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        for layer in (4, "pool", 8, "pool", 16, 16, "pool", 32, 32, "pool", 32, 32):
+            if layer == "pool":
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            else:
+                x = nn.relu(nn.Conv(layer, (3, 3))(x))
+        x = nn.max_pool(x, (2, 2), (2, 2)).reshape(len(x), -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(6)(x))
+        return nn.Dense(10)(x)
+
+
 def initial(model, key, shape):
     return jax.jit(model.init)(key, jnp.zeros((1, *shape)))
 
@@ -92,6 +146,12 @@ RESNET_NAMES = [
     (f"{x}_{i}", f"{x}_{i}") for x in ("Conv", "BatchNorm") for i in range(7)
 ]
 RESNET_NAMES += [("Dense_0", "Dense_0")]
+RESNET18_NAMES = [
+    (f"{x}_{i}", f"{x}_{i}") for x in ("Conv", "BatchNorm") for i in range(20)
+]
+RESNET18_NAMES += [("Dense_0", "Dense_0")]
+VGG_NAMES = [(f"{x}_{i}", f"Conv_{i}") for x in ("Conv", "Bias") for i in range(8)]
+VGG_NAMES += [(f"Dense_{i}", f"Dense_{i}") for i in range(3)]
 
 
 @pytest.mark.parametrize(("model", "shape", "count"), NETWORKS)
@@ -129,6 +189,15 @@ def test_initial_values(model, shape, _, key):
     [
         (models.MnistCNN(), PlainCNN(), MNIST, CNN_NAMES),
         (models.ResNet(depth=8), PlainResNet(), (12, 16, 3), RESNET_NAMES),
+        (models.ResNet18(width=4), PlainResNet18(3), (9, 8, 3), RESNET18_NAMES),
+        (
+            *(models.ResNet18(width=4, stem=7), PlainResNet18(7)),
+            *((32, 36, 3), RESNET18_NAMES),
+        ),
+        (
+            *(models.VGG11(width=4, hidden=6, batch_norm=False), PlainVGG11()),
+            *((32, 34, 3), VGG_NAMES),
+        ),
     ],
 )
 def test_gradient_of_each_worker_equals_that_of_plain_flax(
@@ -184,6 +253,30 @@ def test_batch_norm_is_that_of_the_batch(key):
     params = {"params": {"scale": jnp.full(7, 2.0), "bias": jnp.full(7, -1.0)}}
     shifted = jnp.asarray(norm.apply(params, inputs))
     np.testing.assert_allclose(shifted, 2 * outputs - 1, atol=1e-5)
+
+
+def test_biases_before_a_normalisation_change_nothing(key):
+    model = models.VGG11(width=1)
+    params = initial(model, key, CIFAR)
+    inputs = jax.random.normal(key, (2, *CIFAR))
+    shifted = jax.tree.map_with_path(
+        lambda path, x: x + 3 if path[-2].key.startswith("Bias") else x, params
+    )
+    apply = jax.jit(model.apply)
+    logits = apply(params, inputs)
+    np.testing.assert_allclose(apply(shifted, inputs), logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("stem", [0, 5])
+def test_resnet18_refuses_other_stems(stem, key):
+    with pytest.raises(ValueError, match=f"stem must be 3 or 7, but is {stem}"):
+        models.ResNet18(stem=stem).init(key, jnp.zeros((1, *CIFAR)))
+
+
+@pytest.mark.parametrize("shape", [MNIST, (32, 31, 3), (30,)])
+def test_vgg_refuses_small_images(shape, key):
+    with pytest.raises(ValueError, match="at least 32 x 32 pixels, but got"):
+        models.VGG11().init(key, jnp.zeros((1, *shape)))
 
 
 @pytest.mark.parametrize("depth", [2, 7, 10, 21])
@@ -268,3 +361,5 @@ def test_evaluate_refuses_what_makes_no_sense(key):
         models.evaluate(model, params, inputs, labels[:3])
     with pytest.raises(ValueError, match="at least one"):
         models.evaluate(model, params, inputs[:0], labels[:0])
+    with pytest.raises(ValueError, match=r"labels are \[4, 3\], but Soft.* \[1, 10\]"):
+        models.evaluate(model, params, inputs, jnp.zeros((4, 3), jnp.int32))
