@@ -21,6 +21,7 @@ GIVEN = {
     "root_batch": None,
     "rounds": 10,
     "seed": 0,
+    "writers": np.arange(110) % 13,
 }
 # Options that must be given, and what does.
 NEEDED = {"alpha": 0.5, "num_labels": 2, "group_size": 3}

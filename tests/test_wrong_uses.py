@@ -958,7 +958,10 @@ SPLITS = {
 }
 for name, options in SPLITS.items():
     of, split = f"signfd_jax.data.partition.{name}", getattr(partition, name)
-    for bad in (np.zeros((3, 2), int), np.zeros(0, int), 3):
+    kinds = [np.zeros(0, int), 3]
+    # Those of texts do for a split that does not go by class.
+    kinds += [np.zeros((3, 2), int)] * (name not in ("iid", "everything"))
+    for bad in kinds:
         row(f"{of}(labels)", functools.partial(split, bad, 4, **options), "labels must")
     for bad in (0, 2.5, "four"):
         row(
@@ -972,6 +975,19 @@ for name, options in SPLITS.items():
             functools.partial(split, LABELS, 4, seed="x", **options),
             "seed must be an int >= 0",
         )
+for argument, bad, says in [
+    ("writers", None, "writers is None: these data do not say who wrote"),
+    ("writers", np.zeros((3, 2), int), r"writers must be \[n\]"),
+    ("writers", np.zeros(0, int), r"writers must be \[n\]"),
+    ("num_workers", 0, "num_workers must be an int >= 1"),
+    ("seed", "x", "seed must be an int >= 0"),
+]:
+    given = {"writers": LABELS, "num_workers": 4, argument: bad}
+    row(
+        f"signfd_jax.data.partition.by_writer({argument})",
+        lambda given=given: partition.by_writer(**given),
+        says,
+    )
 for bad in (0.0, -1.0, NAN, INF, "big"):
     row(
         "signfd_jax.data.partition.dirichlet(alpha)",
@@ -1103,12 +1119,29 @@ for argument, bad, says in [
     ("labels", [0.5] * 10, "labels must be an integer for each of 10"),
     ("test_inputs", [[1.0]], "test_inputs and test_labels come together"),
     ("test_labels", [1], "test_inputs and test_labels come together"),
+    ("writers", [0] * 9, "writers must be an integer for each of 10 inputs"),
+    ("writers", [-1] * 10, "writers must count from 0; one is -1"),
     ("name", 3, "name must be a text"),
 ]:
     given = {"inputs": np.ones((10, 1)), "labels": [0] * 10, argument: bad}
     row(
         f"signfd_jax.data.from_arrays({argument})",
         lambda given=given: data.from_arrays(**given),
+        says,
+    )
+for argument, bad, says in [
+    ("texts", "to be or not", "texts must be a table from each writer's name"),
+    ("texts", {"ann": 3}, "texts must be a table from each writer's name"),
+    ("texts", {}, "none of 0 texts has more than 32 characters in its last fifth"),
+    ("texts", {"ann": "ha " * 50}, "none of 1 texts has more than 32 characters"),
+    ("context", 0, "context must be an int >= 1, but is 0"),
+    ("context", 5.5, "context must be an int >= 1"),
+    ("name", 3, "name must be a text"),
+]:
+    given = {"texts": {"ann": "ha " * 99}, argument: bad}
+    row(
+        f"signfd_jax.data.from_texts({argument})",
+        lambda given=given: data.from_texts(**given),
         says,
     )
 row(

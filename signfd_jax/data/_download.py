@@ -57,8 +57,14 @@ DOWNLOADS: Mapping[str, Download] = {
         "https://www.cs.toronto.edu/~kriz/",
         {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
     ),
+    "shakespeare": Download(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/"
+        "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/",
+        {"input.txt": "6fb458f1232090904fb40fe944165e91"},
+    ),
 }
-"""The public mirrors, with the hashes that the data sets' authors publish."""
+"""The public mirrors, with the hashes that the data sets' authors publish; of
+`shakespeare`, which has none, that of the file in this commit."""
 
 
 def users_cache() -> Path:

@@ -12,12 +12,15 @@ import numpy as np
 
 from signfd_jax.data import _pickled as pickled
 from signfd_jax.data._places import FILES, found
+from signfd_jax.data._text import from_texts, speeches
 from signfd_jax.data.dataset import DataError, Dataset
 
 
 def read(name: str, folder: Path) -> Dataset:
     """Read a data set, and check file sizes, number of examples and range of labels."""
     files = FILES[name]
+    if not files.test:
+        return _read_play(name, folder)
     read_files = _read_cifar if name.startswith("cifar") else _read_idx
     train = read_files(files, folder, files.train, files.num_train)
     test = read_files(files, folder, files.test, files.num_test)
@@ -78,6 +81,25 @@ def _read_cifar(files, folder, names, num):
     planes = records[:, start:].reshape(-1, 3, 32, 32)
     inputs = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     return inputs, records[:, start - 1].astype(np.int32)
+
+
+def _read_play(name, folder):
+    """The speeches of a play: 80 characters at a time, as LEAF has them."""
+    files = FILES[name]
+    path, content = _content(folder, files.train[0])
+    _check_size(path, content, files.num_train)
+    try:
+        said = speeches(content.decode("ascii"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text in ASCII ({error}); fetch it again"
+        ) from None
+    if not said:
+        raise DataError(
+            f"{path} has no speeches, each a name with a colon and the lines below it; "
+            "fetch it again"
+        )
+    return from_texts(said, context=80, name=name)
 
 
 def _check_size(path, content, size):

@@ -1,23 +1,24 @@
 """A data set by its name, from wherever it is.
 
-`DATASETS` are the names.
+`DATASETS` are the names, `VARYING` those of what is not the same everywhere.
 """
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
+from signfd_jax.data._bundled import BUNDLED
 from signfd_jax.data._download import DOWNLOADS, Download, fetch
 from signfd_jax.data._files import read
-from signfd_jax.data._own import every_fifth, is_saved_set, read_npz, read_saved_set
+from signfd_jax.data._own import is_saved_set, read_npz, read_saved_set
 from signfd_jax.data._places import FILES, local_folder
 from signfd_jax.data.dataset import DataError, Dataset
 
-DATASETS: tuple[str, ...] = ("digits", *FILES)
+DATASETS: tuple[str, ...] = (*BUNDLED, *FILES)
 """Names that `load` knows."""
+
+VARYING: frozenset[str] = frozenset({"python_docs"})
+"""Names of those that another version of Python has otherwise."""
 
 
 def load(
@@ -33,8 +34,11 @@ def load(
     variable `SIGNFD_DATA` names, unless it is empty. Whichever is given must hold them:
     nothing else is tried. With neither, they are downloaded once into the user's cache.
 
-    `digits` is bundled with scikit-learn and needs neither. Every fifth example of each
-    class, in the stored order, is a test example; the split never changes.
+    `digits`, `breast_cancer` and `wine` are bundled with scikit-learn, `python_docs`
+    with Python; they need neither. Of the first three every fifth example of each
+    class, in the stored order, is a test example; the split never changes. Each column
+    of a table is standardised by its training examples. Of what a writer wrote, the
+    last fifth is for tests.
 
     A name that ends in `.npz` is a file of your own, with arrays `inputs` and `labels`;
     one that is a folder of Hugging Face `datasets` (`save_to_disk`) has a column
@@ -62,7 +66,11 @@ def load(
     References:
         LeCun, Cortes and Burges, [MNIST](http://yann.lecun.com/exdb/mnist/); Xiao,
         Rasul and Vollgraf, [Fashion-MNIST](https://arxiv.org/abs/1708.07747);
-        Krizhevsky, [CIFAR](https://www.cs.toronto.edu/~kriz/cifar.html), 2009.
+        Krizhevsky, [CIFAR](https://www.cs.toronto.edu/~kriz/cifar.html), 2009;
+        Karpathy, [char-rnn](https://github.com/karpathy/char-rnn), 2015, whose excerpts
+        of Shakespeare's plays these are; Wolberg et al., [breast cancer](
+        https://doi.org/10.24432/C5DW2B), 1995; Aeberhard and Forina, [wine](
+        https://doi.org/10.24432/C5PC7J), 1992.
     """
     check_name(name)
     if name not in DATASETS:
@@ -71,8 +79,8 @@ def load(
             return read_npz(path) if path.suffix == ".npz" else read_saved_set(path)
         except OSError as error:
             raise DataError(f"cannot read {name}: {error}") from error
-    if name == "digits":
-        return _digits()
+    if name in BUNDLED:
+        return BUNDLED[name]()
     if not isinstance(downloads, Mapping) or name not in downloads:
         raise DataError(
             f"downloads must be a table, such as DOWNLOADS, that says where {name!r} "
@@ -114,29 +122,3 @@ def check_name(name: str) -> None:
             f"unknown data set {name!r}; known are {', '.join(DATASETS)}, a file .npz "
             "and a folder of Hugging Face datasets"
         )
-
-
-def _bundled_digits():
-    """Rows of 64 pixels and a label, as `sklearn.datasets.load_digits` reads them."""
-    # Importing scikit-learn takes two seconds, reading its file a hundredth of one.
-    found = importlib.util.find_spec("sklearn")
-    if found is not None and found.origin is not None:
-        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if file.exists():
-            return np.loadtxt(file, np.uint8, delimiter=",")
-    from sklearn.datasets import load_digits
-
-    inputs, labels = load_digits(return_X_y=True)
-    return np.column_stack([inputs, labels]).astype(np.uint8)
-
-
-def _digits():
-    table = _bundled_digits()
-    inputs = table[:, :-1].reshape(-1, 8, 8, 1)
-    labels = table[:, -1].astype(np.int32)
-    is_test = every_fifth(labels)
-    train, test = ((inputs[i], labels[i]) for i in (~is_test, is_test))
-    scaled = train[0] / 16
-    mean = np.array([scaled.mean()], np.float32)
-    std = np.array([scaled.std()], np.float32)
-    return Dataset("digits", 10, 16.0, *train, *test, mean, std)

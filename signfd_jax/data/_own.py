@@ -21,6 +21,7 @@ def from_arrays(
     test_inputs: Any = None,
     test_labels: Any = None,
     *,
+    writers: Any = None,
     name: str = "arrays",
 ) -> Dataset:
     """Make a data set of arrays.
@@ -36,6 +37,8 @@ def from_arrays(
         labels: integers `[n]`, from 0; the classes are those up to the largest.
         test_inputs: `[k, ...]`, like `inputs`.
         test_labels: integers `[k]`.
+        writers: integers `[n]` from 0, who wrote each of `inputs`, for the split by
+            writer; None: it is not known.
         name: what the data set is called.
 
     Returns:
@@ -52,12 +55,15 @@ def from_arrays(
     if not isinstance(name, str):
         raise DataError(f"name must be a text, but is {name!r}")
     inputs, labels = _checked(name, "inputs", inputs, "labels", labels)
+    if writers is not None:
+        writers = _counted(name, "writers", writers, "inputs", len(inputs))
     if (test_inputs is None) != (test_labels is None):
         raise DataError(f"{name}: test_inputs and test_labels come together, or not")
     if test_inputs is None:
         held_out = every_fifth(labels)
         test_inputs, test_labels = inputs[held_out], labels[held_out]
         inputs, labels = inputs[~held_out], labels[~held_out]
+        writers = None if writers is None else writers[~held_out]
     else:
         test_inputs, test_labels = _checked(
             name, "test_inputs", test_inputs, "test_labels", test_labels
@@ -75,7 +81,7 @@ def from_arrays(
     scale = 255.0 if inputs.dtype == np.uint8 else 1.0
     classes = int(max(labels.max(), test_labels.max())) + 1
     arrays = (inputs, labels, test_inputs, test_labels)
-    return Dataset(name, classes, scale, *arrays, *_moments(inputs, scale))
+    return Dataset(name, classes, scale, *arrays, *_moments(inputs, scale), writers)
 
 
 def every_fifth(labels: np.ndarray) -> np.ndarray:
@@ -89,19 +95,13 @@ def every_fifth(labels: np.ndarray) -> np.ndarray:
 
 def _checked(name, what, inputs, whose, labels):
     """The arrays as they are kept, or what is wrong with them."""
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    inputs = np.asarray(inputs)
     if inputs.dtype.kind not in "fiub" or inputs.ndim < 2:
         raise DataError(
             f"{name}: {what} must be numbers [n, ...], but are {inputs.dtype} of shape "
             f"{list(inputs.shape)}"
         )
-    if labels.dtype.kind not in "iu" or labels.shape != inputs.shape[:1]:
-        raise DataError(
-            f"{name}: {whose} must be an integer for each of {len(inputs)} {what}, but "
-            f"are {labels.dtype} of shape {list(labels.shape)}"
-        )
-    if labels.size and not 0 <= labels.min() <= labels.max() < 2**31:
-        raise DataError(f"{name}: {whose} must count from 0; one is {labels.min()}")
+    labels = _counted(name, whose, labels, what, len(inputs))
     if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
         raise DataError(f"{name}: {what} must be finite, but some are NaN or infinite")
     if inputs.dtype.kind == "f":
@@ -110,7 +110,20 @@ def _checked(name, what, inputs, whose, labels):
         inputs = inputs.astype(np.int32)
     if inputs.ndim == 3 and inputs.dtype != np.int32:
         inputs = inputs[..., None]
-    return inputs, labels.astype(np.int32)
+    return inputs, labels
+
+
+def _counted(name, whose, values, what, number):
+    """A class or a writer of each example, as int32."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iu" or values.shape != (number,):
+        raise DataError(
+            f"{name}: {whose} must be an integer for each of {number} {what}, but "
+            f"are {values.dtype} of shape {list(values.shape)}"
+        )
+    if values.size and not 0 <= values.min() <= values.max() < 2**31:
+        raise DataError(f"{name}: {whose} must count from 0; one is {values.min()}")
+    return values.astype(np.int32)
 
 
 def _moments(inputs, scale):
@@ -131,11 +144,11 @@ def read_npz(path: Path) -> Dataset:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise DataError(f"{path} is no file of arrays ({error}): {_WANTED}") from None
-    known = {"inputs", "labels", "test_inputs", "test_labels"}
+    known = {"inputs", "labels", "test_inputs", "test_labels", "writers"}
     if not {"inputs", "labels"} <= set(arrays) <= known:
         raise DataError(
             f"{path} holds {', '.join(arrays) or 'nothing'}: {_WANTED}, and, if you "
-            "like, test_inputs and test_labels"
+            "like, test_inputs and test_labels, and writers"
         )
     return from_arrays(**arrays, name=path.stem)
 

@@ -20,8 +20,8 @@ class FileSet(NamedTuple):
         folders: names that its folder may have.
         train: names of the files of training examples.
         test: names of the files of test examples.
-        num_train: number of training examples.
-        num_test: number of test examples.
+        num_train: number of training examples; of a text, of its bytes.
+        num_test: number of test examples; of a text, and below, nothing.
         num_classes: number of classes.
         mean: mean of each channel, of inputs between 0 and 1.
         std: standard deviation of the same.
@@ -31,10 +31,10 @@ class FileSet(NamedTuple):
     train: tuple[str, ...]
     test: tuple[str, ...]
     num_train: int
-    num_test: int
-    num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    num_test: int = 0
+    num_classes: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def label_bytes(self) -> int:
@@ -65,6 +65,12 @@ FILES: dict[str, FileSet] = {
         *(50_000, 10_000, 100),
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
+    ),
+    "shakespeare": FileSet(
+        ("shakespeare", "tinyshakespeare", "tiny_shakespeare"),
+        ("input.txt",),
+        (),
+        num_train=1_115_394,
     ),
 }
 """Of every data set that is read from files."""

@@ -25,13 +25,16 @@ class Dataset:
         name: its name, of `DATASETS` or your own; static under jit, like the next two.
         num_classes: number of classes.
         scale: the stored value that stands for 1.
-        train_inputs: uint8 `[n, height, width, channels]`; your own may be float32 or
+        train_inputs: uint8 `[n, height, width, channels]`; others may be float32 or
             int32 `[n, ...]`.
-        train_labels: int32 `[n]`, in `[0, num_classes)`.
+        train_labels: int32 `[n]`, in `[0, num_classes)`; of texts `[n, T]`, a
+            label for each character.
         test_inputs: uint8 `[k, ...]`, as `train_inputs`.
-        test_labels: int32 `[k]`, as `train_labels`.
+        test_labels: int32 `[k]` or `[k, T]`, as `train_labels`.
         mean: float32 `[channels]`, mean of the inputs divided by `scale`.
         std: float32 `[channels]`, standard deviation of the same.
+        writers: int32 `[n]`, who wrote each training example, from 0; None where that
+            is not known.
     """
 
     name: str = dataclasses.field(metadata={"static": True})
@@ -43,6 +46,7 @@ class Dataset:
     test_labels: np.ndarray | jax.Array
     mean: np.ndarray | jax.Array
     std: np.ndarray | jax.Array
+    writers: np.ndarray | jax.Array | None = None
 
 
 def standardise(inputs: jax.Array | np.ndarray, dataset: Dataset) -> jax.Array:

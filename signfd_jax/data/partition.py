@@ -2,9 +2,10 @@
 
 Shapes: `n` training examples, `M` workers, `P` the largest share.
 
-A partition is made once, in NumPy, from the labels and a seed of its own, so that runs
-with different training seeds see the same shares. No worker is ever left without
-examples: where there are fewer of them than workers to hold them, workers share.
+A partition is made once, in NumPy, from the labels or the writers and a seed of its
+own, so that runs with different training seeds see the same shares. No worker is ever
+left without examples: where there are fewer of them than workers to hold them, workers
+share.
 """
 
 import math
@@ -17,6 +18,7 @@ from signfd_jax._checks import check_size
 
 __all__ = [
     "Partition",
+    "by_writer",
     "dirichlet",
     "everything",
     "iid",
@@ -52,7 +54,8 @@ def iid(
     every worker has one.
 
     Args:
-        labels: int `[n]`, the training labels.
+        labels: int `[n]`, the training labels; or those of texts `[n, T]`, which are of
+            no class, so that the examples are dealt as if all were of one.
         num_workers: M, which may exceed n.
         seed: of the partition, apart from the training seed.
 
@@ -69,7 +72,7 @@ def iid(
          [0 0 1 1]]
     """
     check_size("seed", seed, 0)
-    classes = _members(labels, num_workers, np.random.default_rng(seed))
+    classes = _members(_of_one(labels), num_workers, np.random.default_rng(seed))
     everyone = np.arange(num_workers)
     return _deal(classes, [everyone] * len(classes), num_workers)
 
@@ -81,7 +84,7 @@ def everything(labels: np.ndarray | jax.Array, num_workers: int) -> Partition:
     drawn from one pool, so that their gradients differ by chance alone.
 
     Args:
-        labels: int `[n]`, the training labels.
+        labels: int `[n]`, the training labels; or those of texts `[n, T]`.
         num_workers: M.
 
     Returns:
@@ -95,7 +98,7 @@ def everything(labels: np.ndarray | jax.Array, num_workers: int) -> Partition:
         [[0 1 2]
          [0 1 2]]
     """
-    _members(labels, num_workers, np.random.default_rng(0))
+    _members(_of_one(labels), num_workers, np.random.default_rng(0))
     indices = np.tile(np.arange(len(labels), dtype=np.int32), (num_workers, 1))
     return Partition(indices, np.full(num_workers, len(labels), np.int32))
 
@@ -281,12 +284,61 @@ def replicated(
     return Partition(split.indices[group], split.sizes[group], draws)
 
 
-def _members(labels, num_workers, rng):
-    """The examples of each class that there is, shuffled."""
+def by_writer(
+    writers: np.ndarray | jax.Array | None, num_workers: int, *, seed: int = 0
+) -> Partition:
+    """Give each worker all that some writers wrote: the natural split.
+
+    Writers in random order are handed out in turn. Nobody evens out how much they
+    wrote: the sizes of the shares are as unlike as the writers are. With more workers
+    than writers, each worker has one, whose examples the workers of that writer share
+    evenly.
+
+    Args:
+        writers: int `[n]`, who wrote each training example, such as `Dataset.writers`.
+        num_workers: M.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition`; the shares are disjoint if no writer has more workers than
+        examples.
+
+    Raises:
+        ValueError: there are no writers or no workers.
+
+    Examples:
+        >>> writers = np.array([7, 7, 7, 4, 5, 5])
+        >>> [set(writers[row].tolist()) for row in by_writer(writers, 3).indices]
+        [{4}, {5}, {7}]
+    """
+    check_size("seed", seed, 0)
+    if writers is None:
+        raise ValueError(
+            "writers is None: these data do not say who wrote which example; take "
+            "another split, or data that do"
+        )
+    rng = np.random.default_rng(seed)
+    written = _members(writers, num_workers, rng, "writers")
+    slots = np.arange(max(num_workers, len(written)))
+    held = rng.permutation(len(written))[slots % len(written)]
+    holders = [slots[held == w] % num_workers for w in range(len(written))]
+    return _deal(written, holders, num_workers)
+
+
+def _of_one(labels):
+    """The labels, or those of one class where an example has many."""
+    labels = np.asarray(labels)
+    return np.zeros(len(labels), int) if labels.ndim > 1 else labels
+
+
+def _members(labels, num_workers, rng, name="labels"):
+    """The examples of each class or writer that there is, shuffled."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not labels.size:
+        hint = "; texts have no classes: take iid, everything or a split by writer"
         raise ValueError(
-            f"labels must be [n] with n at least 1, but their shape is {labels.shape}"
+            f"{name} must be [n] with n at least 1, but their shape is {labels.shape}"
+            + hint * (labels.ndim > 1)
         )
     check_size("num_workers", num_workers)
     order = rng.permutation(len(labels))

@@ -86,8 +86,8 @@ def _about_data(name: str) -> str:
     found = re.search(row, data.__doc__ or "", re.MULTILINE)
     if found is None:
         return ""
-    train, test, image, where = found.groups()
-    about = f"{train} images to train on and {test} to test on, {image}; {where}."
+    train, test, example, where = found.groups()
+    about = f"{train} examples to train on and {test} to test on, {example}; {where}."
     return in_plain_letters(about)
 
 

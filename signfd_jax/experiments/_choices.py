@@ -28,6 +28,7 @@ FACTS = (
     "root_batch",
     "rounds",
     "seed",
+    "writers",
 )
 """What a factory may ask for by naming an argument so."""
 

@@ -359,6 +359,9 @@ MODELS: dict[str, Callable[..., Any]] = {
     "mlp": _mlp,
     "mnist_cnn": models.MnistCNN,
     "resnet": models.ResNet,
+    "resnet18": models.ResNet18,
+    "vgg11": models.VGG11,
+    "transformer": models.Transformer,
 }
 MODELS |= plugins.load("signfd_jax.models", taken=MODELS)
 
@@ -424,6 +427,7 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
     "replicated": partition.replicated,
+    "writers": partition.by_writer,
 }
 
 

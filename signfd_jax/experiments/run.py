@@ -127,7 +127,8 @@ def run_experiment(
         check_kind("each of sinks", sink, ("open", "write", "close"), "sinks.Csv()")
     folder = records.run_folder(output_dir, config)
     summary_path = folder / "summary.json"
-    if dataset is None and config.dataset not in data.DATASETS:
+    same = config.dataset in data.DATASETS and config.dataset not in data.VARYING
+    if dataset is None and not same:
         dataset = load_dataset(config.dataset)
     own = None if dataset is None else digest(_arrays(dataset))
     if not force:
@@ -214,10 +215,9 @@ def _of_own(config, dataset, model):
 
 def _arrays(dataset):
     """What of a data set changes a run."""
-    return {
-        name: np.asarray(getattr(dataset, name))
-        for name in ("train_inputs", "train_labels", "test_inputs", "test_labels")
-    }
+    names = ["train_inputs", "train_labels", "test_inputs", "test_labels"]
+    names += ["writers"] * (dataset.writers is not None)
+    return {name: np.asarray(getattr(dataset, name)) for name in names}
 
 
 def _check_data(folder, own):

@@ -21,10 +21,18 @@ import pytest
 import sklearn.datasets
 
 from signfd_jax import data
-from signfd_jax.data import _loading as loading
+from signfd_jax.data import _bundled as bundled
 from signfd_jax.data._places import FILES
 
-NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
+NAMES = ["mnist", "fashion_mnist", "cifar10", "cifar100", "shakespeare"]
+# Two speak long enough to be in both parts; the third is on stage and silent.
+SPEECHES = [
+    ("HAMLET", "To be, or not to be: that is the question.\n" * 4 + "Words."),
+    ("OPHELIA", "I shall the effect of this good lesson keep. " * 12),
+    ("GHOST", ""),
+    ("HAMLET", "Alas, poor Yorick! I knew him, Horatio. " * 8),
+]
+PLAY = "\n\n".join(f"{name}:\n{speech}".strip() for name, speech in SPEECHES) + "\n"
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +40,8 @@ def small_sets(monkeypatch, tmp_path):
     """Every set has 20 training and 10 test examples; nothing leaves this machine."""
     for name in NAMES:
         small = FILES[name]._replace(num_train=20, num_test=10)
+        if name == "shakespeare":
+            small = FILES[name]._replace(num_train=len(PLAY))
         monkeypatch.setitem(FILES, name, small)
     monkeypatch.delenv("SIGNFD_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -55,6 +65,8 @@ def examples(name, num, seed):
 
 def contents(name):
     """The files of a small set by name, uncompressed."""
+    if name == "shakespeare":
+        return {"input.txt": PLAY.encode()}
     files = {}
     for part, names, num in (("train", 0, 20), ("t10k", 1, 10)):
         images, labels = examples(name, num, seed=names)
@@ -86,6 +98,8 @@ def write(folder, name, subfolder=None, compress=False):
 
 def check(dataset, name):
     assert dataset.name == name
+    if name == "shakespeare":
+        return check_play(dataset)
     for part, num, seed in (("train", 20, 0), ("test", 10, 1)):
         images, labels = examples(name, num, seed)
         inputs = getattr(dataset, f"{part}_inputs")
@@ -95,6 +109,35 @@ def check(dataset, name):
         np.testing.assert_array_equal(getattr(dataset, f"{part}_labels"), labels)
     assert dataset.num_classes == (100 if name == "cifar100" else 10)
     assert dataset.mean.shape == dataset.std.shape == dataset.train_inputs.shape[-1:]
+
+
+def check_play(dataset):
+    """Each speaker's speeches in their order, 80 characters at a time."""
+    said = {"HAMLET": "", "OPHELIA": ""}
+    for name, speech in SPEECHES:
+        if speech:
+            said[name] += speech.strip() + "\n"
+    parts = {"train": [], "test": []}
+    for writer, text in enumerate(said.values()):
+        border = len(text) - len(text) // 5
+        for part, rest in (("train", text[:border]), ("test", text[border:])):
+            while len(rest) > 80:
+                parts[part].append((rest[:80], rest[1:81], writer))
+                rest = rest[80:]
+    assert all(parts.values())
+    for part, rows in parts.items():
+        for row, found, label in zip(
+            rows,
+            getattr(dataset, f"{part}_inputs"),
+            getattr(dataset, f"{part}_labels"),
+            strict=True,
+        ):
+            assert (decoded(found), decoded(label)) == row[:2]
+    assert dataset.writers.tolist() == [row[2] for row in parts["train"]]
+
+
+def decoded(tokens):
+    return "".join("\n" if token == 95 else chr(32 + token) for token in tokens)
 
 
 def error_of(*args, **options):
@@ -170,6 +213,10 @@ LAYOUTS = {
         lambda root: under_other_names(
             "cifar10", root / "cifar10/cifar-10-batches-bin"
         ),
+    ],
+    "shakespeare": [
+        lambda root: under_other_names("shakespeare", root / "tinyshakespeare"),
+        lambda root: under_other_names("shakespeare", root / "Shakespeare dataset"),
     ],
     "cifar100": [
         lambda root: pickled(
@@ -341,6 +388,24 @@ def test_damaged_cifar_files_are_named(name, position, value, tmp_path):
     assert "truncated" in message
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda x: x[:-1], "truncated"),
+        (lambda x: x + b"!", "too long"),
+        (lambda x: b"\xff" + x[1:], "no text in ASCII"),
+        (lambda x: x.replace(b":", b";"), "has no speeches"),
+        (lambda x: x.replace(b"a", b"\n\n"), "too long"),
+    ],
+)
+def test_damaged_plays_are_named(damage, says, tmp_path):
+    path = write(tmp_path, "shakespeare") / "input.txt"
+    path.write_bytes(damage(path.read_bytes()))
+    message = error_of("shakespeare", data_dir=tmp_path)
+    assert str(path) in message
+    assert says in message
+
+
 def test_unreadable_file_is_one_line(tmp_path):
     path = write(tmp_path, "mnist") / "t10k-images-idx3-ubyte"
     path.unlink()
@@ -374,6 +439,8 @@ def serve(server, name, archive_folder="some-folder"):
     """Put a set on the server as its authors publish it; the `downloads` to it."""
     folder, url, _ = server
     files = {f"{file}.gz": gzip.compress(x) for file, x in contents(name).items()}
+    if name == "shakespeare":
+        files = contents(name)
     if "cifar" in name:
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz") as tar:
@@ -475,11 +542,11 @@ def test_archive_without_a_file_is_refused(server):
         assert "holds no more.bin" in error_of("cifar100", downloads=downloads)
 
 
-def test_every_set_but_digits_has_a_download():
-    assert set(data.DOWNLOADS) == set(data.DATASETS) - {"digits"}
+def test_every_set_that_is_not_bundled_has_a_download():
+    assert set(data.DOWNLOADS) == set(data.DATASETS) - set(bundled.BUNDLED)
     for name, download in data.DOWNLOADS.items():
         assert all(len(bytes.fromhex(md5)) == 16 for md5 in download.md5.values())
-        if "cifar" not in name:
+        if "mnist" in name:
             files = FILES[name].train + FILES[name].test
             assert set(download.md5) == {f"{file}.gz" for file in files}
 
@@ -501,17 +568,37 @@ def test_digits_are_split_by_class():
     np.testing.assert_array_equal(again.test_inputs, digits.test_inputs)
 
 
-def test_digits_are_those_of_scikit_learn(monkeypatch):
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "wine"])
+def test_tables_are_those_of_scikit_learn(name, monkeypatch):
     """Read from its file, or by its function where that is not found."""
-    inputs, labels = sklearn.datasets.load_digits(return_X_y=True)
-    expected = np.column_stack([inputs, labels])
-    monkeypatch.setattr(sklearn.datasets, "load_digits", None)
-    found = loading._bundled_digits()
+    load = getattr(sklearn.datasets, f"load_{name}")
+    expected = np.column_stack(load(return_X_y=True))
+    monkeypatch.setattr(sklearn.datasets, f"load_{name}", None)
+    found = bundled.table(name)
     monkeypatch.undo()
-    monkeypatch.setattr(loading.Path, "exists", lambda path: False)
-    for table in (found, loading._bundled_digits()):
-        assert table.dtype == np.uint8
+    monkeypatch.setattr(bundled.Path, "exists", lambda path: False)
+    for table in (found, bundled.table(name)):
         np.testing.assert_array_equal(table, expected)
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "wine"])
+def test_tables_are_standardised_by_what_is_trained_on(name):
+    table = getattr(sklearn.datasets, f"load_{name}")()
+    dataset = data.load(name)
+    assert dataset.num_classes == len(table.target_names)
+    assert len(dataset.train_labels) + len(dataset.test_labels) == len(table.target)
+    np.testing.assert_array_equal(
+        np.bincount(dataset.test_labels), np.bincount(table.target) // 5
+    )
+    both = [dataset.train_inputs, dataset.test_inputs]
+    np.testing.assert_allclose(
+        np.sort(np.concatenate(both), axis=0), np.sort(table.data, axis=0), rtol=1e-6
+    )
+    seen = np.asarray(data.standardise(dataset.train_inputs, dataset))
+    np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(seen.std(axis=0), 1, rtol=1e-4)
+    unseen = np.asarray(data.standardise(dataset.test_inputs, dataset))
+    assert abs(unseen.mean(axis=0)).max() > 0.01  # its own moments would make it 0
 
 
 def test_digits_need_no_folder(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ SPLITS = {
     "replicated": lambda labels, num_workers, *, seed=0: partition.replicated(
         labels, num_workers, 3, seed=seed
     ),
+    "writers": partition.by_writer,
 }
 
 
@@ -62,10 +63,20 @@ def test_seed_decides(name):
 def test_refuses_nobody_and_nothing(name):
     with pytest.raises(ValueError, match="num_workers must be an int >= 1, but is 0"):
         SPLITS[name](np.zeros(3, int), 0)
-    with pytest.raises(ValueError, match=r"labels must be \[n\].*\(0,\)"):
+    what = "writers" if name == "writers" else "labels"
+    with pytest.raises(ValueError, match=rf"{what} must be \[n\].*\(0,\)"):
         SPLITS[name](np.zeros(0, int), 3)
-    with pytest.raises(ValueError, match=r"labels must be \[n\].*\(3, 2\)"):
-        SPLITS[name](np.zeros((3, 2), int), 3)
+    if name != "iid":
+        with pytest.raises(ValueError, match=rf"{what} must be .*\(3, 2\); texts have"):
+            SPLITS[name](np.zeros((3, 2), int), 3)
+
+
+def test_texts_are_dealt_as_if_of_one_class():
+    labels = np.random.default_rng(0).integers(0, 9, (20, 5))
+    split = partition.iid(labels, 3, seed=4)
+    wanted = partition.iid(np.zeros(20, int), 3, seed=4)
+    np.testing.assert_array_equal(split.indices, wanted.indices)
+    assert partition.everything(labels, 3).indices.shape == (3, 20)
 
 
 @given(labels=LABELS, num_workers=WORKERS, seed=SEEDS)
@@ -177,3 +188,26 @@ def test_one_class_per_worker(num_workers, seed):
     for c in range(min(4, num_workers)):
         assert np.ptp(counts[c::4, c]) <= 1
         assert counts[c::4, c].sum() == 30
+
+
+@given(writers=LABELS, num_workers=WORKERS, seed=SEEDS)
+def test_by_writer_gives_whole_writers_in_turn(writers, num_workers, seed):
+    split = partition.by_writer(writers, num_workers, seed=seed)
+    held = [set(writers[share].tolist()) for share in shares(split)]
+    numbers = [len(names) for names in held]
+    assert max(numbers) - min(numbers) <= 1
+    assert min(numbers) >= 1
+    for writer in np.unique(writers):
+        own = set(np.flatnonzero(writers == writer).tolist())
+        holders = [set(s.tolist()) for s in shares(split) if writer in writers[s]]
+        assert set.union(*holders) & own == own  # all that was written is used
+        if len(np.unique(writers)) >= num_workers:
+            assert len(holders) == 1  # by one worker
+        else:
+            sizes = [len(share) for share in holders]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_by_writer_refuses_data_without_writers():
+    with pytest.raises(ValueError, match="do not say who wrote which example"):
+        partition.by_writer(None, 3)

@@ -108,11 +108,13 @@ def byzantine_mask(config: Experiment, seed: int) -> np.ndarray:
 def split_examples(config: Experiment, dataset: data.Dataset) -> partition.Partition:
     """Split the training examples over the workers, as the configuration says."""
     labels = np.asarray(dataset.train_labels)
+    writers = dataset.writers
     roots = config.trusted if config.root_examples else 0
     facts = {
         "labels": labels,
         "num_workers": config.num_workers - roots,
         "seed": config.partition_seed,
+        "writers": None if writers is None else np.asarray(writers),
     }
     split = resolve(config).split.make(facts)
     return known.with_roots(config, split, len(labels)) if roots else split
@@ -170,8 +172,8 @@ def check_model(config: Experiment, dataset: data.Dataset, model: Any) -> None:
             f"are {list(shape)}"
         )
     ours = config.model.partition(":")[0] in MODELS
-    if model is None and ours and config.dataset in data.DATASETS:
-        return  # what the library has is not traced once more for each cell of a grid
+    if model is None and ours and config.dataset in data.DATASETS and len(shape) == 4:
+        return  # images are not traced once more for each cell of a grid
     image = data.standardise(np.asarray(dataset.test_inputs[:1]), dataset)
     model = model_of(config, dataset.num_classes, model)
     name = type(model).__name__
@@ -189,7 +191,7 @@ def check_model(config: Experiment, dataset: data.Dataset, model: Any) -> None:
             "on parameters alone: take models.BatchNorm or a norm without state"
         )
     logits = spoken(lambda: jax.eval_shape(model.apply, variables, image))
-    wanted = (1, dataset.num_classes)
+    wanted = (1, *dataset.train_labels.shape[1:], dataset.num_classes)
     shape = getattr(logits, "shape", ())
     if shape != wanted:
         raise ValueError(

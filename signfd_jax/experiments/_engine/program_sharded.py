@@ -156,7 +156,10 @@ def prepare_sharded(
     )
     shards = share_out(dataset, split, mesh)
     facts = dataclasses.replace(
-        dataset, train_inputs=dataset.train_inputs[:0], train_labels=np.zeros(0, "i4")
+        dataset,
+        train_inputs=dataset.train_inputs[:0],
+        train_labels=np.zeros(0, "i4"),
+        writers=None,
     )
     facts, structure = jax.tree.flatten(facts)
     facts = tuple(_put(leaf, mesh, P()) for leaf in facts)
