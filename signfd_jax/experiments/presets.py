@@ -64,6 +64,23 @@ _POPULATION = Experiment(
     eval_every=1,
 )
 
+_TABULAR = dataclasses.replace(
+    _DIGITS,
+    name="tabular",
+    dataset="breast_cancer",
+    model="mlp:hidden=32",
+    rounds=200,
+)
+_TEXT = dataclasses.replace(
+    _DIGITS,
+    name="text",
+    dataset="python_docs",
+    model="transformer",
+    optimizer="sgd:momentum=0.9",
+    learning_rate=1e-3,
+    eval_every=50,
+)
+
 PRESETS: dict[str, Preset] = {
     preset.experiment.name: preset
     for preset in (
@@ -100,6 +117,17 @@ PRESETS: dict[str, Preset] = {
             "CIFAR-100, the paper's ResNet-56 (858,868 parameters), 6 of 15 liars. But "
             "for its head the model of cifar10-resnet56, so 18 h in all: for a GPU; "
             "accuracy not measured.",
+        ),
+        Preset(
+            _TABULAR,
+            "scikit-learn's breast cancer, MLP 30-32-2, 7 of 15 liars. 12 s of "
+            "processor time; accuracy .97, where .63 are of one class.",
+        ),
+        Preset(
+            _TEXT,
+            "The topics of Python's help(), transformer (32,736 parameters), 7 of 15 "
+            "liars. 1 min of processor time; the next character is right .45 of the "
+            "time, the commonest one .18.",
         ),
         Preset(
             _POPULATION,
