@@ -25,7 +25,12 @@ from signfd_jax._checks import (
 )
 from signfd_jax._round import SimulationInfo, begin, draw, finish, own_keys, send
 from signfd_jax.attacks import Attack, AttackContext, Membership, no_attack
-from signfd_jax.attacks._by_row import apply_by_row, check_row_wise, enter_step
+from signfd_jax.attacks._by_row import (
+    apply_by_row,
+    check_row_wise,
+    enter_step,
+    entering,
+)
 from signfd_jax.decoders._known import KNOWN
 from signfd_jax.signs import packed
 from signfd_jax.signs._packed_rows import join_chunks
@@ -202,7 +207,7 @@ def simulation(
             present=jnp.ones_like(byzantine) if present is None else present,
             state=state.worker_state,
         )
-        all_send = functools.partial(_send, plan, state, drawn.attack_key)
+        all_send = functools.partial(_send, plan, state, drawn)
         if worker_chunk is None:
             losses, total, sent, attack_state, worker_state = all_send(everyone)
         else:
@@ -249,18 +254,16 @@ class _Workers(NamedTuple):
     state: Any
 
 
-def _send(plan, state, attack_key, workers):
+def _send(plan, state, drawn, workers):
     """Losses, sum of what honest ones send or None, what all send, and the states."""
-    context = AttackContext(
-        state.round, optax.tree.get(state.opt_state, "decoder_state")
-    )
-    attacked = functools.partial(
-        _attacked, plan.attack, attack_key, workers, context, state.attack_state
-    )
+    attack_key, attack_state = drawn.attack_key, state.attack_state
+    decoder_state = optax.tree.get(state.opt_state, "decoder_state")
+    context = AttackContext(state.round, decoder_state, drawn.byzantine)
     batch = workers.batch if plan.lookup is None else plan.lookup(workers.batch)
-    attack_state = state.attack_state
-    if plan.attack.entry == "data":
-        batch, attack_state = attacked(batch)
+    if attack := entering(plan.attack, "data"):
+        batch, attack_state = _attacked(
+            attack, attack_key, workers, context, attack_state, batch
+        )
     keys = own_keys(attack_key, workers.index)
     inside, rows = None, ()
     if plan.attack.entry == "inside":
@@ -274,8 +277,10 @@ def _send(plan, state, attack_key, workers):
     if plan.sign_error:
         honest = ~workers.byzantine & workers.present
         total = jax.tree.map(lambda g: _sum_honest(g, honest), sent)
-    if plan.attack.entry in ("gradient", "vote"):
-        sent, attack_state = attacked(sent)
+    if attack := entering(plan.attack, "gradient", "vote"):
+        sent, attack_state = _attacked(
+            attack, attack_key, workers, context, attack_state, sent
+        )
     return losses, total, sent, attack_state, worker_state
 
 

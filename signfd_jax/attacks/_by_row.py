@@ -7,6 +7,12 @@ import jax
 from signfd_jax.attacks.base import Attack, AttackContext
 
 
+def entering(attack: Attack, *entries: str) -> Attack | None:
+    """The attack, or what follows it, if it enters at one of these."""
+    parts = (attack, attack.then)
+    return next((part for part in parts if part and part.entry in entries), None)
+
+
 def apply_by_row(
     attack: Attack, key, workers, values, byzantine, context: AttackContext
 ):
@@ -24,6 +30,7 @@ def enter_step(attack: Attack, key, context, worker, byzantine, step, gradient):
 def _one_row(attack, key, context, worker, values, byzantine):
     rows, mask = jax.tree.map(lambda leaf: leaf[None], (values, byzantine))
     own_key = jax.random.fold_in(key, worker)
+    context = context._replace(workers=worker[None])
     rows, _ = attack.apply(own_key, rows, mask, context, ())
     return jax.tree.map(lambda leaf: leaf[0], rows)
 

@@ -11,11 +11,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from signfd_jax._checks import check_callable, check_choice, check_flag, check_key
+from signfd_jax._checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_key,
+    check_kind,
+)
 
 __all__ = [
     "Attack",
     "AttackContext",
+    "Backdoor",
+    "followed_by",
     "replace_rows",
     "split_like",
     "stateless",
@@ -30,10 +38,31 @@ class AttackContext(NamedTuple):
     Attributes:
         round: int32 scalar, the round about to be decoded.
         decoder_state: the decoder's state, or None where the server has no decoder.
+        byzantine: bool `[M]`, who lies among all workers; None: as `apply` is told.
+        workers: int32 `[m]`, whose rows `apply` is given; None: those of all workers.
     """
 
     round: jax.Array
     decoder_state: Any
+    byzantine: Any = None
+    workers: Any = None
+
+
+class Backdoor(NamedTuple):
+    r"""What an attack wants of a model, by which its success is measured.
+
+    The attack success rate of a classifier f is
+    $\frac{1}{|K|} \sum_{i \in K} [f(\text{stamp}(x_i)) = \text{wanted}(y_i)]$ over the
+    set K of the test examples for which a class is wanted.
+
+    Attributes:
+        stamp: `stamp(inputs) -> inputs`, `[k, ...]`: inputs with the whole trigger.
+        wanted: `wanted(labels) -> int32 [k]`: the class that each of them shall be
+            taken for, given its true one; -1 where it does not count.
+    """
+
+    stamp: Callable[[Any], jax.Array]
+    wanted: Callable[[Any], jax.Array]
 
 
 class Attack(NamedTuple):
@@ -51,6 +80,9 @@ class Attack(NamedTuple):
             0, +1 in the gradients' dtype).
         row_wise: True where a row depends on no other worker's row, so that the attack
             can be applied to chunks of workers.
+        backdoor: a `Backdoor`, where the attack has a target; else None.
+        then: of an attack on the data, the one that follows on what is sent, or None;
+            see `followed_by`.
 
     Examples:
         >>> attack = stateless(lambda key, values: -values)
@@ -67,6 +99,8 @@ class Attack(NamedTuple):
     apply: Callable[..., Any]
     entry: str = "gradient"
     row_wise: bool = True
+    backdoor: Any = None
+    then: Any = None
 
 
 def replace_rows(byzantine, theirs, honest):
@@ -145,6 +179,45 @@ def stateless(corrupt, *, entry="gradient", row_wise=True) -> Attack:
         return replace_rows(byzantine, corrupt(key, values), values), state
 
     return Attack(lambda num_workers, params: (), apply, entry, row_wise)
+
+
+def followed_by(attack: Attack, then: Attack) -> Attack:
+    """Let an attack on what is sent follow one on the data.
+
+    The Byzantine workers train on the data of the first, and put what they would then
+    send through the second.
+
+    Args:
+        attack: an `Attack` on the data, without memory, such as `badnets`.
+        then: an `Attack` on gradients or votes.
+
+    Returns:
+        An `Attack` on the data whose `then` is the second; the state is the second's.
+
+    Raises:
+        ValueError: an argument is no attack, or enters elsewhere.
+
+    Examples:
+        >>> from signfd_jax.attacks import label_flip, scaling
+        >>> attack = followed_by(label_flip(10), scaling(3.0))
+        >>> attack.entry, attack.then.entry
+        ('data', 'gradient')
+    """
+    check_kind("attack", attack, ("init", "apply"), "signfd_jax.attacks")
+    check_kind("then", then, ("init", "apply"), "signfd_jax.attacks")
+    if attack.entry != "data" or attack.then is not None:
+        raise ValueError(
+            "attack must be one on the data alone, but it enters at the "
+            f"{attack.entry if attack.then is None else 'gradient too'}; take "
+            "badnets, label_flip or the like"
+        )
+    if then.entry not in ("gradient", "vote"):
+        raise ValueError(
+            "then must be an attack on gradients or votes, but it enters at the "
+            f"{then.entry}; take scaling, alie or the like"
+        )
+    row_wise = attack.row_wise and then.row_wise
+    return attack._replace(init=then.init, row_wise=row_wise, then=then)
 
 
 def split_like(key, tree):

@@ -356,7 +356,8 @@ def _scheduled(attack, active):
             lambda: (values, state),
         )
 
-    return Attack(attack.init, apply, attack.entry, attack.row_wise)
+    then = attack.then and _scheduled(attack.then, active)
+    return attack._replace(apply=apply, then=then)
 
 
 def _rounds(number):

@@ -90,6 +90,7 @@ def _run_here(options, experiment, earlier) -> int:
     from signfd_jax.experiments._processes import launch
     from signfd_jax.experiments._sinks import named
     from signfd_jax.experiments._storage import repeats
+    from signfd_jax.experiments._success import said
     from signfd_jax.experiments.run import Halted, run_experiment
 
     keep_compiled()
@@ -122,7 +123,7 @@ def _run_here(options, experiment, earlier) -> int:
         print(f"finished before{elsewhere}; --force runs it again")
     else:
         _draw(folder)
-    print(f"test accuracy {summary['test_accuracy']:.4f}, ", end="")
+    print(f"test accuracy {summary['test_accuracy']:.4f}, {said(summary)}", end="")
     print(f"{1e3 * summary['seconds_per_round']:.1f} ms a round: {folder}")
     if earlier is not None:
         print(repeats.difference(earlier, folder))

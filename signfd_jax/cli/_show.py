@@ -155,6 +155,7 @@ def _result_rows(last, summary):
     """The last accuracies, and what they took."""
     if not last:
         return []
+    from signfd_jax.experiments._success import SUCCESS
     from signfd_jax.experiments.report._tables import mean_and_error
 
     accuracies = {line["seed"]: line["test_accuracy"] for line in last}
@@ -166,6 +167,11 @@ def _result_rows(last, summary):
         value, error = mean_and_error(list(accuracies.values()))
         more = "" if math.isnan(error) else f" ± {error:.4f}"
         rows.append(("test accuracy, mean", _number(value, ".4f") + more))
+    rows += [
+        (f"attack success rate, seed {line['seed']}", _number(line[SUCCESS], ".4f"))
+        for line in last
+        if SUCCESS in line
+    ]
     rows += [
         (f"confidence, seed {line['seed']}", _number(line["confidence"], ".3f"))
         for line in last

@@ -8,7 +8,6 @@ nothing but inputs of a program share that program.
 import dataclasses
 import itertools
 import json
-import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +26,7 @@ from signfd_jax.experiments._engine.program import program_key
 from signfd_jax.experiments._processes import console
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
+from signfd_jax.experiments._success import SUCCESS, scores
 from signfd_jax.experiments.config import Experiment, fingerprint, to_json
 from signfd_jax.experiments.registry import load_dataset
 from signfd_jax.experiments.report.communication import bits_per_round
@@ -137,8 +137,10 @@ def run_grid(
         `fingerprint`), `config` (its fields), `rounds` of the tests, and of each seed
         `test_accuracy` (the last), `test_loss`, `sign_error` and `margin` (the means
         over all rounds in which they were measured; None where there is none, as
-        where the server decodes no signs), and `accuracies` (a row of tests); and
-        `bits_up` and `bits_down`, what a worker sent and received in all rounds.
+        where the server decodes no signs), and `accuracies` (a row of tests), and
+        `bits_up` and `bits_down`, what a worker sent and received in all rounds. Where
+        the attack has a target, also `attack_success_rate` (the last) and
+        `attack_success_rates` (a row of tests).
         What differs from call to call is in `timings.jsonl` beside it: of each cell
         the `compile_seconds`, and the `processor_seconds` of its training.
 
@@ -181,6 +183,8 @@ def run_grid(
         name: jax.tree.map(jnp.asarray, load_dataset(name, data_dir))
         for name in sorted(names)
     }
+    for cell in missing.values():  # before any is trained
+        training.check(cell, datasets[cell.dataset])
     splits = _splits(missing.values(), datasets)
     finished = len(cells) - len(missing)
     with console.bar(len(cells), initial=finished, shown=progress) as bar:
@@ -215,8 +219,7 @@ def _told(tests, bar, title):
     """The tests of a cell, each shown on the bar as it comes."""
     for test in tests:
         _, metrics, _ = test
-        accuracy = statistics.fmean(metrics.test_accuracy.tolist())
-        console.show(bar, title, f"accuracy {accuracy:.3f}")
+        console.show(bar, title, scores(metrics))
         yield test
 
 
@@ -251,6 +254,13 @@ def _record(key, cell, tests, bits):
         total = np.where(weights > 0, by_test * weights, 0.0).sum(0)
         return np.where(there, total / np.maximum(weights.sum(0), 1), np.nan).tolist()
 
+    def by_seed(field):
+        return np.stack([getattr(m, field) for m in metrics]).T.tolist()
+
+    success = {}
+    if metrics[-1].attack_success_rate is not None:
+        rates = by_seed("attack_success_rate")
+        success = {SUCCESS: [row[-1] for row in rates], f"{SUCCESS}s": rates}
     record = {
         "cell": key,
         "config": json.loads(to_json(cell)),
@@ -259,8 +269,9 @@ def _record(key, cell, tests, bits):
         "sign_error": mean("sign_error"),
         "margin": mean("margin"),
         "rounds": list(rounds),
-        "accuracies": np.stack([m.test_accuracy for m in metrics]).T.tolist(),
+        "accuracies": by_seed("test_accuracy"),
         "bits_up": bits[0] * rounds[-1],
         "bits_down": bits[1] * rounds[-1],
+        **success,
     }
     return records.plain(record)

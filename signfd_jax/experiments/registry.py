@@ -338,9 +338,28 @@ def _inside(
     return attacks.inside(choose(ATTACKS, "attack", attack).make(facts))
 
 
+def _model_replacement(
+    num_classes: int,
+    backdoor: str = "badnets",
+    factor: float | jax.Array = 10.0,
+) -> attacks.Attack:
+    """A backdoor whose workers send a multiple of their gradient."""
+    chosen = choose(ATTACKS, "backdoor", backdoor).make({"num_classes": num_classes})
+    return attacks.model_replacement(chosen, factor)
+
+
+def _neurotoxin(
+    num_classes: int, backdoor: str = "badnets", spared: float = 0.05
+) -> attacks.Attack:
+    """A backdoor that stays off the coordinates that honest workers change most."""
+    chosen = choose(ATTACKS, "backdoor", backdoor).make({"num_classes": num_classes})
+    return attacks.neurotoxin(chosen, spared)
+
+
 ATTACKS = {"none": attacks.no_attack} | _factories(attacks, attacks.Attack)
 del ATTACKS["no_attack"]
 ATTACKS |= {"stochastic_sign_flip": _stochastic_sign_flip, "adaptive": _adaptive}
+ATTACKS |= {"model_replacement": _model_replacement, "neurotoxin": _neurotoxin}
 ATTACKS["inside"] = _inside
 ATTACKS |= plugins.load("signfd_jax.attacks", taken=ATTACKS)
 

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from signfd_jax.experiments._storage import resume as resuming
 from signfd_jax.experiments._storage import run_folder as records
 from signfd_jax.experiments._storage.checkpoints import Checkpoint
 from signfd_jax.experiments._storage.params import digest, save_params
+from signfd_jax.experiments._success import SUCCESS, scores
 from signfd_jax.experiments._verdicts import Halted
 from signfd_jax.experiments.config import Experiment, to_json
 from signfd_jax.experiments.registry import load_dataset
@@ -275,9 +275,8 @@ def _train(folder, config, prepared, begin, offer, stopped, progress, tell):
             stop = resuming.agreed(stopped[0] if stopped else 0)
             if first and (listed or stop or halted or rounds == total):
                 _verdicts.write(folder, config, said, listed)
-            accuracy = statistics.fmean(line["test_accuracy"] for line in lines)
             bar.update(rounds - bar.n)
-            console.show(bar, config.name, f"accuracy {accuracy:.3f}")
+            console.show(bar, config.name, scores(metrics))
             offer(Checkpoint(state, rounds, seconds), bool(stop) or halted)
             if halted:
                 _verdicts.check_halted(config, state)
@@ -303,7 +302,7 @@ def _lines(config, rounds, metrics, bits):
         values = {
             name: array[s]
             for name, array in metrics._asdict().items()
-            if not name.endswith("_rounds")
+            if array is not None and not name.endswith("_rounds")
         }
         seed = config.seed + s
         mask = training.byzantine_mask(config, seed)
@@ -339,9 +338,12 @@ def _summary(folder, config, prepared, end):
     last = records.read_lines(folder / "metrics.jsonl")[-config.seeds :]
     accuracies = [line["test_accuracy"] for line in last]
     losses = [line["test_loss"] for line in last]
+    success = [line[SUCCESS] for line in last if SUCCESS in line]
+    rates = {SUCCESS: mean(success), f"{SUCCESS}_by_seed": success}
     return {
         "test_accuracy": mean(accuracies),
         "test_accuracy_by_seed": accuracies,
+        **(rates if success else {}),
         # A loss that is null was measured: it is beyond what JSON can say.
         "test_loss": math.nan if None in losses else mean(losses),
         "rounds": config.rounds,

@@ -27,12 +27,12 @@ DECODER = federated_defense(initial_rounds=2)
 
 # Everything registered that enters at the gradient or the vote, and some options. The
 # round of the tests is 1000, so that the patient ones are awake.
-FACTS = {"decoder": DECODER, "num_workers": NUM_WORKERS}
+FACTS = {"decoder": DECODER, "num_workers": NUM_WORKERS, "num_classes": 10}
 REGISTERED = {
     name: choose(registry.ATTACKS, "attack", name).make(FACTS)
     for name in registry.ATTACKS
-    if name != "label_flip"
 }
+REGISTERED = {n: attack for n, attack in REGISTERED.items() if attack.entry != "data"}
 ATTACKS = REGISTERED | {
     "stochastic_sign_flip": attacks.stochastic_sign_flip(0.3),
     "infinity": attacks.non_finite(jnp.inf),
@@ -45,6 +45,7 @@ ATTACKS = REGISTERED | {
     "coordinate_specialist": attacks.coordinate_specialist(0.5),
     "disguised_opposition": attacks.disguised_opposition(0.1, 1.0, 0.5),
     "adaptive": attacks.adaptive(DECODER, trials=1, horizon=2),
+    "neurotoxin": attacks.neurotoxin(attacks.badnets(10), 0.3).then,
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 
@@ -246,7 +247,7 @@ def test_lowers_for_every_platform(name, key):
 
 def test_every_public_attack_is_registered():
     """Each attack, and so each of its conformance tests, has a name."""
-    makers = {"replace_rows", "split_like", "stateless", "tuned"}
+    makers = {"followed_by", "replace_rows", "split_like", "stateless", "tuned"}
     public = {
         name
         for name in attacks.__all__

@@ -31,6 +31,9 @@ from signfd_jax.experiments.config import Experiment
 from signfd_jax.experiments.registry import MODELS, check_dataset, resolve
 from signfd_jax.signs import check_wire
 
+ANY_CLASSES = 2**31 - 1
+"""A number of classes before the data are loaded: no target is refused for it."""
+
 
 class Training(NamedTuple):
     """A compiled experiment, ready to run; made by `prepare`.
@@ -79,7 +82,7 @@ def check(config: Experiment, dataset: Any = None, model: Any = None) -> None:
     worker_of(config, lambda params, batch: 0.0)
     parts(
         config,
-        num_classes=10,
+        num_classes=ANY_CLASSES if dataset is None else dataset.num_classes,
         learning_rate=config.learning_rate,
         flip_probability=config.flip_probability,
         strengths={},

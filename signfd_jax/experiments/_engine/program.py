@@ -72,6 +72,8 @@ class Metrics(NamedTuple):
 
     Attributes:
         test_accuracy: float32 `[S]`, share of the test examples classified correctly.
+        attack_success_rate: float32 `[S]`, see `attacks.Backdoor`; None where the
+            attack has no target, NaN where no test example counts.
         test_loss: float32 `[S]`, mean cross-entropy over them (nats).
         train_loss: float32 `[S]`, mean loss of the honest workers since the last test,
             over the rounds in which one took part. NaN where nothing was measured, here
@@ -87,6 +89,7 @@ class Metrics(NamedTuple):
     """
 
     test_accuracy: jax.Array
+    attack_success_rate: Any
     test_loss: jax.Array
     train_loss: jax.Array
     sign_error: jax.Array
@@ -98,11 +101,17 @@ class Metrics(NamedTuple):
     margin_rounds: jax.Array
 
 
-def totals(test: models.Evaluation, infos: SimulationInfo, num_workers: int) -> Metrics:
+def totals(
+    test: models.Evaluation,
+    infos: SimulationInfo,
+    num_workers: int,
+    success: Any = None,
+) -> Metrics:
     """Metrics with sums in the place of means, and 0 for what was not measured.
 
-    No compiled program gives a NaN that stands for "not measured", so that JAX can
-    look for those that are mistakes (`jax_debug_nans`).
+    `success` is what `success_of` gives. No compiled program gives a NaN that stands
+    for "not measured", so that JAX can look for those that are mistakes
+    (`jax_debug_nans`).
     """
 
     def total(values, measured=None):
@@ -119,7 +128,7 @@ def totals(test: models.Evaluation, infos: SimulationInfo, num_workers: int) -> 
     error, error_rounds = total(infos.sign_error)
     margin, margin_rounds = total(infos.margin)
     return Metrics(
-        *(test.accuracy, test.loss, loss, error, margin),
+        *(test.accuracy, success, test.loss, loss, error, margin),
         *(last(infos.weights), last(infos.crossover)),
         *(loss_rounds, error_rounds, margin_rounds),
     )
@@ -133,13 +142,40 @@ def means(totals: Metrics) -> Metrics:
         return np.where(rounds > 0, total / divisor, np.float32(np.nan))
 
     decodes = totals.margin_rounds[:, None] > 0
+    success = totals.attack_success_rate
+    if success is not None:
+        success = np.where(success < 0, np.float32(np.nan), success)
     return totals._replace(
+        attack_success_rate=success,
         train_loss=mean(totals.train_loss, totals.loss_rounds),
         sign_error=mean(totals.sign_error, totals.sign_error_rounds),
         margin=mean(totals.margin, totals.margin_rounds),
         weights=np.where(decodes, totals.weights, np.float32(np.nan)),
         crossover=np.where(decodes, totals.crossover, np.float32(np.nan)),
     )
+
+
+def success_of(network: Any, params: Any, dataset: data.Dataset, attack: Any) -> Any:
+    """The attack success rate; -1 where no example counts, None without a target."""
+    if attack.backdoor is None:
+        return None
+    stamp, wanted = attack.backdoor
+
+    def stamped(inputs, dataset):
+        return stamp(data.standardise(inputs, dataset))
+
+    labels = wanted(dataset.test_labels)
+    counted = jnp.sum(labels >= 0, dtype=jnp.float32)
+    # No class is -1, so that what does not count is never hit.
+    share = models.evaluate(
+        network,
+        params,
+        dataset.test_inputs,
+        labels,
+        preprocess=functools.partial(stamped, dataset=dataset),
+    ).accuracy
+    hits = jnp.round(share * len(labels))
+    return jnp.where(counted > 0, hits / jnp.maximum(counted, 1), -1)
 
 
 def program_key(config: Experiment) -> Experiment:
@@ -291,17 +327,17 @@ def compile_program(
             lookup=lookup if key.worker_chunk else None,
             worker_chunk=key.worker_chunk or None,
         )
-        return inputs, network, simulated
+        return inputs, network, simulated, attack
 
     def start(seed, byzantine, leaves):
-        inputs, network, simulated = build(leaves, seed)
+        inputs, network, simulated, _ = build(leaves, seed)
         model_key, run_key = jax.random.split(jax.random.key(seed))
         image = nothing_like(inputs.dataset)
         return simulated.init(run_key, network.init(model_key, image), byzantine)
 
     def chunk(state, seed, leaves):
         assert num_rounds is not None
-        inputs, network, simulated = build(leaves, seed)
+        inputs, network, simulated, attack = build(leaves, seed)
         dataset = inputs.dataset
         worker = worker_of(key, models.loss_fn(network))
         size = known.batch_sizes(key, worker.num_batches)
@@ -319,7 +355,8 @@ def compile_program(
             dataset.test_labels,
             preprocess=functools.partial(data.standardise, dataset=dataset),
         )
-        return state, totals(test, infos, key.num_workers)
+        success = success_of(network, state.params, dataset, attack)
+        return state, totals(test, infos, key.num_workers, success)
 
     def of_seeds(states, seeds, leaves):
         # A CPU is faster at one seed after the other: each stays in its cache.

@@ -24,12 +24,13 @@ from jax.sharding import PartitionSpec as P
 from signfd_jax import data, models
 from signfd_jax._round import begin, draw, finish, own_keys, send
 from signfd_jax.attacks import AttackContext
-from signfd_jax.attacks._by_row import apply_by_row, enter_step
+from signfd_jax.attacks._by_row import apply_by_row, enter_step, entering
 from signfd_jax.data import batches, partition
 from signfd_jax.distributed import scale_by_sign_decoder_sharded
 from signfd_jax.distributed._shard_map import vary
 from signfd_jax.experiments._engine import known
 from signfd_jax.experiments._engine.prepare import (
+    ANY_CLASSES,
     Training,
     byzantine_mask,
     check,
@@ -43,6 +44,7 @@ from signfd_jax.experiments._engine.program import (
     nothing_like,
     parts,
     step_of,
+    success_of,
     totals,
     worker_of,
 )
@@ -97,7 +99,7 @@ def check_sharded(config: Experiment, num_devices: int) -> None:
             f"devices exchange votes, but {config.decoder} is no decoder of votes; "
             f"take one of {', '.join(sorted(DECODERS))}"
         )
-    attack = _parts(config, 10, config.learning_rate)[1]
+    attack = _parts(config, ANY_CLASSES, config.learning_rate)[1]
     if not attack.row_wise:
         raise ValueError(
             f"the attack {config.attack} needs the gradients of other workers, which "
@@ -294,9 +296,10 @@ def _programs(config, num_devices, structure, given):
 
         def of_seed(each):
             state, seed = each
-            step = _step(
-                *(config, tx, worker, dataset.num_classes, first, rows, seed, told)
+            _, attack, membership = _parts(
+                config, dataset.num_classes, config.learning_rate, seed
             )
+            step = _step(config, tx, worker, attack, membership, first, rows, told)
 
             def one_round(state, _):
                 key, batch_key = jax.random.split(state.key)
@@ -310,7 +313,8 @@ def _programs(config, num_devices, structure, given):
                 facts.test_labels,
                 preprocess=functools.partial(data.standardise, dataset=facts),
             )
-            return state, totals(test, infos, workers)
+            success = success_of(model, state.params, facts, attack)
+            return state, totals(test, infos, workers, success)
 
         return lax.map(of_seed, (states, seeds))
 
@@ -321,9 +325,8 @@ def _for_seeds(spec):
     return P(None, *spec) if spec else P()
 
 
-def _step(config, tx, worker, num_classes, first, rows, seed, told):
+def _step(config, tx, worker, attack, membership, first, rows, told):
     """One round on one device: `simulate.simulation`'s, with the same draws."""
-    _, attack, membership = _parts(config, num_classes, config.learning_rate, seed)
 
     def among_all(own):
         blank = jnp.zeros((config.num_workers, *own.shape[1:]), own.dtype)
@@ -332,19 +335,19 @@ def _step(config, tx, worker, num_classes, first, rows, seed, told):
     def step(state, batch):
         drawn = draw(state, membership)
         byzantine = drawn.byzantine
-        context = AttackContext(state.round, None)
+        context = AttackContext(state.round, None, byzantine)
 
         own = first + jnp.arange(rows, dtype=jnp.int32)
         mine = functools.partial(
             lax.dynamic_slice_in_dim, start_index=first, slice_size=rows
         )
 
-        def attacked(values):
+        def attacked(part, values):
             liars = mine(byzantine)
-            return apply_by_row(attack, drawn.attack_key, own, values, liars, context)
+            return apply_by_row(part, drawn.attack_key, own, values, liars, context)
 
-        if attack.entry == "data":
-            batch = attacked(batch)
+        if part := entering(attack, "data"):
+            batch = attacked(part, batch)
         params = jax.tree.map(lambda leaf: vary(leaf, (_AXIS,)), state.params)
         present = None if drawn.present is None else mine(drawn.present)
         keys = own_keys(drawn.attack_key, own)
@@ -357,8 +360,8 @@ def _step(config, tx, worker, num_classes, first, rows, seed, told):
             *(inside, of_rows),
         )
         state = state._replace(worker_state=worker_state)
-        if attack.entry in ("gradient", "vote"):
-            sent = attacked(sent)
+        if part := entering(attack, "gradient", "vote"):
+            sent = attacked(part, sent)
         if rows == 1:
             sent = jax.tree.map(lambda leaf: leaf[0], sent)
         updates, opt_state = tx.update(

@@ -155,7 +155,7 @@ def show(bar: Any, title: str, postfix: str = "") -> None:
         n_fmt=bar.total,
         total_fmt=bar.total,
         remaining=_REMAINING,
-        postfix=f", {_ACCURACY}",
+        postfix=f", {max(_ACCURACY, postfix, key=len)}",
     )
     room = max(shutil.get_terminal_size().columns - 1 - len(empty), 4)
     if len(title) > room:

@@ -5,6 +5,7 @@ from typing import Any
 
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
+from signfd_jax.experiments._success import SUCCESS
 
 
 def load(folder: str | Path) -> Any:
@@ -17,8 +18,9 @@ def load(folder: str | Path) -> Any:
     Returns:
         A `pandas.DataFrame`. Of a run it has a row for each test and seed: the columns
         of `metrics.jsonl`, lists for what each worker has. Of a grid it has a row for
-        each cell and seed, with its `test_accuracy`. Before them are `run`, the name of
-        the folder, and the fields of the experiment.
+        each cell and seed, with its `test_accuracy` and, where the attack has a target,
+        its `attack_success_rate`. Before them are `run`, the name of the folder, and
+        the fields of the experiment.
 
     Raises:
         ValueError: there is no run in it, a file is damaged, or pandas is missing.
@@ -53,12 +55,13 @@ def _rows(folder):
     if cells.is_file():
         for cell in records.read_lines(cells):
             config = cell["config"]
-            for s, accuracy in enumerate(cell["test_accuracy"]):
+            scores = [name for name in ("test_accuracy", SUCCESS) if name in cell]
+            for s in range(len(cell["test_accuracy"])):
                 yield {
                     "run": folder.name,
                     **config,
                     "seed": config["seed"] + s,
-                    "test_accuracy": accuracy,
+                    **{name: cell[name][s] for name in scores},
                 }
         return
     config, lines = records.read_run(folder)

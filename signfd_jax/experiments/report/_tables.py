@@ -7,6 +7,7 @@ standard deviation over the root of S).
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from signfd_jax.experiments._success import SUCCESS
 from signfd_jax.experiments.config import Experiment
 
 
@@ -25,25 +27,29 @@ class Pivot(NamedTuple):
         attackers: who attacks and how, such as "6 sign_inversion"; "none" comes first.
         decoders: the decoders.
         accuracies: `(setting, attackers, decoder)` to one test accuracy a seed; a cell
-            that was not run is not in it.
+            that was not run is not in it. Or, as `score` says, attack success rates.
+        score: the name in the records of what is shown.
     """
 
     settings: list[str]
     attackers: list[str]
     decoders: list[str]
     accuracies: dict[tuple[str, str, str], list[float]]
+    score: str = "test_accuracy"
 
-    def worst(self, setting: str, decoder: str) -> tuple[float, str]:
+    def worst(self, setting: str, decoder: str | None = None) -> tuple[float, str]:
         """The lowest mean accuracy of a decoder in a setting, and who attacked.
 
-        It is NaN where the decoder was not run.
+        None: of all decoders. Of attack success rates it is the highest. It is NaN
+        where the decoder was not run.
         """
         means = (
             (mean(accuracies), attackers)
             for (s, attackers, d), accuracies in self.accuracies.items()
-            if (s, d) == (setting, decoder) and measured(accuracies)
+            if s == setting and decoder in (None, d) and measured(accuracies)
         )
-        return min(means, default=(math.nan, "none"))
+        worst_of = max if self.score == SUCCESS else min
+        return worst_of(means, default=(math.nan, "none"))
 
 
 def measured(values: Iterable[float | None]) -> list[float]:
@@ -57,8 +63,8 @@ def mean(values: Iterable[float | None]) -> float:
     return statistics.fmean(there) if there else math.nan
 
 
-def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
-    """Arrange the records of a grid."""
+def pivot(records: Iterable[Mapping[str, Any]], score: str = "test_accuracy") -> Pivot:
+    """Arrange the records of a grid, those that have the score."""
     records = list(records)
     # Records of before a field was there have its default.
     default = dataclasses.asdict(Experiment())
@@ -67,12 +73,13 @@ def pivot(records: Iterable[Mapping[str, Any]]) -> Pivot:
     accuracies = {}
     for record, config in zip(records, configs, strict=True):
         key = _setting(config, others), _attackers(config), config["decoder"]
-        accuracies[key] = record["test_accuracy"]
+        if score in record:
+            accuracies[key] = record[score]
     settings, attackers, decoders = (
         list(dict.fromkeys(key[axis] for key in accuracies)) for axis in range(3)
     )
     attackers.sort(key=lambda label: label != "none")
-    return Pivot(settings, attackers, decoders, accuracies)
+    return Pivot(settings, attackers, decoders, accuracies, score)
 
 
 # The fields that labels show, and those that change no result or are told by others.
@@ -122,7 +129,8 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float, float]:
 def accuracy_cells(records: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """Accuracies as text: the head, then the rows, a column for each decoder.
 
-    The last rows are each decoder's worst case over all that attacked it.
+    The last rows are each decoder's worst case over all that attacked it. Where an
+    attack has a target, a row below that of its accuracies has its success rates.
     """
     decoders, rows = _accuracy_rows(records)
     return [
@@ -157,7 +165,7 @@ def accuracy_latex(records: Iterable[Mapping[str, Any]]) -> str:
         [
             [*map(_in_latex, label), *map(_latex_cell, pairs)]
             for label, pairs in rows
-            if (label[1] == _WORST) == is_worst
+            if label[1].startswith(_WORST) == is_worst
         ]
         for is_worst in (False, True)
     )
@@ -170,21 +178,27 @@ def accuracy_latex(records: Iterable[Mapping[str, Any]]) -> str:
 
 _HEAD = ("data", "Byzantine workers")
 _WORST = "worst case"
+_SUCCESS = ", attack success rate"
 
 
 def _accuracy_rows(records):
     """The decoders; and of each row its label, and a mean and its error by decoder."""
+    records = list(records)
     table = pivot(records)
+    both = (("", table), (_SUCCESS, pivot(records, SUCCESS)))
     rows = []
+    for setting, attackers in itertools.product(table.settings, table.attackers):
+        keys = [(setting, attackers, decoder) for decoder in table.decoders]
+        for what, found in both:
+            if any(key in found.accuracies for key in keys):
+                pairs = [mean_and_error(found.accuracies.get(key, [])) for key in keys]
+                rows.append(((setting, attackers + what), pairs))
     for setting in table.settings:
-        for attackers in table.attackers:
-            keys = [(setting, attackers, decoder) for decoder in table.decoders]
-            if any(key in table.accuracies for key in keys):
-                pairs = [mean_and_error(table.accuracies.get(key, [])) for key in keys]
-                rows.append(((setting, attackers), pairs))
-    for setting in table.settings:
-        worst = [table.worst(setting, decoder)[0] for decoder in table.decoders]
-        rows.append(((setting, _WORST), [(value, math.nan) for value in worst]))
+        for what, found in both:
+            if setting in found.settings:
+                worst = [found.worst(setting, decoder)[0] for decoder in table.decoders]
+                pairs = [(value, math.nan) for value in worst]
+                rows.append(((setting, _WORST + what), pairs))
     return table.decoders, rows
 
 

@@ -23,6 +23,7 @@ from signfd_jax.experiments import _verdicts, registry
 from signfd_jax.experiments._choices import choose
 from signfd_jax.experiments._processes.console import reason, warn
 from signfd_jax.experiments._storage.run_folder import read_lines, read_run
+from signfd_jax.experiments._success import SUCCESS
 from signfd_jax.experiments.report import _style, _who_lies
 from signfd_jax.experiments.report._tables import mean, measured, pivot
 
@@ -43,6 +44,8 @@ FORMATS = ("png", "pdf", "svg")
 def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Test accuracy of one or several runs, against the round.
 
+    Where the attack of one has a target, its success rate stands beside it.
+
     Args:
         runs: label of a run to its metrics, one record for each test and seed.
 
@@ -59,18 +62,29 @@ def accuracy_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """
     for label, metrics in runs.items():
         _check_records(f"run {label}", metrics, ("round", "test_accuracy"))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    scores = _scores(record for metrics in runs.values() for record in metrics)
+    figure = Figure(figsize=(6 * len(scores), 4), layout="constrained")
+    row = figure.subplots(1, len(scores), squeeze=False)[0]
     drawn = _style.styles(runs)
-    for label, metrics in runs.items():
-        by_round: dict[int, list[float]] = {}
-        for record in metrics:
-            by_round.setdefault(record["round"], []).append(record["test_accuracy"])
-        _curve(axes, label, list(by_round), list(by_round.values()), drawn[label])
-    _finish(axes, len(runs) > 1)
+    for axes, score in zip(row, scores, strict=True):
+        for label, metrics in runs.items():
+            by_round: dict[int, list[float]] = {}
+            for record in metrics:
+                if score in record:
+                    by_round.setdefault(record["round"], []).append(record[score])
+            if by_round:
+                seeds = list(by_round.values())
+                _curve(axes, label, list(by_round), seeds, drawn[label])
+        _finish(axes, len(runs) > 1, score)
     if any(len(set(r["round"] for r in m)) < len(m) for m in runs.values()):
         _footer(figure, _BAND)
     return figure
+
+
+def _scores(records):
+    """What is drawn of records, a panel each."""
+    attacked = any(SUCCESS in record for record in records)
+    return ("test_accuracy", SUCCESS) if attacked else ("test_accuracy",)
 
 
 def _check_records(whose, records, fields):
@@ -110,8 +124,8 @@ def _label(text):
     return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
-def _finish(axes, legend):
-    axes.set(xlabel="round", ylabel="test accuracy")
+def _finish(axes, legend, score="test_accuracy"):
+    axes.set(xlabel="round", ylabel=_style.spoken(score))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
@@ -239,7 +253,8 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Heat map of a grid: rows are the attackers, columns decoders, a map a setting.
 
     Where there is one setting, the learning curves of all decoders against the
-    attackers that cost the most stand beside it.
+    attackers that cost the most stand beside it. Where attacks have a target, the same
+    follows of their success rates.
 
     Args:
         records: what `compare.run_grid` returned.
@@ -260,26 +275,36 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     """
     fields = ("config", "test_accuracy", "rounds", "accuracies")
     _check_records("the grid", records, fields)
-    table = pivot(records)
+    scores = [pivot(records, score) for score in _scores(records)]
+    table = scores[0]
     with_curves = len(table.settings) == 1
-    panels = len(table.settings) + with_curves
+    panels = sum(len(found.settings) + with_curves for found in scores)
     width = 1.5 + 1.1 * len(table.decoders)
     height = 1.8 + 0.32 * len(table.attackers)
     figure = Figure(
         figsize=(2.2 + panels * max(width, 4.5 * with_curves), max(height, 3.6)),
         layout="constrained",
     )
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    if with_curves:
-        _worst_curves(axes.pop(0), records, table)
+    free = list(figure.subplots(1, panels, squeeze=False)[0])
+    for found in scores:
+        if with_curves:
+            _worst_curves(free.pop(0), records, found)
+        axes = [free.pop(0) for _ in found.settings]
+        _heat_maps(figure, axes, found, with_curves)
+    _footer(figure, _said_of(records, table, with_curves))
+    return figure
+
+
+def _heat_maps(figure, axes, table, with_curves):
+    """A map of each setting, side by side under one scale of colours."""
+    said = _style.spoken(table.score)
     for axis, name in zip(axes, table.settings, strict=True):
         image = _heat_map(axis, table, name)
-        axis.set_title("test accuracy" if with_curves else _setting(name))
+        several = "" if table.score == "test_accuracy" else f"{said}: "
+        axis.set_title(said if with_curves else several + _setting(name))
         if axis is not axes[0]:
             axis.set_yticklabels([])
     figure.colorbar(image, ax=axes, shrink=0.8)
-    _footer(figure, _said_of(records, table, with_curves))
-    return figure
 
 
 def _said_of(records, table, with_curves):
@@ -306,32 +331,38 @@ def _heat_map(axes, table, setting):
         [mean(table.accuracies.get((setting, a, d), [])) for d in table.decoders]
         for a in table.attackers
     ]
-    image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    # What is bright is good for the server.
+    attacked = table.score == SUCCESS
+    cmap = "viridis_r" if attacked else "viridis"
+    image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap=cmap)
     decoders = [_label(_style.spoken(decoder)) for decoder in table.decoders]
     axes.set_xticks(range(len(decoders)), decoders, rotation=20, ha="right")
     axes.set_yticks(range(len(table.attackers)), map(_style.attackers, table.attackers))
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if not math.isnan(value):
-                colour = "black" if value > 0.6 else "white"
+                colour = (
+                    "black" if (1 - value if attacked else value) > 0.6 else "white"
+                )
                 text = f"{value:.3f}"
                 axes.text(j, i, text, ha="center", va="center", color=colour, size=8)
     return image
 
 
 def _worst_curves(axes, records, table):
-    """Curves of every decoder under the attackers of the lowest accuracy."""
+    """Curves of every decoder under the attackers that had the most success."""
     (name,) = table.settings
-    _, attackers = min(table.worst(name, decoder) for decoder in table.decoders)
+    _, attackers = table.worst(name)
+    curves = f"{SUCCESS}s" if table.score == SUCCESS else "accuracies"
     axes.set_title(_label(_style.attackers(attackers)))
     drawn = _style.styles(table.decoders)
     for record in records:
         decoder = record["config"]["decoder"]
         if pivot([record]).attackers == [attackers]:
-            by_round = list(zip(*record["accuracies"], strict=True))
+            by_round = list(zip(*record[curves], strict=True))
             said = _style.spoken(decoder)
             _curve(axes, said, record["rounds"], by_round, drawn[decoder])
-    _finish(axes, legend=True)
+    _finish(axes, legend=True, score=table.score)
 
 
 def draw(
