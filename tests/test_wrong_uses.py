@@ -527,6 +527,7 @@ row(
 
 # Attacks ------------------------------------------------------------------------------
 
+REPLACED = attacks.model_replacement(attacks.badnets(3))
 OF_ATTACKS = [
     ("adaptive", "decoder", "majority_vote", "decoder must be what"),
     ("adaptive", "family", 1, "family must be a function"),
@@ -555,6 +556,10 @@ OF_ATTACKS = [
     ("drop_out", "probability", 1.5, "probability must lie in"),
     ("sampled", "share", -0.1, "share must lie in"),
     ("fang", "spread", 0.5, "spread must lie in"),
+    ("followed_by", "attack", attacks.zero(), "must be one on the data alone"),
+    ("followed_by", "attack", REPLACED, "enters at the gradient too"),
+    ("followed_by", "then", attacks.label_flip(3), "it enters at the data"),
+    ("followed_by", "then", "alie", "then must be what signfd_jax.attacks"),
     ("gaussian", "standard_deviation", -1.0, "standard_deviation must lie in"),
     ("inside", "attack", "sign_inversion", "attack must be what signfd_jax.attacks"),
     ("inside", "attack", attacks.label_flip(3), "enters at the data"),
@@ -572,8 +577,13 @@ OF_ATTACKS = [
     ("mimic", "warm_up_rounds", -1, "warm_up_rounds must be a whole number"),
     ("min_max", "deviation", "mean", "deviation must be one of"),
     ("min_sum", "deviation", None, "deviation must be one of"),
+    ("model_replacement", "backdoor", attacks.label_flip(3), "a target, but this one"),
+    ("model_replacement", "factor", INF, "factor must lie in"),
     ("near_duplicate_collusion", "noise", -1.0, "noise must lie in"),
     ("near_duplicate_collusion", "attack", attacks.label_flip(3), "enters at the data"),
+    ("neurotoxin", "backdoor", "badnets", "backdoor must be what badnets"),
+    ("neurotoxin", "backdoor", REPLACED, "must be one on the data alone"),
+    ("neurotoxin", "spared", 1.0, "spared must be a number below 1"),
     ("non_finite", "value", 1.0, "value must be nan, inf or -inf"),
     ("non_finite", "value", "nan", "value must be nan, inf or -inf"),
     ("on_off", "period", 0, "period must be a whole number of at least 1 rounds"),
@@ -605,6 +615,9 @@ OF_ATTACKS = [
 ]
 NEEDED = {
     "adaptive": {"decoder": sfd.majority_vote()},
+    "followed_by": {"attack": attacks.badnets(3), "then": attacks.zero()},
+    "model_replacement": {"backdoor": attacks.badnets(3)},
+    "neurotoxin": {"backdoor": attacks.badnets(3)},
     "stateless": {"corrupt": lambda key, values: values},
     "tuned": {
         "family": lambda p: attacks.zero(),

@@ -70,6 +70,7 @@ def trained(prepared):
             "split": "dirichlet:0.3",
         },
         {"attack": "random_vote", "num_workers": 8},
+        {"attack": "distributed_trigger", "learning_rate": 0.03},
         {"attack": "gaussian", "worker": "momentum", "membership": "drop_out"},
         {"worker": "late:delay=2,drawn=true", "membership": "churn:3"},
         {
@@ -90,6 +91,9 @@ def test_devices_train_as_one_process_does(fields, digits):
     assert digest(many.params) == digest(one.params)
     for ours, theirs in zip(many_metrics, one_metrics, strict=True):
         np.testing.assert_array_equal(ours.test_accuracy, theirs.test_accuracy)
+        rates = ours.attack_success_rate, theirs.attack_success_rate
+        np.testing.assert_array_equal(*rates)
+        assert (rates[0] is None) == ("trigger" not in config.attack)
         # Means over coordinates, with the padding.
         np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-3)
         np.testing.assert_allclose(ours.train_loss, theirs.train_loss, rtol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 # What is not just its name with spaces for underscores.
 _CALLED = {
     "alie": "ALIE",
+    "badnets": "BadNets",
     "caf": "CAF",
     "cge": "CGE",
     "dawid_skene": "Dawid-Skene",
@@ -24,9 +25,11 @@ _CALLED = {
     "krum": "Krum",
     "m_msr": "M-MSR",
     "distributed_lion": "distributed Lion",
+    "distributed_trigger": "DBA",
     "mda": "MDA",
     "monna": "MoNNA",
     "multi_krum": "Multi-Krum",
+    "neurotoxin": "Neurotoxin",
     "s3gd_mv": "S3GD-MV",
     "sign_alie": "sign ALIE",
     "signguard": "SignGuard",

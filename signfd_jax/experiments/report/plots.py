@@ -253,8 +253,8 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Heat map of a grid: rows are the attackers, columns decoders, a map a setting.
 
     Where there is one setting, the learning curves of all decoders against the
-    attackers that cost the most stand beside it. Where attacks have a target, the same
-    follows of their success rates.
+    attackers that cost the most stand beside it. Where attacks have a target, a row
+    below shows the same of their success rates.
 
     Args:
         records: what `compare.run_grid` returned.
@@ -278,18 +278,19 @@ def grid_figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     scores = [pivot(records, score) for score in _scores(records)]
     table = scores[0]
     with_curves = len(table.settings) == 1
-    panels = sum(len(found.settings) + with_curves for found in scores)
+    panels = len(table.settings) + with_curves
     width = 1.5 + 1.1 * len(table.decoders)
     height = 1.8 + 0.32 * len(table.attackers)
-    figure = Figure(
-        figsize=(2.2 + panels * max(width, 4.5 * with_curves), max(height, 3.6)),
-        layout="constrained",
-    )
-    free = list(figure.subplots(1, panels, squeeze=False)[0])
-    for found in scores:
+    width = 2.2 + panels * max(width, 4.5 * with_curves)
+    height = len(scores) * max(height, 3.6)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    rows = figure.subplots(len(scores), panels, squeeze=False)
+    for found, row in zip(scores, rows, strict=True):
         if with_curves:
-            _worst_curves(free.pop(0), records, found)
-        axes = [free.pop(0) for _ in found.settings]
+            _worst_curves(row[0], records, found)
+        axes = list(row[with_curves:])
+        while len(axes) > len(found.settings):  # nobody has a target in some
+            axes.pop().set_axis_off()
         _heat_maps(figure, axes, found, with_curves)
     _footer(figure, _said_of(records, table, with_curves))
     return figure
