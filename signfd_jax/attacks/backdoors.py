@@ -94,7 +94,7 @@ def distributed_trigger(
     Args:
         num_classes: as in `badnets`.
         target: as in `badnets`.
-        fraction: as in `badnets`.
+        fraction: as in `badnets` (scalar, may be traced).
         size: as in `badnets`.
         value: as in `badnets`.
         parts: the number P of parts, at most `size`.
