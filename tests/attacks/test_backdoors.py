@@ -138,6 +138,7 @@ def test_a_worker_stamps_the_same_part_whichever_rows_are_there():
         np.testing.assert_array_equal(ours, theirs[rows])
 
 
+@pytest.mark.slow
 def test_a_share_may_be_traced():
     batch = some_batch()
 
@@ -207,6 +208,7 @@ def test_model_replacement_scales_what_poisoned_data_give():
     np.testing.assert_allclose(state.opt_state["w"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_votes_do_not_feel_model_replacement():
     votes = [
         states(attack, sfd.sign_sgd_mv(0.1, num_workers=M), 3)[-1].params["w"]
@@ -249,6 +251,7 @@ def test_neurotoxin_stays_off_what_honest_workers_changed_most():
         np.testing.assert_allclose(state.attack_state["w"], honest, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sleeping_backdoor_wakes_with_what_follows():
     attack = attacks.sleeper(2, attacks.model_replacement(CASES["badnets"][0], 4.0))
     assert attack.backdoor is CASES["badnets"][0].backdoor

@@ -136,12 +136,14 @@ def test_tables_have_it_below_the_accuracy(cells):
     assert len(attacked) == 1 and worst.count(r"\\") == 2
 
 
+@pytest.mark.slow
 def test_without_a_target_tables_and_figures_do_not_speak_of_it(cells):
     _, (_, free) = cells
     assert "success" not in accuracy_table([free])
     assert len(plots.grid_figure([free]).axes) == 3  # curves, map, colours
 
 
+@pytest.mark.slow
 def test_figures_of_a_grid_have_a_row_of_it(cells):
     _, records = cells
     figure = plots.grid_figure(records)
