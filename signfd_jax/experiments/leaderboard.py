@@ -17,6 +17,7 @@ from signfd_jax.experiments._choices import canonical
 from signfd_jax.experiments._engine.settings import processor
 from signfd_jax.experiments._storage import files
 from signfd_jax.experiments._storage import run_folder as records
+from signfd_jax.experiments._success import SUCCESS
 from signfd_jax.experiments.challenges import Challenge, check_challenge
 from signfd_jax.experiments.grid import run_grid
 from signfd_jax.experiments.registry import SERVERS
@@ -84,16 +85,14 @@ def read_rows(folder: str | Path, challenge: Challenge) -> dict[str, dict[str, A
     return rows
 
 
-_MEASURED = ("test_accuracy", "test_loss", "attack_success", "bits_up", "bits_down")
-
-
+_MEASURED = ("test_accuracy", "test_loss", SUCCESS, "bits_up", "bits_down")
 _TOLD = ("attack", "num_byzantine", "split")
 _FIELDS = ("entry", "sha256", "rounds", "seconds", "environment", "cells")
 
 
 def _check_row(what, row):
     """Refuse what `regenerate` did not give."""
-    owed = {*_TOLD, *_MEASURED} - {"attack_success"}
+    owed = {*_TOLD, *_MEASURED} - {SUCCESS}
     try:
         lacking = [name for name in _FIELDS if name not in row]
         lacking += [n for cell in row["cells"] for n in sorted(owed - set(cell))]
@@ -127,8 +126,8 @@ def regenerate(
         `seed` and the number of `seeds`; `rounds`; `seconds` of the processor for all
         the training, without compiling; the `environment`; and of each of its `cells`
         who attacks, `test_accuracy`, `test_loss` and, where it is measured,
-        `attack_success` (each a number a seed), `bits_up` and `bits_down` of a worker
-        in all rounds.
+        `attack_success_rate` (each a number a seed), and `bits_up` and `bits_down` of a
+        worker in all rounds.
 
     Raises:
         ValueError: there is no such decoder, or it cannot be run in the challenge.
@@ -178,8 +177,8 @@ def _cell(record):
     """What a row keeps of the record of a cell."""
     told = {name: record["config"][name] for name in _TOLD}
     found = {name: record.get(name) for name in _MEASURED}
-    if not measured(found["attack_success"] or []):  # such as without a backdoor
-        del found["attack_success"]
+    if not measured(found[SUCCESS] or []):  # such as without a backdoor
+        del found[SUCCESS]
     return told | found
 
 

@@ -13,11 +13,6 @@ from signfd_jax.experiments.grid import Grid, cells
 
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
 # What other parts of the library bring; the page has their names already.
-PENDING = {
-    *("badnets", "distributed_trigger", "edge_case", "label_flip_pair"),
-    *("model_replacement", "neurotoxin", "resnet18", "shakespeare", "transformer"),
-    *("vgg11", "writers"),
-}
 OURS = {name for table in registry.REGISTRIES.values() for name in table}
 OURS |= {*data.DATASETS, *aggregators.PREAGGREGATIONS, *decoders.__all__}
 KINDS = {"rule": "decoder", "data": "dataset"}
@@ -45,7 +40,7 @@ def test_each_of_our_names_on_the_page_exists():
         if not name.startswith(("--", "scale_weights"))
     }
     assert len(named) > 40
-    assert named <= OURS | PENDING, sorted(named - OURS - PENDING)
+    assert named <= OURS, sorted(named - OURS)
     assert all(re.search(r"`|not here", ours) for *_, ours in found)
 
 
@@ -72,7 +67,7 @@ def test_an_alias_has_one_meaning_and_is_no_name_of_ours():
         for name, target in names.items():
             known = registry.REGISTRIES.get(field, data.DATASETS)
             assert name not in known
-            assert target.split(":")[0] in {*known, *PENDING}
+            assert target.split(":")[0] in known
             meanings = {
                 fields[field][name]
                 for fields in _aliases._BY_PEER.values()

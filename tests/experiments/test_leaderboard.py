@@ -214,7 +214,7 @@ def row_of(accuracies, successes):
             "bits_up": 30 * (number + 1),
             "bits_down": 60,
         }
-        | ({"attack_success": success} if success else {})
+        | ({"attack_success_rate": success} if success else {})
         for number, (accuracy, success) in enumerate(
             zip(accuracies, successes, strict=True)
         )
@@ -241,7 +241,7 @@ def test_the_page_has_a_line_of_each_entry_in_order(board, tmp_path):
     row = read_rows(folder, challenge)["majority_vote"]
     best = copy.deepcopy(row) | {"entry": "mean"}
     for cell in best["cells"]:
-        cell |= {"test_accuracy": [1.0, 1.0], "attack_success": [0.5, 0.25]}
+        cell |= {"test_accuracy": [1.0, 1.0], "attack_success_rate": [0.5, 0.25]}
     enter(folder, challenge, best)
     command = ["leaderboard", "page", "--folder", str(folder)]
     assert main([*command, "--output", str(tmp_path / "new" / "page.md")]) == 0

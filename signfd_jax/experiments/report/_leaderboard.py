@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from signfd_jax.experiments import challenges, leaderboard
+from signfd_jax.experiments._success import SUCCESS
 from signfd_jax.experiments.report._tables import (
     markdown,
     mean,
@@ -94,7 +95,7 @@ def summary(row: Mapping[str, Any]) -> Summary:
     accuracy, error = mean_and_error([statistics.fmean(seed) for seed in by_seed])
     worst = min(cells, key=lambda cell: mean(cell["test_accuracy"]))
     several = len({cell["split"] for cell in cells}) > 1
-    successes = [mean(cell.get("attack_success", [])) for cell in cells]
+    successes = [mean(cell.get(SUCCESS, [])) for cell in cells]
     return Summary(
         accuracy,
         error,
