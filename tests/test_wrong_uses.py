@@ -973,7 +973,7 @@ for name, options in SPLITS.items():
     of, split = f"signfd_jax.data.partition.{name}", getattr(partition, name)
     kinds = [np.zeros(0, int), 3]
     # Those of texts do for a split that does not go by class.
-    kinds += [np.zeros((3, 2), int)] * (name not in ("iid", "everything"))
+    kinds += [np.zeros((3, 2), int)] * (name not in ("iid", "everything", "replicated"))
     for bad in kinds:
         row(f"{of}(labels)", functools.partial(split, bad, 4, **options), "labels must")
     for bad in (0, 2.5, "four"):

@@ -64,7 +64,8 @@ def _in_groups(few_at_once, rows):
     )
     sums, kept = jax.vmap(few_at_once)(groups)
     # Else XLA would take all rows in one slow loop.
-    total, _ = _in_groups(_added, lax.optimization_barrier(sums))
+    sums = jax.tree.map(lax.optimization_barrier, sums)
+    total, _ = _in_groups(_added, sums)
     kept = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)
     if whole == number:
         return total, kept

@@ -93,7 +93,8 @@ def test_the_mask_is_traced(name):
     both = jax.vmap(FUNCTIONS[name], in_axes=(None, 0))(rows, masks)
     for mask, result in zip(masks, both, strict=True):
         alone = FUNCTIONS[name](rows, mask)
-        np.testing.assert_allclose(result, alone, rtol=1e-5, atol=1e-6)
+        # Of sums whose terms are as large as the rows.
+        np.testing.assert_allclose(result, alone, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FLTRUST)

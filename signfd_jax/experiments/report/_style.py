@@ -47,6 +47,7 @@ _OWN = {
     "majority vote": ("#000000", ":"),
 }
 _DASHES = [(5, 1), (1, 1), (3, 1, 1, 1), (9, 2, 1, 2), (2, 3), (7, 1, 1, 1, 1, 1)]
+_DASHES += [(9, 3), (4, 1, 4, 1, 1, 1)]
 _OTHERS = [
     (colour, line)
     for line in ("-.", *((0, dashes) for dashes in _DASHES))
