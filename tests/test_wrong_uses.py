@@ -729,6 +729,9 @@ for name, option, bad, says in [
     ("fltrust_sign", "trusted", None, r"trusted must be bool \[M\] with M = 7"),
     ("monna", "trusted", jnp.ones(7), r"trusted must be bool \[M\] with M = 7"),
     ("flame", "noise_level", -1.0, "noise_level must lie in"),
+    ("rflbat", "outlier_factor", 0.5, "outlier_factor must lie in"),
+    ("rflbat", "cluster_outlier_factor", NAN, "cluster_outlier_factor must lie in"),
+    ("rflbat", "max_clusters", 0, "max_clusters must be an int >= 1"),
 ]:
     row(
         f"signfd_jax.aggregators.{name}({option})",

@@ -6,7 +6,8 @@ and none depends on the order of the rows, but for ties.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 
 def cosines(rows: Float[Array, "M D"]) -> Float[Array, "M M"]:
@@ -125,6 +126,108 @@ def largest_mean_shift(points: Float[Array, "M K"]) -> Bool[Array, " M"]:
     member = jnp.min(distance, axis=1) <= bandwidth
     size = jnp.zeros(count, jnp.int32).at[label].add(member.astype(jnp.int32))
     return member & (label == jnp.argmax(size))
+
+
+def number_of_clusters(
+    points: Float[Array, "M K"], present: Bool[Array, " M"], most: int
+) -> Int[Array, ""]:
+    r"""How many clusters k-means should look for: the gap statistic.
+
+    The least $k$ with $G_k \ge G_{k+1} - s_{k+1}$, or `most`. $G_k$ is how far the
+    logarithm of the mean distance to the nearest of $k$ centres lies below its mean
+    over 20 sets of as many uniform points; $s_k$ is its deviation over the sets, times
+    $\sqrt{1 + 1/20}$. Every axis is first brought to [0, 1].
+    """
+
+    def extreme(of, initial):
+        where = present[:, None]
+        return of(points, axis=0, where=where, initial=initial, keepdims=True)
+
+    low, high = extreme(jnp.min, jnp.inf), extreme(jnp.max, -jnp.inf)
+    wide = high > low
+    scaled = (points - low) / jnp.where(wide, high - low, 1)
+    uniform = np.random.default_rng(0).uniform(size=(20, *points.shape))
+    # An axis on which the points do not differ is none of the uniform ones either.
+    uniform = jnp.where(wide[None], jnp.asarray(uniform, points.dtype), 0)
+    size = jnp.sum(present)
+    drawn = jnp.broadcast_to(jnp.arange(len(points)) < size, uniform.shape[:2])
+
+    def spreads(of):
+        """The logarithm of the mean distance, for each number of clusters."""
+        points, present = of
+        starts = _starts(points, present, most)
+
+        def spread(count):
+            _, nearest = _k_means(points, present, starts, count)
+            total = jnp.sum(jnp.where(present, jnp.sqrt(nearest), 0))
+            # Rounding must not part points that are the same.
+            return jnp.log(total / jnp.maximum(size, 1).astype(total.dtype) + 1e-5)
+
+        return jax.vmap(spread)(jnp.arange(1, most + 1))
+
+    sets = jnp.concatenate([scaled[None], uniform])
+    found = jax.lax.map(spreads, (sets, jnp.concatenate([present[None], drawn])))
+    gap = jnp.mean(found[1:], axis=0) - found[0]
+    error = jnp.std(found[1:], axis=0) * (1 + 1 / len(uniform)) ** 0.5
+    enough = jnp.append(gap[:-1] >= gap[1:] - error[1:], True)
+    return jnp.argmax(enough) + 1
+
+
+def k_means(
+    points: Float[Array, "M K"], present: Bool[Array, " M"], count, most: int
+) -> Int[Array, " M"]:
+    """The cluster, 0 to `count` - 1, of each point; -1 of those that are absent.
+
+    `count` of at most `most` centres start at the points that lower the sum of squared
+    distances most, one after the other, and move as in Lloyd's algorithm.
+    """
+    labels, _ = _k_means(points, present, _starts(points, present, most), count)
+    return jnp.where(present, labels, -1)
+
+
+def _starts(points, present, most):
+    """The points at which k-means starts, the best first."""
+    apart = _squares_between(points, points)
+
+    def add(nearest, _):
+        total = jnp.minimum(nearest[:, None], apart)
+        total = jnp.sum(jnp.where(present[:, None], total, 0), axis=0)
+        best = jnp.argmin(jnp.where(present, total, jnp.inf))
+        return jnp.minimum(nearest, apart[best]), points[best]
+
+    return jax.lax.scan(add, jnp.full_like(points[:, 0], jnp.inf), length=most)[1]
+
+
+def _k_means(points, present, centres, count):
+    """Each point's nearest of the first centres, and its squared distance to it."""
+    used = jnp.arange(len(centres)) < count
+
+    def assign(centres):
+        apart = jnp.where(used[None, :], _squares_between(points, centres), jnp.inf)
+        return jnp.argmin(apart, axis=1), jnp.min(apart, axis=1)
+
+    def moving(carry):
+        _, _, moved, iteration = carry
+        return moved & (iteration < 300)
+
+    def move(carry):
+        centres, labels, _, iteration = carry
+        members = labels[None, :] == jnp.arange(len(centres))[:, None]
+        members = (members & present[None, :]).astype(points.dtype)
+        sizes = jnp.sum(members, axis=1)
+        share = members / jnp.maximum(sizes, 1)[:, None]
+        means = jnp.matmul(share, points, precision=jax.lax.Precision.HIGHEST)
+        centres = jnp.where((sizes > 0)[:, None], means, centres)
+        after = assign(centres)[0]
+        return centres, after, jnp.any((after != labels) & present), iteration + 1
+
+    carry = (centres, assign(centres)[0], jnp.array(True), jnp.zeros((), jnp.int32))
+    return assign(jax.lax.while_loop(moving, move, carry)[0])
+
+
+def _squares_between(a, b):
+    """Squared distances between each of some points and each of others."""
+    return jnp.sum(jnp.square(a[:, None] - b[None]), axis=2)
 
 
 def _divided(rows, by):

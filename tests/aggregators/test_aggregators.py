@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.cluster import HDBSCAN, AgglomerativeClustering
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
+from sklearn.decomposition import PCA
 
 from signfd_jax import aggregators
 from signfd_jax.aggregators import PREAGGREGATIONS, RULES, chain, keyed, stateless
 from signfd_jax.aggregators._clusters import (
     first_majority,
+    k_means,
     larger_of_two,
     largest_mean_shift,
+    number_of_clusters,
 )
 from signfd_jax.aggregators._rows import (
     _odd_even_merge_network,
@@ -282,6 +285,58 @@ def naive_foolsgold(rows, histories=0.0):
     return weights @ rows / weights.sum()
 
 
+def naive_k_means(points, count):
+    """Scikit-learn's, the best of some random starts."""
+    return KMeans(count, n_init=4, random_state=0).fit_predict(points)
+
+
+def offsets(points, labels):
+    """Of each point from the mean of its cluster."""
+    return points - np.array([points[labels == label].mean(0) for label in labels])
+
+
+def naive_number_of_clusters(points, uniform, most, clustering=naive_k_means):
+    """The gap statistic, by the uniform points that are given."""
+
+    def spread(points, count):
+        lengths = [
+            np.linalg.norm(o) for o in offsets(points, clustering(points, count))
+        ]
+        return np.log(sum(lengths) / len(points) + 1e-5)
+
+    points = (points - points.min(0)) / np.ptp(points, axis=0)
+    gaps, errors = [], []
+    for count in range(1, most + 1):
+        expected = [spread(drawn, count) for drawn in uniform]
+        gaps.append(np.mean(expected) - spread(points, count))
+        errors.append(np.std(expected) * np.sqrt(1 + 1 / len(uniform)))
+    for count in range(1, most):
+        if gaps[count - 1] >= gaps[count] - errors[count]:
+            return count
+    return most
+
+
+RFLBAT = {"max_clusters": 4, "outlier_factor": 2.0, "cluster_outlier_factor": 1.3}
+
+
+def naive_rflbat(rows):
+    def central(chosen, factor):
+        near = points[chosen]
+        total = [sum(np.linalg.norm(p - q) for q in near) for p in near]
+        return chosen[total <= factor * np.median(total)]
+
+    points = PCA(2).fit_transform(rows)
+    ordinary = central(np.arange(len(rows)), RFLBAT["outlier_factor"])
+    uniform = np.random.default_rng(0).uniform(size=(20, *points.shape))
+    uniform = uniform[:, : len(ordinary)]
+    count = naive_number_of_clusters(points[ordinary], uniform, RFLBAT["max_clusters"])
+    labels = naive_k_means(points[ordinary], count)
+    clusters = [ordinary[labels == label] for label in range(count)]
+    alike = lambda c: np.median(np.mean(1 - cosine_distances(rows[c]), axis=1))  # noqa: E731
+    chosen = min((c for c in clusters if len(c) > 1), key=alike)
+    return rows[central(chosen, RFLBAT["cluster_outlier_factor"])].mean(0)
+
+
 # name -> (options for the registered rule, the naive function of the rows)
 NAIVE = {
     "mean": ({}, lambda x: sum(x) / len(x)),
@@ -312,6 +367,7 @@ NAIVE = {
     "clipped_clustering": ({}, naive_clipped_clustering),
     "flame": ({}, naive_flame),
     "foolsgold": ({}, naive_foolsgold),
+    "rflbat": (RFLBAT, naive_rflbat),
     "clipping": ({"max_norm": 2.0}, lambda x: np.array([naive_clip(r, 2) for r in x])),
     "adaptive_robust_clipping": ({}, lambda x: naive_arc(x, F)),
     "nearest_neighbour_mixing": ({}, lambda x: naive_mixing(x, F)),
@@ -461,7 +517,7 @@ def test_two_workers_and_nobody_byzantine(name):
 
 # Signs, norms, angles and clipping radii refer to zero: these rules do not move along.
 ANCHORED = {"centered_clipping", "signguard", "top_k_multi_krum", "cge", "flame"}
-ANCHORED |= {"clipped_clustering", "foolsgold"}
+ANCHORED |= {"clipped_clustering", "foolsgold", "rflbat"}
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - ANCHORED))
@@ -510,6 +566,7 @@ def test_mean_of_a_row_that_is_not_finite_is_not_finite():
 
 FINDING = ["krum", "multi_krum", "bulyan", "geometric_median", "dnc", "signguard"]
 FINDING += ["caf", "cge", "clipped_clustering", "flame", "foolsgold", "mda", "smea"]
+FINDING += ["rflbat"]
 
 
 @pytest.mark.parametrize("name", FINDING)
@@ -804,6 +861,65 @@ def test_foolsgold_gives_nothing_to_workers_that_send_the_same():
     rows[M - 3 :] = -rows[M - 1]  # three copies
     expected = naive_foolsgold(rows[: M - 3])
     np.testing.assert_allclose(aggregate(build("foolsgold"), rows), expected, rtol=0.2)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5, 8])
+def test_rflbat_where_there_are_clusters(seed):
+    rows = gradients(seed)
+    result = aggregate(build("rflbat", **RFLBAT), rows)
+    np.testing.assert_allclose(result, naive_rflbat(rows), rtol=1e-4, atol=2e-5)
+
+
+def blobs(seed, number):
+    """Tight clusters of ten points each, and which point is in which."""
+    rng = np.random.default_rng(seed)
+    corners = np.array([[0, 0], [9, 1], [1, 9], [10, 10]])[rng.permutation(4)]
+    truth = rng.permutation(np.repeat(np.arange(4), 10))
+    points = corners[truth] + rng.uniform(-1, 1, size=(40, 2))
+    return jnp.asarray(points, jnp.float32), truth, truth < number
+
+
+def test_number_of_clusters_is_that_of_the_naive_loop():
+    """It is not that of the blobs: of four in a square the gap statistic sees one."""
+    everywhere = jnp.ones(30, bool)
+
+    def clustering(points, count):
+        points = jnp.asarray(points, jnp.float32)
+        return np.asarray(jitted(k_means, most=4)(points, everywhere, jnp.int32(count)))
+
+    uniform, counts = np.random.default_rng(0).uniform(size=(20, 40, 2)), set()
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        points, _, present = blobs(seed, 3)
+        points += jnp.asarray(rng.uniform(-seed, seed, (40, 2)), jnp.float32)
+        found = jitted(number_of_clusters, most=4)(points, jnp.asarray(present))
+        within = np.asarray(points)[present]
+        assert found == naive_number_of_clusters(within, uniform[:, :30], 4, clustering)
+        counts.add(int(found))
+    assert len(counts) > 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_k_means_finds_blobs(number):
+    for seed in range(5):
+        points, truth, present = blobs(seed, number)
+        count = jnp.int32(number)
+        labels = jitted(k_means, most=6)(points, jnp.asarray(present), count)
+        assert np.all((labels < 0) == ~present)
+        pairs = {*zip(truth[present].tolist(), labels[present].tolist(), strict=True)}
+        assert len(pairs) == number
+        assert {label for _, label in pairs} == set(range(number))
+
+
+def test_k_means_is_about_as_tight_as_scikit_learns():
+    """Of points without clusters, where each start ends elsewhere."""
+    ours = theirs = 0
+    for seed in range(10):
+        points = np.random.default_rng(seed).normal(size=(40, 2)).astype(np.float32)
+        labels = jitted(k_means, most=6)(points, jnp.ones(40, bool), jnp.int32(5))
+        ours += np.sum(offsets(points, np.asarray(labels)) ** 2)
+        theirs += np.sum(offsets(points, naive_k_means(points, 5)) ** 2)
+    assert ours < 1.1 * theirs
 
 
 @pytest.mark.parametrize(("bucket_size", "sizes"), [(1, [1] * 11), (4, [4, 4, 3])])

@@ -30,6 +30,7 @@ _CALLED = {
     "monna": "MoNNA",
     "multi_krum": "Multi-Krum",
     "neurotoxin": "Neurotoxin",
+    "rflbat": "RFLBAT",
     "s3gd_mv": "S3GD-MV",
     "sign_alie": "sign ALIE",
     "signguard": "SignGuard",
