@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int8
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._packed_rows import take_coordinates
 from signfd_jax.signs._products import row_products
-from signfd_jax.signs._tally import weighted_vote
+from signfd_jax.signs._tally import fixed_point
+from signfd_jax.signs._visits import over_workers
 
 
 def sample_size(few: bool) -> int:
@@ -64,19 +65,20 @@ def sampled_vote(
     weights: Float[Array, " M"],
     axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Int8[Array, " S"], Float[Array, ""]]:
-    """What a sample decodes to by weights up to 1, and the mean margin of it.
-
-    The margin is summed in integers, so that it does not depend on any order.
-    """
-    decoded, margins = weighted_vote(rows, weights, largest=1.0)
-    unit = jnp.float32(2**30 // max(decoded.size, 1))
-    sums = (
-        jnp.sum((margins * unit).astype(jnp.int32), dtype=jnp.int32),
-        jnp.sum(decoded != 0, dtype=jnp.int32),
+    """What a sample decodes to by weights up to 1, and the mean margin of it."""
+    units, _ = fixed_point(weights, largest=1.0, num_workers=rows.shape[0])
+    tally, _ = over_workers(
+        lambda row: (row[0] * row[1].astype(jnp.int32), ()), (units, rows), simple=True
     )
-    total, decided = sums if axis_name is None else lax.psum(sums, axis_name)
-    mean = total.astype(jnp.float32) / jnp.maximum(decided, 1).astype(jnp.float32)
-    return decoded, mean / unit
+    # Byte by byte: integers that do not overflow, whose sums do not depend on an order.
+    size = jnp.abs(tally)
+    sums = [jnp.sum((size >> bits) & 255, dtype=jnp.int32) for bits in (0, 8, 16, 24)]
+    sums.append(jnp.sum(tally != 0, dtype=jnp.int32))
+    *parts, decided = sums if axis_name is None else lax.psum(sums, axis_name)
+    total = sum(part.astype(jnp.float32) * 256**n for n, part in enumerate(parts))
+    most = jnp.sum(jnp.abs(units), dtype=jnp.int32).astype(jnp.float32)
+    mean = total / jnp.maximum(decided.astype(jnp.float32), 1.0)
+    return jnp.sign(tally).astype(jnp.int8), mean / jnp.maximum(most, 1.0)
 
 
 def _padded(length, num_workers, axis_name) -> tuple[int, list[int]]:
