@@ -18,9 +18,9 @@ from signfd_jax.signs._tally import fixed_point
 from signfd_jax.signs._visits import over_workers
 
 
-def sample_size(few: bool) -> int:
-    """Coordinates that are sampled where nobody says how many, by whether few vote."""
-    return 8192 if few else 512
+def sample_size(few: bool, said: int | None = None) -> int:
+    """Coordinates that are sampled: as many as is said, or by whether few vote."""
+    return (8192 if few else 512) if said is None else said
 
 
 def sampled_votes(

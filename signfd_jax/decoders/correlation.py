@@ -223,7 +223,7 @@ def correlation_defense(
     def decode(state, votes, axis_name=None, *, trusted=None, stakes=None, shares=None):
         members = state.cd_committee
         everybody = members.shape == state.cd_weights.shape
-        size = sample_size(everybody) if sample is None else sample
+        size = sample_size(everybody, sample)
         key = jax.random.fold_in(jax.random.key(seed), state.cd_round)
         rows = sampled_votes(key, votes, size, axis_name)
         counts = pair_counts(rows if everybody else rows[members], rows, axis_name)

@@ -190,7 +190,7 @@ def _of_agreements(estimate, forgetting, max_llr, sample, seed) -> Decoder:
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         last = state.ag_weights
-        size = sample_size(last.size <= 64) if sample is None else sample
+        size = sample_size(last.size <= 64, sample)
         key = jax.random.fold_in(jax.random.key(seed), state.ag_round)
         rows = sampled_votes(key, votes, size, axis_name)
         balance, pairs = pair_counts(rows, rows, axis_name)
@@ -345,12 +345,9 @@ def kos(
         check_size("sample", sample)
     check_count("seed", seed, 0)
 
-    def size_for(num_workers):
-        return sample_size(num_workers <= 64) if sample is None else sample
-
     def init(num_workers, params):
         check_coordinates(params)
-        size = size_for(num_workers)
+        size = sample_size(num_workers <= 64, sample)
         if num_workers * size > _MOST_MESSAGES:
             raise ValueError(
                 f"kos passes messages of {num_workers} workers on {size} coordinates, "
@@ -362,7 +359,7 @@ def kos(
     @functools.partial(jax.jit, static_argnames="axis_name")
     def decode(state, votes, axis_name=None):
         last = state.kos_weights
-        size = size_for(last.size)
+        size = sample_size(last.size <= 64, sample)
         key = jax.random.fold_in(jax.random.key(seed), state.kos_round)
         rows = sampled_votes(key, votes, size, axis_name)
         unit = 2**_BITS // (last.size * size)
