@@ -71,13 +71,15 @@ def sampled_vote(
         lambda row: (row[0] * row[1].astype(jnp.int32), ()), (units, rows), simple=True
     )
     # Byte by byte: integers that do not overflow, whose sums do not depend on an order.
-    size = jnp.abs(tally)
-    sums = [jnp.sum((size >> bits) & 255, dtype=jnp.int32) for bits in (0, 8, 16, 24)]
-    sums.append(jnp.sum(tally != 0, dtype=jnp.int32))
-    *parts, decided = sums if axis_name is None else lax.psum(sums, axis_name)
-    total = sum(part.astype(jnp.float32) * 256**n for n, part in enumerate(parts))
+    shifts = jnp.array([0, 8, 16, 24], jnp.int32)[:, None]
+    parts = (jnp.abs(tally)[None] >> shifts) & 255
+    parts = jnp.concatenate([parts, (tally != 0).astype(jnp.int32)[None]])
+    sums = jnp.sum(parts, axis=1, dtype=jnp.int32)
+    sums = sums if axis_name is None else lax.psum(sums, axis_name)
+    *sums, decided = sums.astype(jnp.float32)
+    total = sum(part * 256.0**n for n, part in enumerate(sums))
     most = jnp.sum(jnp.abs(units), dtype=jnp.int32).astype(jnp.float32)
-    mean = total / jnp.maximum(decided.astype(jnp.float32), 1.0)
+    mean = total / jnp.maximum(decided, 1.0)
     return jnp.sign(tally).astype(jnp.int8), mean / jnp.maximum(most, 1.0)
 
 
