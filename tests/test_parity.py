@@ -46,6 +46,24 @@ def test_one_wrong_coordinate_is_found():
     assert compare.difference(np, wrong, draws=2) > 0.1
 
 
+def test_scattered_rows_tell_definitions_of_krum_apart():
+    """With one neighbour more, or another power of distances, others are chosen."""
+
+    def chosen(rows, neighbours, power):
+        apart = np.linalg.norm(rows[:, None] - rows[None], axis=2) ** power
+        scores = np.sort(apart, axis=1)[:, 1 : neighbours + 1].sum(1)
+        return scores.argmin(), set(scores.argsort()[: compare.M - compare.F])
+
+    count = compare.M - compare.F
+    draws = [compare.rows_scattered(draw) for draw in range(5)]
+    right = [chosen(rows, count - 2, 2) for rows in draws]
+    more = [chosen(rows, count - 1, 2) for rows in draws]
+    assert {a[0] == b[0] for a, b in zip(right, more, strict=True)} == {True, False}
+    assert {a[1] == b[1] for a, b in zip(right, more, strict=True)} == {True, False}
+    other = [chosen(rows, count - 1, 1) for rows in draws]
+    assert any(a[0] != b[0] for a, b in zip(more, other, strict=True))
+
+
 def test_infinities_are_compared():
     infinite = lambda numpy, x: numpy.full(x.shape[1], numpy.inf)  # noqa: E731
     same = compare.Pair(infinite, lambda x: jnp.full(x.shape[1], jnp.inf))

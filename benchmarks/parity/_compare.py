@@ -23,6 +23,18 @@ def rows_of(draw: int) -> np.ndarray:
     return rng.permutation(rows).astype(np.float32)
 
 
+def rows_scattered(draw: int) -> np.ndarray:
+    """Points of a plane, so scattered that rules that choose rows choose differently.
+
+    In some draw Krum and Multi-Krum choose others with one neighbour more, and with
+    distances of another power.
+    """
+    rng = np.random.default_rng(draw)
+    points = rng.standard_t(2.6, size=(M, 2)) @ rng.normal(size=(2, D))
+    rows = rng.normal(size=D) + points + 0.1 * rng.normal(size=(M, D))
+    return rows.astype(np.float32)
+
+
 def rows_of_two_signs(draw: int) -> np.ndarray:
     """As `rows_of`, but F rows have mostly negative signs, the others positive."""
     rng = np.random.default_rng(draw)

@@ -22,6 +22,7 @@ from benchmarks.parity._compare import (
     Peer,
     later,
     rows_of_three_groups,
+    rows_scattered,
     rows_unlike,
     two_rounds,
 )
@@ -151,12 +152,17 @@ _PAIRS: dict[str, Pair] = {
         _krum,
         lambda x: aggregators.krum(x, F),
         "BackFed's Krum assumes that nobody lies: it is told f",
+        rows=rows_scattered,
     ),
     "multi_krum": Pair(
-        _rule("MultiKrumServer", **_KEPT), lambda x: aggregators.multi_krum(x, F)
+        _rule("MultiKrumServer", **_KEPT),
+        lambda x: aggregators.multi_krum(x, F),
+        rows=rows_scattered,
     ),
     "ad_multi_krum": Pair(
-        _rule("ADMultiKrumServer"), lambda x: aggregators.multi_krum(x, F)
+        _rule("ADMultiKrumServer"),
+        lambda x: aggregators.multi_krum(x, F),
+        rows=rows_scattered,
     ),
     "foolsgold": Pair(
         _foolsgold,
@@ -178,6 +184,7 @@ _PAIRS: dict[str, Pair] = {
         "BackFed compares the last layer of local models, ours updates; compared at a "
         "model of zeros, of one layer. Its noise goes by the deviation of each layer; "
         "compared without noise",
+        rows=rows_scattered,
     ),
     "norm_clipping": Pair(
         _rule("NormClippingServer", clipping_norm=2.0),

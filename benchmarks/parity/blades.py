@@ -22,6 +22,7 @@ from benchmarks.parity._compare import (
     honest,
     later,
     rows_of_two_signs,
+    rows_scattered,
     two_rounds,
 )
 from signfd_jax import aggregators, attacks
@@ -58,7 +59,7 @@ def _multi_krum_of_roots(blades, rows):
         blades.multikrum,
         _compute_euclidean_distance=lambda one, other: (one - other).norm().sqrt(),
     ):
-        return _rule("Multikrum", F, k=M - F)(blades, rows)
+        return _rule("Multikrum", F, k=M // 2)(blades, rows)
 
 
 def _attack(name, **named):
@@ -140,13 +141,15 @@ _PAIRS: dict[str, Pair] = {
         lambda x: aggregators.dnc(jax.random.key(0), x, F, num_iterations=2),
         "fedlib samples coordinates at random, ours one from each block; compared "
         "where all are taken. fedlib has 5 iterations, ours one: 2 of both",
+        rows=rows_scattered,
     ),
     "Multikrum": Pair(
         _multi_krum_of_roots,
-        lambda x: aggregators.multi_krum(x, F),
+        lambda x: aggregators.multi_krum(x, F, num_selected=M // 2),
         "fedlib squares the distances twice and sums their fourth powers, the paper "
         "and ours the squares: fedlib is given the roots of the distances. It takes "
-        "one row by default, ours averages M - f: k=M - f",
+        "one row by default, ours averages M - f: M // 2 of both",
+        rows_scattered,
     ),
     "Centeredclipping": Pair(
         _two_rounds("Centeredclipping", tau=10.0, n_iter=3),
@@ -163,6 +166,7 @@ _PAIRS: dict[str, Pair] = {
         lambda x: two_rounds(aggregators.clipped_clustering(), x),
         "of two clusters of one size fedlib takes the first, ours the one with the "
         "smaller mean distance inside; here the sizes differ",
+        rows=rows_scattered,
     ),
     "Signguard": Pair(
         _rule("Signguard"),

@@ -22,6 +22,7 @@ from benchmarks.parity._compare import (
     copied_by_mimic,
     corrupt,
     honest,
+    rows_scattered,
     shuffled,
 )
 from benchmarks.parity._imports import installed, replaced
@@ -70,11 +71,13 @@ _PAIRS: dict[str, Pair] = {
         lambda x: aggregators.krum(x, F, num_neighbours=M - F - 1),
         "ByzFL scores by M - f - 1 neighbours, the paper and ours by M - f - 2: "
         "num_neighbours=M - f - 1",
+        rows=rows_scattered,
     ),
     "MultiKrum": Pair(
         lambda b, x: b.MultiKrum(F)(x),
         lambda x: aggregators.multi_krum(x, F, num_neighbours=M - F - 1),
         "as Krum",
+        rows=rows_scattered,
     ),
     "CenteredClipping": Pair(
         lambda b, x: b.CenteredClipping(L=3, tau=10.0)(x),
@@ -97,15 +100,19 @@ _PAIRS: dict[str, Pair] = {
         lambda x: jax.vmap(lambda column: aggregators.smea(column, F))(_columns(x)),
         "ByzFL estimates eigenvalues by one step of the power method from a random "
         "start, ours are exact: compared on single coordinates, where a step is exact",
+        rows=rows_scattered,
     ),
     "MoNNA": Pair(
         lambda b, x: b.MoNNA(F, idx=2)(x),
         lambda x: aggregators.monna(x, jnp.arange(M) == 2, F),
         "in ByzFL the pivot is the row of one worker, in ours the mean of the trusted "
         "rows: one is trusted",
+        rows=rows_scattered,
     ),
     "NNM": Pair(
-        lambda b, x: b.NNM(F)(x), lambda x: aggregators.nearest_neighbour_mixing(x, F)
+        lambda b, x: b.NNM(F)(x),
+        lambda x: aggregators.nearest_neighbour_mixing(x, F),
+        rows=rows_scattered,
     ),
     "Bucketing": Pair(
         _their_buckets,

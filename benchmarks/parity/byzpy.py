@@ -21,6 +21,7 @@ from benchmarks.parity._compare import (
     corrupt,
     honest,
     rows_far_apart,
+    rows_scattered,
     shuffled,
 )
 from benchmarks.parity._imports import installed
@@ -104,11 +105,13 @@ _PAIRS: dict[str, Pair] = {
         lambda x: aggregators.krum(x, F, num_neighbours=M - F - 1),
         "ByzPy scores by M - f - 1 neighbours, the paper and ours by M - f - 2: "
         "num_neighbours=M - f - 1",
+        rows=rows_scattered,
     ),
     "MultiKrum": Pair(
         _rule("MultiKrum", F, M - F),
         lambda x: aggregators.multi_krum(x, F, num_neighbours=M - F - 1),
         "as Krum; ByzPy has no default for how many are averaged: q=M - f",
+        rows=rows_scattered,
     ),
     "MinimumDiameterAveraging": Pair(
         _rule("MinimumDiameterAveraging", F),
@@ -121,8 +124,11 @@ _PAIRS: dict[str, Pair] = {
         lambda x: aggregators.monna(x, jnp.arange(M) == 2, F),
         "in ByzPy the pivot is the row of one worker, in ours the mean of the trusted "
         "rows: one is trusted",
+        rows=rows_scattered,
     ),
-    "SMEA": Pair(_rule("SMEA", F), lambda x: aggregators.smea(x, F)),
+    "SMEA": Pair(
+        _rule("SMEA", F), lambda x: aggregators.smea(x, F), rows=rows_scattered
+    ),
     "CAF": Pair(
         _rule("CAF", F, power_iters=10_000),
         lambda x: aggregators.caf(x, F),
@@ -141,11 +147,14 @@ _PAIRS: dict[str, Pair] = {
         'the last aggregate and moves once: init="zero", M=3',
     ),
     "ComparativeGradientElimination": Pair(
-        _rule("ComparativeGradientElimination", F), lambda x: aggregators.cge(x, F)
+        _rule("ComparativeGradientElimination", F),
+        lambda x: aggregators.cge(x, F),
+        rows=rows_scattered,
     ),
     "NearestNeighborMixing": Pair(
         _before("NearestNeighborMixing", F),
         lambda x: aggregators.nearest_neighbour_mixing(x, F),
+        rows=rows_scattered,
     ),
     "Bucketing": Pair(
         lambda b, x: _before("Bucketing", 2, perm=range(M))(b, shuffled(x)),

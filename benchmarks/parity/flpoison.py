@@ -27,6 +27,7 @@ from benchmarks.parity._compare import (
     honest,
     later,
     rows_of_two_signs,
+    rows_scattered,
     rows_unlike,
     shuffled,
     two_rounds,
@@ -224,12 +225,14 @@ _PAIRS: dict[str, Pair] = {
         _squared("Krum"),
         lambda x: aggregators.krum(x, F, num_neighbours=M - F - 1),
         _SQUARES,
+        rows=rows_scattered,
     ),
     "MultiKrum": Pair(
         _squared("MultiKrum", avg_percentage=(M - F) / M),
         lambda x: aggregators.multi_krum(x, F, num_neighbours=M - F - 1),
         "as Krum; FLPoison averages a fifth of the rows, ours M - f: "
         "avg_percentage=(M - f) / M",
+        rows=rows_scattered,
     ),
     "Bulyan": Pair(
         _bulyan,
@@ -238,6 +241,7 @@ _PAIRS: dict[str, Pair] = {
         "for positions among all, and it averages what it picked; the paper and ours "
         "go on to the values nearest to the median. FLPoison is told the positions, "
         "beta=M - 4f, squared distances and how many neighbours",
+        rows=rows_scattered,
     ),
     "CenteredClipping": Pair(
         _rule("CenteredClipping", norm_threshold=10.0, num_iters=3),
@@ -251,6 +255,7 @@ _PAIRS: dict[str, Pair] = {
         lambda x: aggregators.dnc(jax.random.key(0), x, F, num_iterations=2),
         "FLPoison samples coordinates at random, ours one from each block; compared "
         "where all are taken. FLPoison has 5 iterations, ours one: 2 of both",
+        rows=rows_scattered,
     ),
     "SignGuard": Pair(
         _rule("SignGuard", selection_fraction=1.0, clustering="MeanShift"),
@@ -266,6 +271,7 @@ _PAIRS: dict[str, Pair] = {
         lambda x: aggregators.flame(jax.random.key(0), x),
         "FLPoison compares local models, ours updates; compared at a model of zeros. "
         "Its noise goes by the deviation of each layer; compared without noise",
+        rows=rows_scattered,
     ),
     "FLTrust": Pair(
         _fltrust,
