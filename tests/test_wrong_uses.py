@@ -739,6 +739,11 @@ for name, option, bad, says in [
         says,
     )
 row(
+    "signfd_jax.aggregators.fldetector(window)",
+    lambda: aggregators.fldetector(window=0),
+    "window must be an int >= 1",
+)
+row(
     "signfd_jax.aggregators.factory(function)",
     lambda: aggregators.factory("mean"),
     "function must be a function of gradients",

@@ -17,6 +17,7 @@ from signfd_jax.aggregators import (
     filtering,
     groups,
     preaggregation,
+    prediction,
     registry,
     subsets,
     trusted,
@@ -28,6 +29,7 @@ from signfd_jax.aggregators.distance import *
 from signfd_jax.aggregators.filtering import *
 from signfd_jax.aggregators.groups import *
 from signfd_jax.aggregators.preaggregation import *
+from signfd_jax.aggregators.prediction import *
 from signfd_jax.aggregators.registry import *
 from signfd_jax.aggregators.subsets import *
 from signfd_jax.aggregators.trusted import *
@@ -40,6 +42,7 @@ __all__ += distance.__all__
 __all__ += filtering.__all__
 __all__ += groups.__all__
 __all__ += preaggregation.__all__
+__all__ += prediction.__all__
 __all__ += subsets.__all__
 __all__ += trusted.__all__
 __all__ += registry.__all__

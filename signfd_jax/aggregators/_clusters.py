@@ -129,14 +129,19 @@ def largest_mean_shift(points: Float[Array, "M K"]) -> Bool[Array, " M"]:
 
 
 def number_of_clusters(
-    points: Float[Array, "M K"], present: Bool[Array, " M"], most: int
+    points: Float[Array, "M K"],
+    present: Bool[Array, " M"],
+    most: int,
+    *,
+    power: int = 1,
 ) -> Int[Array, ""]:
     r"""How many clusters k-means should look for: the gap statistic.
 
     The least $k$ with $G_k \ge G_{k+1} - s_{k+1}$, or `most`. $G_k$ is how far the
-    logarithm of the mean distance to the nearest of $k$ centres lies below its mean
-    over 20 sets of as many uniform points; $s_k$ is its deviation over the sets, times
-    $\sqrt{1 + 1/20}$. Every axis is first brought to [0, 1].
+    logarithm of the mean distance to the nearest of $k$ centres, to the power of 1 or
+    2, lies below its mean over 20 sets of as many uniform points; $s_k$ is its
+    deviation over the sets, times $\sqrt{1 + 1/20}$. Every axis is first brought to
+    [0, 1].
     """
 
     def extreme(of, initial):
@@ -159,9 +164,11 @@ def number_of_clusters(
 
         def spread(count):
             _, nearest = _k_means(points, present, starts, count)
-            total = jnp.sum(jnp.where(present, jnp.sqrt(nearest), 0))
+            far = jnp.sqrt(nearest) if power == 1 else nearest
+            total = jnp.sum(jnp.where(present, far, 0))
+            mean = total / jnp.maximum(size, 1).astype(total.dtype)
             # Rounding must not part points that are the same.
-            return jnp.log(total / jnp.maximum(size, 1).astype(total.dtype) + 1e-5)
+            return jnp.log(mean + 1e-5**power)
 
         return jax.vmap(spread)(jnp.arange(1, most + 1))
 

@@ -18,6 +18,7 @@ from signfd_jax.aggregators import (
     distance,
     filtering,
     preaggregation,
+    prediction,
     subsets,
     trusted,
 )
@@ -107,7 +108,7 @@ def _factories(*modules) -> dict[str, Callable[..., Rule]]:
     }
 
 
-RULES = _factories(coordinate, cosine, distance, filtering, subsets) | {
+RULES = _factories(coordinate, cosine, distance, filtering, prediction, subsets) | {
     "top_k_multi_krum": _show_options(
         _top_k_multi_krum,
         [

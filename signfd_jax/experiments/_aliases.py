@@ -111,6 +111,7 @@ _BY_PEER: dict[str, dict[str, dict[str, str]]] = {
             "CenteredClipping": "centered_clipping",
             "DnC": "dnc",
             "FLAME": "flame",
+            "FLDetector": "fldetector",
             "FLTrust": "fltrust",
             "FoolsGold": "foolsgold",
             "Krum": "krum",

@@ -368,6 +368,8 @@ NAIVE = {
     "flame": ({}, naive_flame),
     "foolsgold": ({}, naive_foolsgold),
     "rflbat": (RFLBAT, naive_rflbat),
+    # Its first round; the others are in `test_prediction.py`.
+    "fldetector": ({}, lambda x: sum(x) / len(x)),
     "clipping": ({"max_norm": 2.0}, lambda x: np.array([naive_clip(r, 2) for r in x])),
     "adaptive_robust_clipping": ({}, lambda x: naive_arc(x, F)),
     "nearest_neighbour_mixing": ({}, lambda x: naive_mixing(x, F)),
@@ -430,6 +432,7 @@ def test_vmap_equals_loop(name):
 
 
 CARRYING = ["krum", "centered_clipping", "dnc", "bucketing", "foolsgold"]
+CARRYING += ["fldetector"]
 
 
 @pytest.mark.parametrize("name", [*CARRYING, "clipped_clustering"])
@@ -532,7 +535,8 @@ def test_translation_moves_the_aggregate_along(name):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(RULES) - {"mean"}))
+# Those that begin with a plain mean.
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"mean", "fldetector"}))
 def test_f_outliers_do_not_drag_the_aggregate(name):
     """Within the honest spread of the honest mean, where the mean is dragged away."""
     rows = gradients(num_outliers=0)
@@ -566,7 +570,7 @@ def test_mean_of_a_row_that_is_not_finite_is_not_finite():
 
 FINDING = ["krum", "multi_krum", "bulyan", "geometric_median", "dnc", "signguard"]
 FINDING += ["caf", "cge", "clipped_clustering", "flame", "foolsgold", "mda", "smea"]
-FINDING += ["rflbat"]
+FINDING += ["rflbat", "fldetector"]
 
 
 @pytest.mark.parametrize("name", FINDING)

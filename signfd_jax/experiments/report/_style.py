@@ -16,6 +16,7 @@ _CALLED = {
     "draco": "DRACO",
     "ef_sign_sgd": "EF-signSGD",
     "flame": "FLAME",
+    "fldetector": "FLDetector",
     "fltrust": "FLTrust",
     "fltrust_sign": "FLTrust by sign",
     "foolsgold": "FoolsGold",
