@@ -250,6 +250,11 @@ def check_decoder(decoder: object) -> None:
     check_kind("decoder", decoder, functions, "majority_vote() or the like")
 
 
+def check_worker(worker: object) -> None:
+    """Refuse what is no worker."""
+    check_kind("worker", worker, ("init", "send"), "signfd_jax.workers.gradient")
+
+
 def check_worker_gradients(gradients, params, num_workers: int) -> None:
     """Refuse a tree of gradients that does not lead with the worker axis."""
     check_unmasked(gradients, "keep their worker axis")
