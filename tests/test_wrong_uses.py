@@ -49,7 +49,12 @@ from signfd_jax.experiments._storage.frames import load
 from signfd_jax.experiments._storage.params import load_params, save_params
 from signfd_jax.experiments.report import plots
 from signfd_jax.experiments.run import run_experiment
-from signfd_jax.transforms import scale_by_aggregator, scale_by_zeno, stop_below
+from signfd_jax.transforms import (
+    scale_by_aggregator,
+    scale_by_mean_vote,
+    scale_by_zeno,
+    stop_below,
+)
 
 NAN, INF = float("nan"), float("inf")
 KEY = jax.random.key(0)
@@ -742,6 +747,11 @@ row(
     "signfd_jax.aggregators.fldetector(window)",
     lambda: aggregators.fldetector(window=0),
     "window must be an int >= 1",
+)
+row(
+    "scale_by_mean_vote(abstentions)",
+    lambda: scale_by_mean_vote(M, abstentions=1),
+    "abstentions must be True or False, but is 1",
 )
 row(
     "signfd_jax.aggregators.factory(function)",
@@ -1589,6 +1599,8 @@ for name, argument, bad, says in [
     ("dct_top_k", "k", 0, "k must be an int >= 1"),
     ("dct_top_k", "chunk", 2.5, "chunk must be an int >= 1"),
     ("dct_top_k", "decay", NAN, "decay must lie in"),
+    ("rsa", "rate", 0.0, "rate must lie in"),
+    ("rsa", "penalty", -1.0, "penalty must lie in"),
 ]:
     row(
         f"signfd_jax.workers.{name}({argument})",
@@ -1596,7 +1608,7 @@ for name, argument, bad, says in [
         says,
     )
 for name in (
-    "transformed momentum error_feedback stochastic_signs dct_top_k late"
+    "transformed momentum error_feedback stochastic_signs dct_top_k late rsa"
 ).split():
     row(
         f"signfd_jax.workers.{name}(worker)",

@@ -82,11 +82,35 @@ def _dct_top_k(
 
 _dct_top_k.server = _of_coefficients  # pyright: ignore[reportFunctionMemberAccess]
 
+
+def _of_own_models(
+    config: Experiment, decoder: Any, **options: Any
+) -> optax.GradientTransformation:
+    """The sum of the votes over their number, as the decoder weighs them."""
+    del options
+    if not isinstance(decoder, Decoder) or config.worker_chunk:
+        raise ValueError(
+            "rsa adds up votes that are not packed: it needs a decoder of votes and "
+            f"worker_chunk=0, but they are {config.decoder} and {config.worker_chunk}"
+        )
+    return scale_by_mean_vote(config.num_workers, decoder, abstentions=True)
+
+
+def _rsa(
+    loss_fn: Callable[..., jax.Array], rate: float = 0.1, penalty: float = 0.005
+) -> workers.Worker:
+    """Train an own model near the server's, and vote for going there (RSA)."""
+    return workers.rsa(workers.gradient(loss_fn), rate, penalty)
+
+
+_rsa.server = _of_own_models  # pyright: ignore[reportFunctionMemberAccess]
+
 WORKERS: dict[str, Callable[..., workers.Worker]] = {
     "dct_top_k": _dct_top_k,
     "gradient": workers.gradient,
     "late": _late,
     "local_steps": _local_steps,
     "momentum": _momentum,
+    "rsa": _rsa,
     "stochastic_signs": _stochastic_signs,
 }

@@ -13,6 +13,7 @@ import optax
 from signfd_jax import signs
 from signfd_jax._checks import (
     check_decoder,
+    check_flag,
     check_number,
     check_size,
     check_worker_gradients,
@@ -198,7 +199,7 @@ def scale_by_sign_decoder(
 
 
 def scale_by_mean_vote(
-    num_workers: int, decoder: Decoder | None = None
+    num_workers: int, decoder: Decoder | None = None, *, abstentions: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace the workers' gradients by the mean of their weighted votes.
 
@@ -211,6 +212,8 @@ def scale_by_mean_vote(
         num_workers: number M of workers (Python int, at least 1).
         decoder: the `Decoder`; None: `default_decoder()`. Where its weights differ
             between coordinates, their means are taken.
+        abstentions: whether the mean is over all workers, of whom those that abstain
+            have a vote of 0: $\sum_m w_m Y_m / \sum_m |w_m|$, as RSA's server takes it.
 
     Returns:
         An optax transformation like `scale_by_sign_decoder`, whose updates lie in
@@ -230,6 +233,7 @@ def scale_by_mean_vote(
         The mean of signs is the published rule of DisTrO's optimiser: Peng et al.,
         [DeMo](https://arxiv.org/abs/2411.19870), 2024.
     """
+    check_flag("abstentions", abstentions)
     inner = scale_by_sign_decoder(num_workers, decoder)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -245,7 +249,8 @@ def scale_by_mean_vote(
         def mean(votes):
             votes = votes.astype(jnp.float32)
             weighed = jax.vmap(jnp.multiply)(new.info.weights, votes)
-            total = jnp.sum(jnp.abs(weighed), axis=0)
+            counted = new.info.weights if abstentions else weighed
+            total = jnp.sum(jnp.abs(counted), axis=0)
             return jnp.sum(weighed, axis=0) / jnp.where(total > 0, total, 1.0)
 
         means = jax.tree.map(mean, votes)

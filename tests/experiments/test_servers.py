@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from choices import slow_but
 
 import signfd_jax as sfd
 from signfd_jax import data, models, workers
@@ -313,6 +314,24 @@ def test_the_run_of_coefficients_is_the_published_rule(tmp_path):
 def test_coefficients_need_votes_that_abstain(fields, wrong):
     with pytest.raises(ValueError, match=wrong):
         check(Experiment(worker="dct_top_k", **fields))
+
+
+@pytest.mark.parametrize("wire", slow_but(["ternary"], ["ternary", "one_bit"]))
+def test_the_run_of_rsa_sends_votes(tmp_path, wire):
+    worker = "rsa:rate=0.1,penalty=0.02"
+    config = Experiment(rounds=40, eval_every=40, worker=worker, wire=wire)
+    config = dataclasses.replace(config, learning_rate=0.03, num_byzantine=3)
+    _, summary = run_experiment(config, tmp_path, progress=False)
+    assert summary["test_accuracy"] > 0.5
+    votes = Experiment(rounds=40, wire=wire)
+    size = summary["num_coordinates"]
+    assert summary["bits_per_worker_up"] == 40 * ledger(votes, size).up
+
+
+@pytest.mark.parametrize("fields", [{"decoder": "krum"}, {"worker_chunk": 5}])
+def test_rsa_needs_votes_that_are_not_packed(fields):
+    with pytest.raises(ValueError, match="a decoder of votes and worker_chunk=0"):
+        check(Experiment(worker="rsa", **fields))
 
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)

@@ -36,6 +36,7 @@ WORKERS = {
     "error feedback": workers.error_feedback(GRADIENT),
     "stochastic": workers.stochastic_signs(GRADIENT, 2.0),
     "dct": workers.dct_top_k(GRADIENT, 3, chunk=8),
+    "rsa": workers.rsa(workers.momentum(GRADIENT), 0.05, 0.1),
     "clipped": workers.transformed(LOCAL, optax.clip(0.1)),
     "late": workers.late(GRADIENT, 3),
     "late, drawn": workers.late(workers.momentum(GRADIENT), 2, drawn=True),
@@ -239,6 +240,78 @@ def test_mean_vote_by_hand():
     w = np.asarray(state.info.weights)
     by_hand = [(w[0] - w[1]) / (w[0] + w[1]), 0.0, 1.0]
     np.testing.assert_allclose(means, by_hand, rtol=1e-6)
+
+
+def test_mean_vote_of_all_workers_by_hand():
+    """Who abstains, or is absent, counts as a vote of 0."""
+    gradients = jnp.array([[1.0, 0.0, 2.0], [-1.0, 0.0, 3.0], [4.0, 0.0, -1.0]])
+    decoder = sfd.oracle(jnp.array([0.1, 0.2, 0.7]))
+    tx = transforms.scale_by_mean_vote(3, decoder, abstentions=True)
+    present = jnp.array([True, True, False])
+    means, state = tx.update(gradients, tx.init(jnp.zeros(3)), present=present)
+    w = np.asarray(state.info.weights)
+    by_hand = np.array([w[0] - w[1], 0.0, w[0] + w[1]]) / np.abs(w).sum()
+    np.testing.assert_allclose(means, by_hand, rtol=1e-6)
+
+
+# Models of the workers' own -----------------------------------------------------------
+
+
+def naive_rsa(batches, rate, penalty, decay, liars):
+    """The paper's two updates, worker by worker; who lies sends the opposite."""
+    server, models, shown = np.zeros(N), np.zeros((M, N)), []
+    for batch in batches:
+        pull = decay * server  # the gradient of f_0
+        for m in range(M):
+            vote = np.sign(server - models[m])
+            pull = pull + penalty * (-vote if m in liars else vote)
+        for m in range(M):
+            own = models[m] - batch[m].mean(0)
+            models[m] = models[m] - rate * (own + penalty * np.sign(models[m] - server))
+        server = server - rate * pull
+        shown.append((server, models.copy()))
+    return shown
+
+
+def test_rsa_is_the_published_loop():
+    rate, penalty, decay = 0.05, 0.3, 0.2
+    tx = optax.chain(
+        transforms.scale_by_mean_vote(M, sfd.majority_vote(), abstentions=True),
+        optax.add_decayed_weights(decay / (penalty * M)),
+        optax.scale_by_learning_rate(rate * penalty * M),
+    )
+    simulated = sfd.simulation(
+        workers.rsa(GRADIENT, rate, penalty),
+        tx,
+        num_workers=M,
+        attack=attacks.sign_inversion(),
+    )
+    state = simulated.init(jax.random.key(0), PARAMS, jnp.arange(M) < 2)
+    step = jax.jit(simulated.step)
+    batches = [draw(jax.random.key(round)) for round in range(20)]
+    expected = naive_rsa(np.asarray(batches), rate, penalty, decay, liars=(0, 1))
+    for batch, (server, models) in zip(batches, expected, strict=True):
+        state, _ = step(state, batch)
+        np.testing.assert_allclose(state.params["x"], server, atol=1e-5)
+        np.testing.assert_allclose(state.worker_state[1]["x"], models, atol=1e-5)
+
+
+def test_workers_of_rsa_agree_where_the_penalty_is_large_enough():
+    """On unlike data, with exact gradients: on the mean of their data, within steps."""
+    rate, penalty = 0.01, 3.0
+    tx = transforms.scale_by_mean_vote(M, sfd.majority_vote(), abstentions=True)
+    tx = optax.chain(tx, optax.scale_by_learning_rate(rate * penalty * M))
+    worker = workers.rsa(GRADIENT, rate, penalty)
+    simulated = sfd.simulation(worker, tx, num_workers=M)
+    state = simulated.init(jax.random.key(0), PARAMS, jnp.zeros(M, bool))
+    data = jax.random.normal(jax.random.key(1), (M, 1, N))
+    go = functools.partial(sfd.run, simulated, num_rounds=500)
+    state, _ = jax.jit(lambda state: go(state, lambda key: data))(state)
+    own = np.asarray(state.worker_state[1]["x"])
+    step = rate * penalty * M
+    assert np.abs(own - np.asarray(state.params["x"])).max() < 2 * step
+    mean = np.asarray(data).mean((0, 1))
+    assert np.abs(own.mean(0) - mean).max() < 2 * step
 
 
 # In the simulation --------------------------------------------------------------------
