@@ -25,6 +25,7 @@ GIVEN = {
 }
 # Options that must be given, and what does.
 NEEDED = {"alpha": 0.5, "num_labels": 2, "group_size": 3}
+NEEDED |= {"num_shards": 2, "share": 0.5}
 # What an error calls an option that a user writes otherwise, or that is a name.
 CALLED = {
     "flip_probability": "probability",

@@ -986,6 +986,8 @@ SPLITS = {
     "labels_per_worker": {"num_labels": 2},
     "one_class_per_worker": {},
     "replicated": {"group_size": 2},
+    "shards": {"num_shards": 2},
+    "similarity": {"share": 0.5},
 }
 for name, options in SPLITS.items():
     of, split = f"signfd_jax.data.partition.{name}", getattr(partition, name)
@@ -1030,6 +1032,18 @@ for bad in (0, -1, 1.5):
         "signfd_jax.data.partition.replicated(group_size)",
         functools.partial(partition.replicated, LABELS, 4, bad),
         "group_size must be an int >= 1",
+    )
+for bad in (0, -1, 1.5):
+    row(
+        "signfd_jax.data.partition.shards(num_shards)",
+        functools.partial(partition.shards, LABELS, 4, bad),
+        "num_shards must be an int >= 1",
+    )
+for bad in (-0.1, 1.1, NAN, "half"):
+    row(
+        "signfd_jax.data.partition.similarity(share)",
+        functools.partial(partition.similarity, LABELS, 4, bad),
+        "share must",
     )
 for bad in (0, 11, 1.5):
     row(

@@ -9,12 +9,12 @@ share.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from signfd_jax._checks import check_size
+from signfd_jax._checks import check_number, check_size
+from signfd_jax.data._dealing import Partition, cut, deal, members_of, of_one, padded
 
 __all__ = [
     "Partition",
@@ -25,23 +25,9 @@ __all__ = [
     "labels_per_worker",
     "one_class_per_worker",
     "replicated",
+    "shards",
+    "similarity",
 ]
-
-
-class Partition(NamedTuple):
-    """The training examples of each worker.
-
-    Attributes:
-        indices: int32 `[M, P]`, positions in the training set. Row m has `sizes[m]` of
-            them; what follows repeats the first and is never drawn.
-        sizes: int32 `[M]`, at least 1.
-        draws: int32 `[M]`, the worker whose draws each worker shares, itself or another
-            of the same share; None: everybody draws for itself.
-    """
-
-    indices: np.ndarray | jax.Array
-    sizes: np.ndarray | jax.Array
-    draws: np.ndarray | jax.Array | None = None
 
 
 def iid(
@@ -72,9 +58,9 @@ def iid(
          [0 0 1 1]]
     """
     check_size("seed", seed, 0)
-    classes = _members(_of_one(labels), num_workers, np.random.default_rng(seed))
+    classes = members_of(of_one(labels), num_workers, np.random.default_rng(seed))
     everyone = np.arange(num_workers)
-    return _deal(classes, [everyone] * len(classes), num_workers)
+    return deal(classes, [everyone] * len(classes), num_workers)
 
 
 def everything(labels: np.ndarray | jax.Array, num_workers: int) -> Partition:
@@ -98,7 +84,7 @@ def everything(labels: np.ndarray | jax.Array, num_workers: int) -> Partition:
         [[0 1 2]
          [0 1 2]]
     """
-    _members(_of_one(labels), num_workers, np.random.default_rng(0))
+    members_of(of_one(labels), num_workers, np.random.default_rng(0))
     indices = np.tile(np.arange(len(labels), dtype=np.int32), (num_workers, 1))
     return Partition(indices, np.full(num_workers, len(labels), np.int32))
 
@@ -142,7 +128,7 @@ def dirichlet(
     if isinstance(alpha, str) or not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f"alpha must be positive and finite, but is {alpha}")
     rng = np.random.default_rng(seed)
-    classes = _members(labels, num_workers, rng)
+    classes = members_of(labels, num_workers, rng)
     workers = []
     for members in classes:
         ends = rng.dirichlet(np.full(num_workers, alpha)).cumsum() * len(members)
@@ -162,9 +148,7 @@ def dirichlet(
     workers[given] = empty[: len(given)]
     sharing = empty[len(given) :]
     shared = rng.choice(examples, len(sharing))
-    return _padded(
-        np.append(workers, sharing), np.append(examples, shared), num_workers
-    )
+    return padded(np.append(workers, sharing), np.append(examples, shared), num_workers)
 
 
 def labels_per_worker(
@@ -199,7 +183,7 @@ def labels_per_worker(
     check_size("num_labels", num_labels, 0)
     check_size("seed", seed, 0)
     rng = np.random.default_rng(seed)
-    classes = _members(labels, num_workers, rng)
+    classes = members_of(labels, num_workers, rng)
     if not 1 <= num_labels <= len(classes):
         raise ValueError(
             f"num_labels must be between 1 and the {len(classes)} classes, but is "
@@ -209,7 +193,7 @@ def labels_per_worker(
     holder = rng.permutation(num_workers)[slots // num_labels]
     held = rng.permutation(len(classes))[slots % len(classes)]
     holders = [holder[held == c] for c in range(len(classes))]
-    return _deal(classes, holders, num_workers)
+    return deal(classes, holders, num_workers)
 
 
 def one_class_per_worker(
@@ -240,10 +224,94 @@ def one_class_per_worker(
          [0 0]]
     """
     check_size("seed", seed, 0)
-    classes = _members(labels, num_workers, np.random.default_rng(seed))
+    classes = members_of(labels, num_workers, np.random.default_rng(seed))
     workers = np.arange(num_workers)
     holders = [workers[c :: len(classes)] for c in range(len(classes))]
-    return _deal(classes, holders, num_workers)
+    return deal(classes, holders, num_workers)
+
+
+def similarity(
+    labels: np.ndarray | jax.Array, num_workers: int, share: float, *, seed: int = 0
+) -> Partition:
+    r"""Deal a share of the examples at random, and the others in order of their class.
+
+    $\lfloor \gamma n \rceil$ examples that are drawn at random are cut into M parts of
+    one size, and so are the others in the order of their class. Worker m has part m of
+    both. 0 is the split by class, in which a worker may have two; 1 deals at random.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M, which may exceed n; then workers share examples.
+        share: $\gamma$ in [0, 1], the share of the examples that is alike for all.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition` whose sizes differ by one at most; the shares are disjoint if
+        M <= n.
+
+    Raises:
+        ValueError: there are no labels or no workers, or `share` is out of range.
+
+    Examples:
+        >>> labels = np.repeat(np.arange(3), 4)
+        >>> print(labels[similarity(labels, 3, 0.0).indices])
+        [[0 0 0 0]
+         [1 1 1 1]
+         [2 2 2 2]]
+
+    References:
+        Karimireddy et al., [SCAFFOLD](https://arxiv.org/abs/1910.06378), ICML 2020.
+    """
+    check_size("seed", seed, 0)
+    check_number("share", share, 0, 1)
+    rng = np.random.default_rng(seed)
+    examples = _by_class(labels, num_workers, rng)
+    alike = np.zeros(len(examples), bool)
+    alike[rng.permutation(len(examples))[: round(share * len(examples))]] = True
+    mixed, rest = rng.permutation(examples[alike]), examples[~alike]
+    # So that nobody has a longer part twice, or none.
+    owners = cut(len(mixed), num_workers, longer_last=True)
+    owners = np.append(owners, cut(len(rest), num_workers))
+    return padded(owners, np.append(mixed, rest), num_workers)
+
+
+def shards(
+    labels: np.ndarray | jax.Array, num_workers: int, num_shards: int, *, seed: int = 0
+) -> Partition:
+    """Cut the examples, in the order of their class, and deal the pieces at random.
+
+    There are S pieces of one size for each worker, so that a worker has few classes.
+
+    Args:
+        labels: int `[n]`, the training labels.
+        num_workers: M, which may exceed n; then workers share examples.
+        num_shards: S, pieces of each worker (int >= 1). With fewer than M S examples
+            there are fewer pieces.
+        seed: of the partition, apart from the training seed.
+
+    Returns:
+        A `Partition` whose sizes differ by S at most; the shares are disjoint if
+        M <= n.
+
+    Raises:
+        ValueError: there are no labels or no workers, or `num_shards` is below 1.
+
+    Examples:
+        >>> labels = np.repeat(np.arange(10), 100)
+        >>> [len(set(labels[row])) for row in shards(labels, 5, 2).indices]
+        [2, 2, 2, 2, 2]
+
+    References:
+        McMahan et al., [Communication-Efficient Learning of Deep Networks from
+        Decentralized Data](https://arxiv.org/abs/1602.05629), AISTATS 2017.
+    """
+    check_size("seed", seed, 0)
+    check_size("num_shards", num_shards)
+    rng = np.random.default_rng(seed)
+    examples = _by_class(labels, num_workers, rng)
+    pieces = min(num_workers * num_shards, len(examples))
+    owner = rng.permutation(np.arange(pieces) % num_workers)
+    return padded(owner[cut(len(examples), pieces)], examples, num_workers)
 
 
 def replicated(
@@ -318,55 +386,15 @@ def by_writer(
             "another split, or data that do"
         )
     rng = np.random.default_rng(seed)
-    written = _members(writers, num_workers, rng, "writers")
+    written = members_of(writers, num_workers, rng, "writers")
     slots = np.arange(max(num_workers, len(written)))
     held = rng.permutation(len(written))[slots % len(written)]
     holders = [slots[held == w] % num_workers for w in range(len(written))]
-    return _deal(written, holders, num_workers)
+    return deal(written, holders, num_workers)
 
 
-def _of_one(labels):
-    """The labels, or those of one class where an example has many."""
-    labels = np.asarray(labels)
-    return np.zeros(len(labels), int) if labels.ndim > 1 else labels
-
-
-def _members(labels, num_workers, rng, name="labels"):
-    """The examples of each class or writer that there is, shuffled."""
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not labels.size:
-        hint = "; texts have no classes: take iid, everything or a split by writer"
-        raise ValueError(
-            f"{name} must be [n] with n at least 1, but their shape is {labels.shape}"
-            + hint * (labels.ndim > 1)
-        )
-    check_size("num_workers", num_workers)
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    _, counts = np.unique(labels, return_counts=True)
-    return np.split(order, counts.cumsum()[:-1])
-
-
-def _deal(classes, holders, num_workers):
-    """Deal each class to its holders in turn, at least one example each."""
-    workers, examples, dealt = [], [], 0
-    for members, who in zip(classes, holders, strict=True):
-        if who.size:
-            turns = np.arange(max(len(members), len(who)))
-            # Going on where the last class stopped keeps the sizes even, too.
-            workers.append(who[(dealt + turns) % len(who)])
-            examples.append(members[turns % len(members)])
-            dealt += len(turns)
-    return _padded(np.concatenate(workers), np.concatenate(examples), num_workers)
-
-
-def _padded(workers, examples, num_workers):
-    """The partition in which worker `workers[i]` holds example `examples[i]`."""
-    examples = examples[np.argsort(workers, kind="stable")]
-    sizes = np.bincount(workers, minlength=num_workers)
-    columns = np.arange(sizes.max())
-    columns = np.where(columns < sizes[:, None], columns, 0)
-    starts = (sizes.cumsum() - sizes)[:, None]
-    return Partition(
-        examples[starts + columns].astype(np.int32), sizes.astype(np.int32)
-    )
+def _by_class(labels, num_workers, rng):
+    """The examples in the order of their class; each several times if they are few."""
+    examples = np.concatenate(members_of(labels, num_workers, rng))
+    wanted = max(len(examples), num_workers)
+    return examples[np.arange(wanted) * len(examples) // wanted]

@@ -28,7 +28,11 @@ _BY_PEER: dict[str, dict[str, dict[str, str]]] = {
             "SMEA": "smea",
             "TrMean": "trimmed_mean",
         },
-        "split": {"dirichlet_niid": "dirichlet"},
+        "split": {
+            "dirichlet_niid": "dirichlet",
+            "extreme_niid": "similarity:0",
+            "gamma_similarity_niid": "similarity",
+        },
         "dataset": {"fashionmnist": "fashion_mnist"},
         "model": {
             "ResNet18": "resnet18",
@@ -82,7 +86,11 @@ _BY_PEER: dict[str, dict[str, dict[str, str]]] = {
             "Signguard": "signguard",
             "Trimmedmean": "trimmed_mean",
         },
-        "split": {"DirichletPartitioner": "dirichlet", "IIDPartitioner": "iid"},
+        "split": {
+            "DirichletPartitioner": "dirichlet",
+            "IIDPartitioner": "iid",
+            "ShardPartitioner": "shards",
+        },
         "dataset": {
             "CIFAR10": "cifar10",
             "FashionMNIST": "fashion_mnist",

@@ -446,6 +446,8 @@ SPLITS: dict[str, Callable[..., partition.Partition]] = {
     "labels": partition.labels_per_worker,
     "one_class": partition.one_class_per_worker,
     "replicated": partition.replicated,
+    "shards": partition.shards,
+    "similarity": partition.similarity,
     "writers": partition.by_writer,
 }
 

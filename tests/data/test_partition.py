@@ -23,6 +23,12 @@ SPLITS = {
     "replicated": lambda labels, num_workers, *, seed=0: partition.replicated(
         labels, num_workers, 3, seed=seed
     ),
+    "shards": lambda labels, num_workers, *, seed=0: partition.shards(
+        labels, num_workers, 2, seed=seed
+    ),
+    "similarity": lambda labels, num_workers, *, seed=0: partition.similarity(
+        labels, num_workers, 0.4, seed=seed
+    ),
     "writers": partition.by_writer,
 }
 
@@ -188,6 +194,59 @@ def test_one_class_per_worker(num_workers, seed):
     for c in range(min(4, num_workers)):
         assert np.ptp(counts[c::4, c]) <= 1
         assert counts[c::4, c].sum() == 30
+
+
+@given(labels=LABELS, num_workers=WORKERS, seed=SEEDS, share=st.floats(0, 1))
+def test_similarity_uses_every_example_and_keeps_sizes_even(
+    labels, num_workers, seed, share
+):
+    split = partition.similarity(labels, num_workers, share, seed=seed)
+    assert np.ptp(split.sizes) <= 1
+    held = np.bincount(np.concatenate(shares(split)), minlength=len(labels))
+    assert held.sum() == max(len(labels), num_workers)
+    assert np.ptp(held) <= 1 and held.min() >= 1
+
+
+@given(labels=LABELS, num_workers=WORKERS, seed=SEEDS)
+def test_similarity_of_none_is_the_order_of_the_classes(labels, num_workers, seed):
+    split = partition.similarity(labels, num_workers, 0.0, seed=seed)
+    line = np.concatenate([np.sort(labels[share]) for share in shares(split)])
+    assert (np.diff(line) >= 0).all()
+
+
+def test_similarity_has_its_share_of_other_classes():
+    """A worker has a class, and of the others what is dealt at random.
+
+    Of 10,000 draws, a share of 0.3 of which nine in ten are others: five deviations.
+    """
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 1_000))
+    counts = class_counts(partition.similarity(labels, 10, 0.3), labels)
+    assert (counts.argmax(1) == np.arange(10)).all()
+    others = 1 - np.trace(counts) / 10_000
+    # The others of each class are not exactly 700, so parts overlap by a few.
+    assert abs(others - 0.27) < 5 * np.sqrt(0.27 * 0.73 / 10_000) + 0.02
+
+
+@given(labels=LABELS, num_workers=WORKERS, seed=SEEDS, num_shards=st.integers(1, 4))
+def test_shards_are_pieces_of_the_line(labels, num_workers, seed, num_shards):
+    split = partition.shards(labels, num_workers, num_shards, seed=seed)
+    held = np.bincount(np.concatenate(shares(split)), minlength=len(labels))
+    assert held.sum() == max(len(labels), num_workers)
+    assert np.ptp(held) <= 1 and held.min() >= 1
+    assert np.ptp(split.sizes) <= num_shards
+    # A piece of at most as many examples as a class has holds two classes at most.
+    smallest = np.unique(labels, return_counts=True)[1].min()
+    if smallest >= -(-len(labels) // (num_workers * num_shards)):
+        assert all(len(set(labels[s])) <= 2 * num_shards for s in shares(split))
+
+
+def test_shards_by_hand():
+    """Ten classes of 100, two pieces of 50 for each of ten workers."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 100))
+    counts = class_counts(partition.shards(labels, 10, 2), labels)
+    assert {*counts.ravel().tolist()} <= {0, 50, 100}
+    assert (counts.sum(0) == 100).all() and (counts.sum(1) == 100).all()
+    assert (counts == 50).any()  # not as in the order of the classes
 
 
 @given(writers=LABELS, num_workers=WORKERS, seed=SEEDS)
