@@ -12,6 +12,14 @@ import optax
 import pytest
 
 from signfd_jax import attacks, signs
+from signfd_jax.aggregators import (
+    centered_clipping,
+    krum,
+    mean,
+    recurrent,
+    stateless,
+    trimmed_mean,
+)
 from signfd_jax.attacks import AttackContext
 from signfd_jax.attacks import _observations as knowledge
 from signfd_jax.decoders import Decoder, federated_defense, majority_vote
@@ -45,6 +53,9 @@ ATTACKS = REGISTERED | {
     "coordinate_specialist": attacks.coordinate_specialist(0.5),
     "disguised_opposition": attacks.disguised_opposition(0.1, 1.0, 0.5),
     "adaptive": attacks.adaptive(DECODER, trials=1, horizon=2),
+    "line_search": attacks.line_search(
+        stateless(trimmed_mean, num_byzantine=0), attacks.ipm
+    ),
     "neurotoxin": attacks.neurotoxin(attacks.badnets(10), 0.3).then,
 }
 every_attack = pytest.mark.parametrize("name", ATTACKS)
@@ -248,6 +259,7 @@ def test_lowers_for_every_platform(name, key):
 def test_every_public_attack_is_registered():
     """Each attack, and so each of its conformance tests, has a name."""
     makers = {"followed_by", "replace_rows", "split_like", "stateless", "tuned"}
+    makers |= {"line_search"}
     public = {
         name
         for name in attacks.__all__
@@ -717,6 +729,71 @@ def test_adaptive_plays_on_one_sample_of_the_coordinates(key):
     for state, votes in seen:
         assert votes == {"a": (NUM_WORKERS, 8), "b": (NUM_WORKERS, 5)}
         assert state.fd_counters == votes
+
+
+def naive_line_search(damage, evaluations):
+    """ByzFL's two phases, from 0 by steps of 10."""
+    best, most, step, left = 0.0, damage(0.0), 10.0, evaluations - 1
+    while left:
+        left -= 1
+        there = damage(best + step)
+        if there <= most:
+            break
+        best, most, step = best + step, there, 2 * step
+    for _ in range(left):
+        step *= 0.8
+        there = damage(best + step)
+        if there > most:
+            best, most = best + step, there
+    return best
+
+
+RULES = {
+    "mean": stateless(mean),
+    "trimmed_mean": stateless(trimmed_mean, num_byzantine=2),
+    "krum": stateless(krum, num_byzantine=2),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", [attacks.ipm, attacks.alie])
+def test_line_search_is_that_of_byzfl(rule, family):
+    attack = attacks.line_search(RULES[rule], family, evaluations=9)
+    apply, factors = jax.jit(attack.apply), set()
+    aggregate = jax.jit(RULES[rule].aggregate)
+    for seed in range(3):
+        gradients = table(seed=seed)
+        centre, deviation = gradients[HONEST].mean(0), gradients[HONEST].std(0)
+
+        def rows(x, gradients=gradients, centre=centre, deviation=deviation):
+            lie = -x * centre if family is attacks.ipm else centre - x * deviation
+            return np.where(BYZANTINE[:, None], lie, gradients).astype(np.float32)
+
+        def damage(x, rows=rows, centre=centre):
+            return np.linalg.norm(aggregate((), rows(x))[0] - centre)
+
+        expected = naive_line_search(damage, 9)
+        state = attack.init(NUM_WORKERS, jnp.zeros(40))
+        given = None, gradients, jnp.asarray(BYZANTINE), None, state
+        sent, state = apply(*given)
+        np.testing.assert_allclose(state.line_search_factor, expected, rtol=1e-5)
+        np.testing.assert_allclose(sent, rows(expected), rtol=1e-4, atol=1e-4)
+        factors.add(round(expected, 3))
+    assert rule != "mean" or factors == {10.0 * (2**8 - 1)}  # as far as it gets
+
+
+def test_line_search_keeps_a_copy_of_the_rule():
+    """Which sees what was sent, and so clips around the last aggregate."""
+    rule = recurrent(centered_clipping, clip_norm=1.0)
+    attack = attacks.line_search(rule, attacks.ipm, evaluations=5)
+    state = attack.init(NUM_WORKERS, jnp.zeros(40))
+    servers = rule.init(NUM_WORKERS, 40)
+    apply = jax.jit(attack.apply)
+    for seed in range(3):
+        given = None, table(seed=seed), jnp.asarray(BYZANTINE), None, state
+        sent, state = apply(*given)
+        _, servers = rule.aggregate(servers, sent)
+        np.testing.assert_allclose(state.line_search_rule_state, servers, atol=1e-5)
 
 
 def test_tuned_is_the_fixed_attack_of_most_damage():

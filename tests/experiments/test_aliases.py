@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signfd_jax import aggregators, data, decoders
+from signfd_jax import aggregators, attacks, data, decoders
 from signfd_jax.cli import main
 from signfd_jax.experiments import Experiment, _aliases, from_json, registry, to_json
 from signfd_jax.experiments.grid import Grid, cells
@@ -14,7 +14,8 @@ from signfd_jax.experiments.grid import Grid, cells
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
 # What other parts of the library bring; the page has their names already.
 OURS = {name for table in registry.REGISTRIES.values() for name in table}
-OURS |= {*data.DATASETS, *aggregators.PREAGGREGATIONS, *decoders.__all__}
+OURS |= {*data.DATASETS, *aggregators.PREAGGREGATIONS}
+OURS |= {*attacks.__all__, *decoders.__all__}
 KINDS = {"rule": "decoder", "data": "dataset"}
 
 
