@@ -69,6 +69,16 @@ def rows_far_apart(draw: int) -> np.ndarray:
     return rng.permutation(rows).astype(np.float32)
 
 
+def rows_of_descent(draw: int) -> np.ndarray:
+    """Six gradients on the way down a noisy parabola."""
+    rng = np.random.default_rng(draw)
+    slope, point, rows = rng.uniform(0.1, 2, size=D), rng.normal(size=D), []
+    for _ in range(6):
+        rows.append(slope * point + 0.1 * rng.normal(size=D))
+        point = point - 0.1 * rows[-1]
+    return np.array(rows, np.float32)
+
+
 class Pair(NamedTuple):
     """A function of another library's beside ours.
 

@@ -203,6 +203,8 @@ _PAIRS: dict[str, Pair] = {
 _DATA = "changes images in the data loader; ours those of the batch"
 
 _NOT_COMPARED = {
+    "fldetector": "a part of its server, which has clients and models; its L-BFGS is "
+    "that of FLPoison's FLDetector, which is compared",
     "pattern": _DATA,
     "pixel": _DATA,
     "badnets": _DATA,

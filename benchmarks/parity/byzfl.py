@@ -47,6 +47,8 @@ def _their_buckets(byzfl, rows):
 # ByzFL divides by the number of honest workers less one, ours by their number.
 _ALIE_Z = -1.5 * ((M - F) / (M - F - 1)) ** 0.5
 
+_TRIMMED_MEAN = aggregators.stateless(aggregators.trimmed_mean, num_byzantine=F)
+
 _PAIRS: dict[str, Pair] = {
     "Average": Pair(lambda b, x: b.Average()(x), aggregators.mean),
     "Median": Pair(
@@ -145,6 +147,19 @@ _PAIRS: dict[str, Pair] = {
         "ByzFL adds 1.5 sample deviations (divisor H - 1) to the mean, ours subtracts "
         "z deviations (divisor H): z = -1.5 sqrt(H / (H - 1))",
     ),
+    "Optimal_InnerProductManipulation": Pair(
+        lambda b, x: b.Optimal_InnerProductManipulation(b.TrMean(F), [], F)(honest(x)),
+        lambda x: corrupt(attacks.line_search(_TRIMMED_MEAN, attacks.ipm), x),
+        "against a trimmed mean, without clipping",
+    ),
+    "Optimal_ALittleIsEnough": Pair(
+        lambda b, x: b.Optimal_ALittleIsEnough(b.TrMean(F), [], F)(honest(x)),
+        lambda x: corrupt(
+            attacks.line_search(_TRIMMED_MEAN, attacks.alie, step=_ALIE_Z * 10 / 1.5), x
+        ),
+        "as ALittleIsEnough: the first step is -10 sqrt(H / (H - 1)); against a "
+        "trimmed mean, without clipping",
+    ),
     "Mimic": Pair(
         lambda b, x: b.Mimic(copied_by_mimic(x))(honest(x)),
         lambda x: corrupt(attacks.mimic(), x),
@@ -164,10 +179,6 @@ _NOT_COMPARED = {
     "and the largest tau of the rows with weight. ByzPy's, whose number of steps can "
     "be given, is compared",
     "Gaussian": "random: the same distribution N(0, s²), by definition",
-    "Optimal_InnerProductManipulation": "left out here: under the sign every factor of "
-    "ipm is the same",
-    "Optimal_ALittleIsEnough": "left out here; attacks.adaptive searches against a "
-    "sign decoder instead",
     "LabelFlipping": "in ByzFL the mean of the gradients that flipped labels gave; "
     "ours, label_flip, flips the labels y to C - 1 - y of the batch",
 }

@@ -26,6 +26,7 @@ from benchmarks.parity._compare import (
     corrupt,
     honest,
     later,
+    rows_of_descent,
     rows_of_two_signs,
     rows_scattered,
     rows_unlike,
@@ -33,11 +34,13 @@ from benchmarks.parity._compare import (
     two_rounds,
 )
 from signfd_jax import aggregators, attacks
+from signfd_jax.aggregators.prediction import _change
 
 __all__ = ["FLPOISON"]
 
 _RULES = (
-    *("bucketing", "bulyan", "centeredclipping", "dnc", "flame", "fltrust"),
+    *("bucketing", "bulyan", "centeredclipping", "dnc", "flame", "fldetector"),
+    "fltrust",
     *("foolsgold", "krum", "mean", "median", "multikrum", "normclipping", "rfa"),
     *("signguard", "trimmedmean"),
 )
@@ -159,6 +162,12 @@ def _foolsgold(flpoison, rows):
         for x in (rows, later(rows))
     ]
     return _directions(np.stack(sent))
+
+
+def _fldetector(flpoison, rows):
+    """What its L-BFGS makes of the steps and changes of these aggregates."""
+    rule = flpoison.rules["FLDetector"](_arguments())
+    return rule.LBFGS(list(-rows[:-1]), list(np.diff(rows, axis=0)), -rows[-1])
 
 
 def _directions(rows):
@@ -288,6 +297,15 @@ _PAIRS: dict[str, Pair] = {
         "rows of norm 1, with epsilon=1e-12. FLPoison looks at some coordinates of "
         "the last layer, ours at all: topk_ratio for all",
         rows_unlike,
+    ),
+    "FLDetector": Pair(
+        _fldetector,
+        _change,
+        "the product of Hessian and step alone, where the rows are the aggregates of "
+        "rounds and both get the same pairs. FLPoison pairs a step with the change of "
+        "the gradient before it, ours with the change over it; its gap statistic takes "
+        "one cluster for two, so that it always drops workers",
+        rows_of_descent,
     ),
     "Bucketing": Pair(
         _bucketing,
