@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from signfd_jax.decoders._pairs import count, median, near_one, ramp
+from signfd_jax.decoders._pairs import count, median, near_one, over_members, ramp
 from signfd_jax.decoders._sides import reached_by_half, side_tests, two_sides
 
 # After so many rounds a duplicate is named: in the first ones all gradients may agree.
@@ -54,7 +55,7 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     error = jnp.sqrt(state.cd_noise / jnp.maximum(rounds, 1e-6))
     voters = jnp.maximum(count(seen), 1.0)
     stake = seen.astype(jnp.float32) if stakes is None else stakes
-    met = count(pair, axis=0)
+    met = over_members(pair)
 
     held = jnp.where(pair, stake[members][:, None], 0.0)
 
@@ -62,7 +63,7 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     ranked = jnp.where(pair, strength, -1.0)
     if stakes is None:
         rank = (voters - 1) // 2 * met // jnp.maximum(voters - 1, 1.0) - 1
-        usual = _at(jnp.sort(ranked, axis=0, descending=True), rank)
+        usual = jnp.maximum(_of_rank(ranked, rank), 1e-6)
         middle = median(usual, seen)
     else:
         usual = _usual_of_stake(ranked, held)
@@ -72,14 +73,14 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     others = (voters - 1) / jnp.maximum(met, 1.0)  # whom a member stands for
 
     def total(values):
-        return others * jnp.sum(jnp.where(pair, values, 0.0), axis=0)
+        return others * over_members(jnp.where(pair, values, 0.0))
 
     copy = ramp(beyond, of.duplicate)
     lone = 1 / (1 + total(copy))
     effective = jnp.where(seen, stake * lone, 0.0)
     alike = near_one(correlation, of.alike)
-    reach = (jnp.sum(stake) - stake) / jnp.maximum(jnp.sum(held, axis=0), 1e-9)
-    like_me = stake + reach * jnp.sum(alike * held, axis=0)
+    reach = (jnp.sum(stake) - stake) / jnp.maximum(over_members(held), 1e-9)
+    like_me = stake + reach * over_members(alike * held)
     # Of more than half of the workers one is honest.
     few = 1 - jnp.clip(2 * like_me - jnp.sum(stake), 0.0, 1.0)
     few = few * (1 - state.cd_shared)
@@ -138,10 +139,21 @@ def judge(of, state, seen, stakes=None) -> Judgement:
     )
 
 
-def _at(ranked, rank):
-    """The value at a rank of each column, where that is not below the first."""
-    rank = jnp.maximum(rank, 0.0).astype(jnp.int32)[None]
-    return jnp.maximum(jnp.take_along_axis(ranked, rank, axis=0)[0], 1e-6)
+def _of_rank(values, rank):
+    """The value of a rank in each column, 0 the largest; it is at least 0."""
+    rank = jnp.maximum(rank, 0.0)
+    if len(values) == values.shape[1]:
+        ranked = jnp.sort(values, axis=0, descending=True)
+        return _taken(ranked, rank)
+    # Many columns: bit by bit, the highest first. That is far faster than sorting.
+    bits = lax.bitcast_convert_type(values, jnp.int32)
+
+    def with_bit(number, found):
+        longer = found | (1 << (30 - number))
+        return jnp.where(over_members(bits >= longer[None]) > rank, longer, found)
+
+    found = lax.fori_loop(0, 31, with_bit, jnp.zeros(rank.shape, jnp.int32))
+    return lax.bitcast_convert_type(found, jnp.float32)
 
 
 def _usual_of_stake(strength, held):
@@ -149,4 +161,10 @@ def _usual_of_stake(strength, held):
     order = jnp.argsort(strength, axis=0, descending=True)
     ranked = jnp.take_along_axis(strength, order, axis=0)
     summed = jnp.cumsum(jnp.take_along_axis(held, order, axis=0), axis=0)
-    return _at(ranked, count(summed <= summed[-1:] / 2, axis=0) - 1)
+    rank = jnp.maximum(over_members(summed <= summed[-1:] / 2) - 1, 0.0)
+    return jnp.maximum(_taken(ranked, rank), 1e-6)
+
+
+def _taken(ranked, rank):
+    """One value of each column."""
+    return jnp.take_along_axis(ranked, rank.astype(jnp.int32)[None], axis=0)[0]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, Shaped
 
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._packed_rows import take_coordinates
@@ -157,9 +157,16 @@ def batches_shared(exact, members, now, voted, here):
     return jnp.maximum(jnp.clip(2 * with_one, 0.0, 1.0), jnp.max(apart))
 
 
-def count(mask, axis=None):
+def count(mask):
     """How many, as float32."""
-    return jnp.sum(mask.astype(jnp.float32), axis=axis)
+    return jnp.sum(mask.astype(jnp.float32))
+
+
+def over_members(values: Shaped[Array, "K M"]) -> Float[Array, " M"]:
+    """Sum of each column, float32."""
+    # XLA's CPU backend adds columns up one number at a time, but its products do not.
+    ones = jnp.ones((1, len(values)), jnp.float32)
+    return jnp.matmul(ones, values.astype(jnp.float32), precision="highest")[0]
 
 
 def ramp(value, start):

@@ -5,7 +5,6 @@ Shapes: `M` workers, `K` of them a committee.
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
@@ -50,29 +49,33 @@ def side_tests(
         its standard error; the smaller test of both sides, if the first one is right
         and if the second one is.
     """
-    shares = jnp.maximum(jnp.sum(share, axis=0), 1e-9)
-    sampling = jnp.sum((share * error) ** 2, axis=0) / shares**2
     sided = correlation * jnp.sign(vector)[:, None]
-    aligned = jnp.sum(share * sided, axis=0) / shares
+    sides = jnp.stack([vector > 0, vector < 0]).astype(jnp.float32)
 
-    @jax.vmap
-    def of_side(side):
-        mine = jnp.where((side * vector > 0)[:, None], share, 0.0)
-        held = jnp.maximum(jnp.sum(mine, axis=0), 1e-9)
-        number = held**2 / jnp.maximum(jnp.sum(mine**2, axis=0), 1e-9)
-        mean = jnp.sum(mine * sided, axis=0) / held
-        # Beyond the noise, which is in `sampling`.
-        spread = (sided - mean[None]) ** 2 - error**2
-        spread = jnp.maximum(jnp.sum(mine * spread, axis=0) / held, 0.0)
-        spread = spread / jnp.maximum(number - 1, 1.0)
-        test = mean / jnp.sqrt(jnp.maximum(sampling + spread, 1e-18))
-        # A side has half of the evidence, and one worker no say.
-        return math.sqrt(2) * test, number > 1.5, spread * (held / shares) ** 2
+    # A product, which is ten times as fast as a sum over each side.
+    def of_sides(values):
+        return jnp.matmul(sides, values, precision="highest")
 
-    tests, counts, spread = of_side(jnp.array([1.0, -1.0], jnp.float32))
-    deviation = jnp.sqrt(jnp.maximum(sampling + jnp.sum(spread, axis=0), 1e-18))
-    smallest = jnp.min(tests, axis=0, where=counts, initial=jnp.inf)
-    largest = jnp.max(tests, axis=0, where=counts, initial=-jnp.inf)
+    held = of_sides(share)
+    agreeing = of_sides(share * sided)
+    noise = of_sides((share * error) ** 2)
+    shares = jnp.maximum(held[0] + held[1], 1e-9)
+    aligned = (agreeing[0] + agreeing[1]) / shares
+    sampling = (noise[0] + noise[1]) / shares**2
+
+    held = jnp.maximum(held, 1e-9)
+    mean = agreeing / held
+    number = held**2 / jnp.maximum(of_sides(share**2), 1e-9)
+    # Beyond the noise, which is in `sampling`.
+    spread = of_sides(share * (sided**2 - error**2)) / held - mean**2
+    spread = jnp.maximum(spread, 0.0) / jnp.maximum(number - 1, 1.0)
+    # A side has half of the evidence, and one worker no say.
+    tests = math.sqrt(2) * mean / jnp.sqrt(jnp.maximum(sampling[None] + spread, 1e-18))
+    counts = number > 1.5
+    spread = spread * (held / shares[None]) ** 2
+    deviation = jnp.sqrt(jnp.maximum(sampling + spread[0] + spread[1], 1e-18))
+    smallest = jnp.minimum(*jnp.where(counts, tests, jnp.inf))
+    largest = jnp.maximum(*jnp.where(counts, tests, -jnp.inf))
     return aligned, deviation, (smallest, -largest)
 
 

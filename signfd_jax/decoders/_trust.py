@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int8
 
-from signfd_jax.decoders._pairs import count, near_one, pair_counts, ramp
+from signfd_jax.decoders._pairs import count, near_one, over_members, pair_counts, ramp
 
 
 def learn_from_trusted(
@@ -47,14 +47,14 @@ def trust(of, state, said, trusted: Bool[Array, " M"], seen: Bool[Array, " M"]):
     heard = jnp.where(known & ~trusted, ramp(jnp.abs(mean) / error, of.significant), 0)
     # Copies share one vote: whoever sends the same tells nothing new.
     alike = jnp.where(pair, near_one(state.cd_mean, of.alike), 0.0)
-    others = (count(seen) - 1) / jnp.maximum(count(pair, axis=0), 1.0)
-    lone = 1 / (1 + others * jnp.sum(alike, axis=0))
+    others = (count(seen) - 1) / jnp.maximum(over_members(pair), 1.0)
+    lone = 1 / (1 + others * over_members(alike))
     speaks = lone**2 * heard * mean / jnp.maximum(jnp.max(heard * jnp.abs(mean)), 1e-9)
     speaks = jnp.where(pair, speaks[members][:, None], 0.0)
-    total = jnp.maximum(1 + jnp.sum(jnp.abs(speaks), axis=0), 1e-9)
+    total = jnp.maximum(1 + over_members(jnp.abs(speaks)), 1e-9)
     noise = state.cd_noise / jnp.maximum(state.cd_rounds, 1e-6)
-    error = jnp.sqrt(error**2 + jnp.sum(speaks**2 * noise, axis=0)) / total
-    mean = (mean + jnp.sum(speaks * state.cd_mean, axis=0)) / total
+    error = jnp.sqrt(error**2 + over_members(speaks**2 * noise)) / total
+    mean = (mean + over_members(speaks * state.cd_mean)) / total
     size = jnp.abs(mean)
     heard = jnp.where(seen & ~trusted, ramp(size / error, of.significant), 0.0)
     most = jnp.maximum(jnp.max(size * heard), 1e-9)
