@@ -63,8 +63,8 @@ class Options:
     """Measure one `workers/features/decoder` in this process, print it, and end."""
 
 
-def population(num_workers: int, features: int, decoder: str, chunk: int | None):
-    """One round of a population, jitted, and its state before the first."""
+def _task(num_workers: int, features: int):
+    """What to look up, the loss, the first parameters, and how batches are drawn."""
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.integers(0, CLASSES, EXAMPLES), jnp.int32)
     patterns = rng.integers(0, 128, (CLASSES, features), np.uint8)
@@ -76,23 +76,44 @@ def population(num_workers: int, features: int, decoder: str, chunk: int | None)
         return (pixels - 127.0) / 52.0, labels[indices]
 
     model = models.SoftmaxRegression(CLASSES)
+    params = model.init(jax.random.key(1), jnp.zeros((1, features)))
+
+    def draw(key):
+        return jax.random.randint(key, (num_workers, BATCH), 0, EXAMPLES)
+
+    return lookup, models.loss_fn(model), params, draw
+
+
+def population(num_workers: int, features: int, decoder: str, chunk: int | None):
+    """One round of a population, jitted, and its state before the first."""
+    lookup, loss_fn, params, draw = _task(num_workers, features)
     simulation = sfd.simulation(
-        models.loss_fn(model),
+        loss_fn,
         sfd.sign_sgd(1e-3, num_workers, decoder=DECODERS[decoder]()),
         num_workers=num_workers,
         attack=sfd.attacks.sign_inversion(),
         lookup=lookup,
         worker_chunk=chunk,
     )
-    params = model.init(jax.random.key(1), jnp.zeros((1, features)))
     liars = jnp.arange(num_workers) % 5 < 2
     state = simulation.init(jax.random.key(0), params, liars)
 
-    def draw(key):
-        return jax.random.randint(key, (num_workers, BATCH), 0, EXAMPLES)
-
     step = jax.jit(lambda state: sfd.run(simulation, state, draw, 1), donate_argnums=0)
     return step, state
+
+
+def gradients_alone(num_workers: int, features: int, chunk: int):
+    """What a round cannot do without: draw, look up, take the gradients, read them."""
+    lookup, loss_fn, params, draw = _task(num_workers, features)
+
+    def of_chunk(indices):
+        each = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))
+        return jax.tree.map(jnp.sum, each(params, lookup(indices)))
+
+    def step(key):
+        return jax.lax.map(of_chunk, draw(key).reshape(-1, chunk, BATCH))
+
+    return jax.jit(step), jax.random.key(0)
 
 
 def check_chunks() -> None:
@@ -125,6 +146,9 @@ def measure_one(num_workers: int, features: int, decoder: str, rounds: int, chun
         state, info = jax.block_until_ready(program(state))
         seconds.append(time.perf_counter() - start)
     processor_seconds = time.process_time() - processor_seconds
+    peak = measure.peak_memory()
+    gradients, key = gradients_alone(num_workers, features, chunk)
+    alone = measure.interleaved({"alone": lambda: gradients(key)}, most=rounds)
     coordinates = CLASSES * (features + 1)
     found_out = (info.weights[0] < 0) == state.byzantine
     return {
@@ -136,7 +160,8 @@ def measure_one(num_workers: int, features: int, decoder: str, rounds: int, chun
         **measure.Timing(tuple(seconds)).summary(),
         "processor_s": processor_seconds / rounds,
         "workers_per_s": num_workers / statistics.median(seconds),
-        "peak_bytes": measure.peak_memory(),
+        "gradients_s": alone["alone"].median,
+        "peak_bytes": peak,
         "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
         "packed_bytes": num_workers * coordinates // 4,
         "gradient_operations": 4 * BATCH * num_workers * coordinates,
@@ -214,7 +239,8 @@ def main(options: Options) -> None:
             rounds.append(found := json.loads(said.stdout.splitlines()[-1]))
             print(
                 f"{decoder:20} M {workers:>9,}  N {found['num_coordinates']:>7,}  "
-                f"{found['median_s']:8.3f} s  {found['workers_per_s']:>9,.0f} workers/s"
+                f"{found['median_s']:8.3f} s, {found['gradients_s']:.3f} s of them the "
+                f"gradients  {found['workers_per_s']:>9,.0f} workers/s"
                 f"  {found['peak_bytes'] / 2**30:6.2f} GiB"
             )
     exponents = {}
