@@ -178,9 +178,7 @@ def _suspicious(scores):
     parted = number_of_clusters(points, everybody, 2, power=2) > 1
     parted &= spread > 1e-5 * jnp.max(scores)  # more than rounding
     labels = k_means(points, everybody, 2, 2)
-    members = labels[None, :] == jnp.arange(2)[:, None]
-    means = jnp.mean(jnp.broadcast_to(scores, members.shape), axis=1, where=members)
-    return parted & (labels == jnp.argmax(means))
+    return parted & (labels == labels[jnp.argmax(scores)])
 
 
 def _then(history, newest):
