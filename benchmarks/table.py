@@ -129,5 +129,11 @@ _SECTIONS = {"decode": _decode, "round": _round, "population": _population}
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    print(table(json.loads(Path(sys.argv[1]).read_text())))
+        print("table: give one file of results, as --json writes them", file=sys.stderr)
+        sys.exit(2)
+    try:
+        results = json.loads(Path(sys.argv[1]).read_text())
+    except (OSError, ValueError) as error:
+        print(f"table: {sys.argv[1]} cannot be read: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(table(results))
