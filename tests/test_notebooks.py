@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # As many steps as show that a notebook runs, where all of them take a minute.
 FEWER = {
     "data_parallel": ("STEPS = 150\n", "STEPS = 30\n"),
-    "outer_steps": ("STEPS = 240\n", "STEPS = 60\n"),
+    "outer_steps": ("STEPS = 240\n", "STEPS = 30\n"),
 }
 
 
