@@ -5,6 +5,7 @@ description of the authors' released decoder: float32 counters a tensor, the wor
 a trailing axis, so that each coordinate's votes lie side by side.
 """
 
+import importlib
 import itertools
 import sys
 import types
@@ -112,7 +113,7 @@ def byzfl_rules(
     name = "torchvision._meta_registrations"
     sys.modules.setdefault(name, types.ModuleType(name))
     try:
-        import byzfl  # pyright: ignore[reportMissingImports]
+        byzfl: Any = importlib.import_module("byzfl")
     except ImportError:
         return {}
     return {
