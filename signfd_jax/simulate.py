@@ -34,6 +34,7 @@ from signfd_jax.attacks._by_row import (
 from signfd_jax.decoders._known import KNOWN
 from signfd_jax.signs import packed
 from signfd_jax.signs._packed_rows import join_chunks
+from signfd_jax.signs._products import sum_of_rows
 from signfd_jax.signs._visits import over_workers
 from signfd_jax.workers import Worker, gradient
 
@@ -427,10 +428,7 @@ def _sum_honest(gradient, honest):
     if gradient[0].size >= _LONG:
         rows = gradient, honest
         return over_workers(lambda row: (kept(*row), ()), rows)[0]
-    # XLA's CPU backend shares a product with ones among the cores.
-    ones = jnp.ones_like(gradient, shape=honest.shape)
-    rows = jax.vmap(kept)(gradient, honest)
-    return jnp.tensordot(ones, rows, axes=1, precision=lax.Precision.HIGHEST)
+    return sum_of_rows(jax.vmap(kept)(gradient, honest))
 
 
 def _check_batch(batch, num_workers):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int8, Shaped
 
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._packed_rows import take_coordinates
-from signfd_jax.signs._products import row_products
+from signfd_jax.signs._products import row_products, sum_of_rows
 from signfd_jax.signs._tally import fixed_point
 from signfd_jax.signs._visits import over_workers
 
@@ -164,9 +164,7 @@ def count(mask):
 
 def over_members(values: Shaped[Array, "K M"]) -> Float[Array, " M"]:
     """Sum of each column, float32."""
-    # XLA's CPU backend adds columns up one number at a time, but its products do not.
-    ones = jnp.ones((1, len(values)), jnp.float32)
-    return jnp.matmul(ones, values.astype(jnp.float32), precision="highest")[0]
+    return sum_of_rows(values.astype(jnp.float32))
 
 
 def ramp(value, start):

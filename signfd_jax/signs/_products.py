@@ -1,4 +1,4 @@
-"""Products of int8 matrices, exact on every platform.
+"""Products of matrices: of int8 ones, exact on every platform, and sums of rows.
 
 Shapes: `K` and `M` rows of `S` coordinates.
 """
@@ -7,7 +7,7 @@ import functools
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int8, Int32
+from jaxtyping import Array, Float, Int8, Int32
 
 # On NVIDIA GPUs XLA doubles products of fewer than 128 coordinates, unless they are a
 # multiple of four (jax 0.11.2, H200). Zeros are appended up to twice as many, to be
@@ -47,3 +47,13 @@ def _in_parts(rows, others):
     return functools.reduce(
         jnp.add, (_product(rows[:, part], others[:, part]) for part in parts)
     )
+
+
+def sum_of_rows(rows: Float[Array, "M *leaf"]) -> Float[Array, "*leaf"]:
+    """Sum over the leading axis, as a product with ones.
+
+    XLA's CPU backend adds columns up one number at a time, but its products do not, and
+    they share the cores.
+    """
+    ones = jnp.ones(len(rows), rows.dtype)
+    return jnp.tensordot(ones, rows, axes=1, precision=lax.Precision.HIGHEST)
