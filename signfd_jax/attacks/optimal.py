@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from signfd_jax._checks import check_callable, check_kind, check_number, check_size
 from signfd_jax.attacks._observations import honest_moments
 from signfd_jax.attacks.base import Attack
+from signfd_jax.signs._trees import rows_of, size_of
 
 __all__ = ["LineSearchState", "line_search"]
 
@@ -102,18 +103,16 @@ def line_search(
         )
 
     def init(num_workers, params):
-        dimension = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
         return LineSearchState(
             line_search_factor=jnp.zeros((), jnp.float32),
-            line_search_rule_state=rule.init(num_workers, dimension),
+            line_search_rule_state=rule.init(num_workers, size_of(params)),
             line_search_family_state=prototype.init(num_workers, params),
         )
 
     def apply(key, values, byzantine, context, state):
         _, rule_state, family_state = state
-        mean = jnp.concatenate(
-            [m.ravel() for m in jax.tree.leaves(honest_moments(values, byzantine)[0])]
-        )
+        mean, _ = honest_moments(values, byzantine)
+        mean = _rows(jax.tree.map(lambda leaf: leaf[None], mean))[0]
 
         def send(factor):
             lie = family(factor)
@@ -153,7 +152,4 @@ def _search(damage, evaluations, start, step, ratio):
 
 
 def _rows(gradients):
-    """One row of float32 numbers for each worker."""
-    leaves = jax.tree.leaves(gradients)
-    rows = [leaf.reshape(len(leaf), -1).astype(jnp.float32) for leaf in leaves]
-    return jnp.concatenate(rows, axis=1)
+    return rows_of(gradients, jnp.float32)

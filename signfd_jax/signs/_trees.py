@@ -29,3 +29,11 @@ def size_of(tree: Any) -> int:
 def cast_like(values: Any, like: Any) -> Any:
     """The values in the dtypes of another tree."""
     return jax.tree.map(lambda v, target: v.astype(dtype_of(target)), values, like)
+
+
+def rows_of(gradients: Any, dtype: Any) -> jax.Array:
+    """Leaves `[M, ...]` as one row for each worker, `[M, D]` of this dtype."""
+    rows = [
+        leaf.reshape(len(leaf), -1).astype(dtype) for leaf in jax.tree.leaves(gradients)
+    ]
+    return jnp.concatenate(rows, axis=1)

@@ -17,7 +17,7 @@ from signfd_jax._checks import check_kind, check_size, check_worker_gradients
 from signfd_jax.aggregators import Rule
 from signfd_jax.decoders._known import check_known
 from signfd_jax.signs._totals import MOST_IN_LEAF
-from signfd_jax.signs._trees import dtype_of, size_of
+from signfd_jax.signs._trees import dtype_of, rows_of, size_of
 
 __all__ = ["AggregatorState", "scale_by_aggregator"]
 
@@ -127,9 +127,7 @@ def scale_by_aggregator(
             nothing = [leaf[0].astype(dtype_of(leaf)) for leaf in leaves]
             return jax.tree.unflatten(jax.tree.structure(updates), nothing), state
         dtype = _row_dtype(jax.tree.leaves(like))
-        rows = jnp.concatenate(
-            [leaf.reshape(num_workers, -1).astype(dtype) for leaf in leaves], axis=1
-        )
+        rows = rows_of(leaves, dtype)
         aggregate, rule_state = rule.aggregate(state.rule_state, rows, **known)
 
         results, start = [], 0
