@@ -120,7 +120,7 @@ def _fldetector(gradients: Float[Array, "M D"], state: _History):
     window = len(state.errors)
     off = rows - state.rows - _change(state.aggregates)[None, :]
     off /= _or_one(jnp.max(jnp.abs(off)))  # then no square overflows
-    error = _norms(off)
+    error = jnp.linalg.norm(off, axis=1)
     errors = _then(state.errors, error / _or_one(jnp.sum(error)))
     errors = jnp.where(state.rounds > window, errors, state.errors)
     dropped = _suspicious(jnp.mean(errors, axis=0)) & (state.rounds >= 2 * window)
@@ -140,9 +140,9 @@ def _change(aggregates):
     aggregates = aggregates / scale  # no square overflows
     steps, last = aggregates[:-1], aggregates[-1]
     # The length of a pair cancels, too: steps are made as long as 1.
-    lengths = _or_one(_norms(steps))[:, None]
+    lengths = _or_one(jnp.linalg.norm(steps, axis=1))[:, None]
     steps, changes = steps / lengths, jnp.diff(aggregates, axis=0) / lengths
-    slopes = _norms(changes)
+    slopes = jnp.linalg.norm(changes, axis=1)
     changes /= _or_one(slopes)[:, None]
     unit = slopes[-1]  # of the Hessian
     slopes /= _or_one(unit)
@@ -188,10 +188,6 @@ def _then(history, newest):
 
 def _or_one(length):
     return jnp.where(length > 0, length, 1)
-
-
-def _norms(rows):
-    return jnp.sqrt(jnp.sum(jnp.square(rows), axis=1))
 
 
 def _product(a, b):
