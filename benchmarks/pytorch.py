@@ -5,17 +5,18 @@ description of the authors' released decoder: float32 counters a tensor, the wor
 a trailing axis, so that each coordinate's votes lie side by side.
 """
 
-import importlib
 import itertools
-import sys
-import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+from benchmarks.parity._imports import MissingLibrary
+from benchmarks.parity.byzfl import BYZFL
 
 __all__ = [
     "MODELS",
@@ -109,12 +110,9 @@ def byzfl_rules(
     Args:
         num_byzantine: what the rules are told (int).
     """
-    # Beside a CPU build of PyTorch, torchvision, which ByzFL imports, can fail here.
-    name = "torchvision._meta_registrations"
-    sys.modules.setdefault(name, types.ModuleType(name))
     try:
-        byzfl: Any = importlib.import_module("byzfl")
-    except ImportError:
+        byzfl, _ = BYZFL.load(Path())
+    except MissingLibrary:
         return {}
     return {
         "ByzFL mean": byzfl.Average(),
