@@ -1,5 +1,6 @@
 """What is compared, on which rows, and how far apart the two are."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from signfd_jax import aggregators
+from signfd_jax import aggregators, attacks
 from signfd_jax.aggregators import Rule
 from signfd_jax.attacks import Attack, AttackContext
 
@@ -153,12 +154,21 @@ def buckets(rows: jax.Array) -> jax.Array:
     return aggregators.bucketing(jax.random.key(2), rows, bucket_size=2)
 
 
+def alie_mirrored(rows: jax.Array, wider: float = 1.0) -> jax.Array:
+    """Our ALIE to the other side of the mean, by so many times the deviation."""
+    centre = honest(rows).mean(0)
+    return centre - wider * (corrupt(attacks.alie(None), rows) - centre)
+
+
 def copied_by_mimic(rows: np.ndarray) -> int:
     """The worker that our mimic copies."""
-    from signfd_jax.attacks import mimic
-
-    sent = np.asarray(corrupt(mimic(), jnp.asarray(rows, jnp.float32)))
+    sent = np.asarray(corrupt(attacks.mimic(), jnp.asarray(rows, jnp.float32)))
     return int(np.argmin(np.abs(honest(rows) - sent).sum(1)))
+
+
+def tensors(rows: np.ndarray) -> list[Any]:
+    """A copy of the rows as PyTorch's tensors."""
+    return list(importlib.import_module("torch").from_numpy(rows.copy()))
 
 
 def difference(library: Any, pair: Pair, draws: int) -> float:

@@ -18,11 +18,13 @@ from benchmarks.parity._compare import (
     M,
     Pair,
     Peer,
+    alie_mirrored,
     corrupt,
     honest,
     later,
     rows_of_two_signs,
     rows_scattered,
+    tensors,
     two_rounds,
 )
 from signfd_jax import aggregators, attacks
@@ -34,13 +36,9 @@ _H = M - F  # honest workers
 _WIDER = (_H / (_H - 1)) ** 0.5
 
 
-def _tensors(rows):
-    return list(importlib.import_module("torch").from_numpy(rows.copy()))
-
-
 def _rule(name, *arguments, **named):
     """What a rule of this name makes of the rows."""
-    return lambda b, x: getattr(b.rules, name)(*arguments, **named)(_tensors(x))
+    return lambda b, x: getattr(b.rules, name)(*arguments, **named)(tensors(x))
 
 
 def _two_rounds(name, **named):
@@ -48,7 +46,7 @@ def _two_rounds(name, **named):
 
     def theirs(blades, rows):
         rule = getattr(blades.rules, name)(**named)
-        return np.stack([rule(_tensors(rows)), rule(_tensors(later(rows)))])
+        return np.stack([rule(tensors(rows)), rule(tensors(later(rows)))])
 
     return theirs
 
@@ -76,7 +74,7 @@ def _attack(name, **named):
             client_manager=types.SimpleNamespace(get_client_by_id=clients.__getitem__),
             local_results=[
                 {"client_id": i, "client_update": row}
-                for i, row in enumerate(_tensors(rows))
+                for i, row in enumerate(tensors(rows))
             ],
             server=types.SimpleNamespace(aggregator=None),
         )
@@ -98,12 +96,6 @@ def _adaptive_at_the_extremes(blades, rows):
     module = importlib.import_module("blades.adversaries.adaptive_adversary")
     with _imports.replaced(module, torch=fixed):
         return _attack("AdaptiveAdversary")(blades, rows)
-
-
-def _alie_mirrored(rows):
-    """Our ALIE to the other side of the mean, by the wider deviation."""
-    centre = honest(rows).mean(0)
-    return centre - _WIDER * (corrupt(attacks.alie(None), rows) - centre)
 
 
 def _min_max_bisected(rows):
@@ -179,7 +171,7 @@ _PAIRS: dict[str, Pair] = {
     ),
     "ALIEAdversary": Pair(
         _attack("ALIEAdversary"),
-        _alie_mirrored,
+        lambda x: alie_mirrored(x, _WIDER),
         "Blades adds deviations (divisor H - 1) to the mean, ours subtracts them "
         "(divisor H): alie(None), mirrored, times sqrt(H / (H - 1))",
     ),

@@ -3,7 +3,6 @@
 ByzPy (https://github.com/Byzpy/byzpy) takes a list of PyTorch tensors.
 """
 
-import importlib
 import types
 from typing import Any
 
@@ -23,6 +22,7 @@ from benchmarks.parity._compare import (
     rows_far_apart,
     rows_scattered,
     shuffled,
+    tensors,
 )
 from benchmarks.parity._imports import installed
 from signfd_jax import aggregators, attacks
@@ -48,20 +48,16 @@ _MODULES = {
 }
 
 
-def _tensors(rows):
-    return list(importlib.import_module("torch").from_numpy(rows))
-
-
 def _rule(name, *arguments, **named):
     """What a rule of this name makes of the rows."""
-    return lambda b, x: getattr(b, name)(*arguments, **named).aggregate(_tensors(x))
+    return lambda b, x: getattr(b, name)(*arguments, **named).aggregate(tensors(x))
 
 
 def _before(name, *arguments, **named):
     """What a pre-aggregation of this name makes of the rows."""
 
     def theirs(byzpy, rows):
-        made = getattr(byzpy, name)(*arguments, **named).pre_aggregate(_tensors(rows))
+        made = getattr(byzpy, name)(*arguments, **named).pre_aggregate(tensors(rows))
         return np.stack([np.asarray(row) for row in made])
 
     return theirs
@@ -70,7 +66,7 @@ def _before(name, *arguments, **named):
 def _attack(name, *arguments):
     """What an attack of this name sends, seeing the honest rows."""
     return lambda b, x: getattr(b, name)(*arguments).apply(
-        honest_grads=_tensors(honest(x))
+        honest_grads=tensors(honest(x))
     )
 
 
@@ -185,7 +181,7 @@ _PAIRS: dict[str, Pair] = {
         "the worker that ours chose",
     ),
     "SignFlipAttack": Pair(
-        lambda b, x: b.SignFlipAttack().apply(base_grad=_tensors(x)[-1]),
+        lambda b, x: b.SignFlipAttack().apply(base_grad=tensors(x)[-1]),
         lambda x: corrupt(attacks.sign_inversion(), x),
     ),
 }

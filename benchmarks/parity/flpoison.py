@@ -21,10 +21,10 @@ from benchmarks.parity._compare import (
     M,
     Pair,
     Peer,
+    alie_mirrored,
     buckets,
     copied_by_mimic,
     corrupt,
-    honest,
     later,
     rows_of_descent,
     rows_of_two_signs,
@@ -40,9 +40,8 @@ __all__ = ["FLPOISON"]
 
 _RULES = (
     *("bucketing", "bulyan", "centeredclipping", "dnc", "flame", "fldetector"),
-    "fltrust",
-    *("foolsgold", "krum", "mean", "median", "multikrum", "normclipping", "rfa"),
-    *("signguard", "trimmedmean"),
+    *("fltrust", "foolsgold", "krum", "mean", "median", "multikrum", "normclipping"),
+    *("rfa", "signguard", "trimmedmean"),
 )
 _ATTACKS = ("alie", "ipm", "mimic", "min", "modelreplacement", "signflipping")
 _INPUTS, _CLASSES = 24, 40  # of the layer: D parameters with the bias
@@ -199,12 +198,6 @@ def _attack(name, **parameters):
     return theirs
 
 
-def _alie_mirrored(rows):
-    """Our ALIE to the other side of the mean."""
-    centre = honest(rows).mean(0)
-    return 2 * centre - corrupt(attacks.alie(None), rows)
-
-
 _SQUARES = (
     "FLPoison sums distances of M - f - 1 neighbours, the paper and ours squared ones "
     "of M - f - 2: FLPoison is given squared distances, and num_neighbours=M - f - 1"
@@ -320,7 +313,7 @@ _PAIRS: dict[str, Pair] = {
     ),
     "ALIE": Pair(
         _attack("ALIE", z_max=None),
-        _alie_mirrored,
+        alie_mirrored,
         "FLPoison adds deviations to the mean, ours subtracts them: alie(None), "
         "mirrored",
     ),
@@ -348,9 +341,7 @@ _PAIRS: dict[str, Pair] = {
     ),
     "ModelReplacement": Pair(
         _attack("ModelReplacement", scaling_factor=50.0),
-        lambda x: _sent_in_the_end(
-            attacks.model_replacement(attacks.badnets(10), 50.0), x
-        ),
+        lambda x: corrupt(attacks.model_replacement(attacks.badnets(10), 50.0).then, x),
         "the scaling alone: the backdoor before it trains a model",
     ),
 }
@@ -368,14 +359,6 @@ _NOT_COMPARED = {
     "least; the paper and ours those of least size",
     "NoAttack": "nothing to compare",
 }
-
-
-def _sent_in_the_end(attack, rows):
-    """What is sent of the last row by the part of an attack that is on gradients."""
-    sent, _ = attack.then.apply(
-        jax.random.key(1), rows, jnp.arange(M) >= M - F, None, ()
-    )
-    return sent[-1]
 
 
 def _load(clones: Path):
