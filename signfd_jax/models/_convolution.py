@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-_MAX_BLOCK = 8  # images whose patches are made at once: they should fit the cache
+_PIXELS = 4096  # whose patches are made at once: they should fit the cache
+_MANY_CHANNELS = 32  # in, from which YNNPACK's convolution is the slower one
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -31,17 +32,8 @@ def convolve(
     at a time, as patches and a matrix product. Other platforms get XLA's own.
     """
     plain = functools.partial(_convolution, stride=stride, padding=padding)
-    if padding or images.shape[-1] == 1:
-        on_cpu = functools.partial(_cpu_convolution, stride=stride, padding=padding)
-    else:
-
-        def on_cpu(images, kernel):
-            # A row of zeros below, and the row that it gives taken off again: XLA's
-            # routine for unpadded convolutions takes 2.5 times longer (jax 0.10.2).
-            rows = (images.shape[1] - kernel.shape[0]) // stride + 1
-            below = ((0, stride), (0, 0))
-            return _cpu_convolution(images, kernel, stride, below)[:, :rows]
-
+    sides = ((padding, padding), (padding, padding))
+    on_cpu = functools.partial(_cpu_convolution, stride=stride, padding=sides)
     return lax.platform_dependent(images, kernel, cpu=on_cpu, default=plain)
 
 
@@ -63,10 +55,18 @@ def _cpu_convolution(images, kernel, stride, padding):
 
     XLA would group the convolution by kernel, which is 3 to 7 times slower.
     """
+    size, _, channels, _ = kernel.shape
+    (above, below), beside = padding
+    rows = images.shape[1] + above + below - size + 1
+    if stride == 1 and size > 1 and channels >= _MANY_CHANNELS:
+        # A row of zeros below, and the row that it gives taken off again: what is
+        # padded alike on all sides goes to YNNPACK, at half the speed (jax 0.10.2).
+        below += 1
 
     @custom_vmap
     def convolution(images, kernel):
-        return _convolution(images, kernel, stride, padding)
+        outputs = _convolution(images, kernel, stride, ((above, below), beside))
+        return outputs[:, :rows] if stride == 1 else outputs
 
     @convolution.def_vmap
     def _(axis_size, is_batched, images, kernel):
@@ -129,31 +129,45 @@ def _images_gradient(shape, kernel, cotangent, stride, padding):
 
 
 def _kernel_gradient(images, shape, cotangent, stride, padding):
-    """Patches of a few images and a matrix product, again and again; no worker axis."""
+    """Patches of a few images and a matrix product, again and again; no worker axis.
+
+    Where the rows of images and cotangent are one to one, the patches are of K pixels
+    in a row, beside K shifted cotangents: six copies instead of ten for K = 3.
+    """
     size, _, channels, features = shape
-    num, height, width, _ = cotangent.shape
-    block = max(n for n in range(1, _MAX_BLOCK + 1) if num % n == 0)
-    rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
+    num_rows = cotangent.shape[1]
+    last = stride * (num_rows - 1) + 1
+    by_rows = stride == 1 and num_rows == images.shape[1]
+    by_rows = by_rows and size * channels > features  # else there is more to copy
+    few = _few(images)
+    sides, none = (padding, padding), (0, 0)
+
+    def shifted(array, starts):
+        array = jnp.pad(array, (none, sides, none, none))
+        parts = [array[:, start : start + last : stride] for start in starts]
+        return jnp.concatenate(parts, axis=-1)
 
     def add_block(total, pair):
         images, cotangent = pair
-        sides = (padding, padding)
-        images = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
-        shifted = [
-            images[:, i : i + rows : stride, j : j + columns : stride]
-            for i in range(size)
-            for j in range(size)
-        ]
-        patches = jnp.concatenate(shifted, axis=-1)
-        return total + jnp.einsum("nhwp,nhwo->po", patches, cotangent), None
+        patches = _patches_of_rows(
+            jnp.pad(images, (none, none, sides, none)), size, stride
+        )
+        if by_rows:
+            cotangent = shifted(cotangent, reversed(range(size)))
+        else:
+            patches = shifted(patches, range(size))
+        # Of matrices: XLA's product over three axes at once takes twice as long.
+        patches = patches.reshape(-1, patches.shape[-1])
+        return total + patches.T @ cotangent.reshape(-1, cotangent.shape[-1]), None
 
     @custom_vmap
     def gradient(images, cotangent):
-        blocks = jax.tree.map(
-            lambda x: x.reshape(num // block, block, *x.shape[1:]), (images, cotangent)
-        )
-        total = jnp.zeros((size * size * channels, features), cotangent.dtype)
-        return lax.scan(add_block, total, blocks)[0].reshape(shape)
+        across, up = (size, 1) if by_rows else (1, size)
+        total = jnp.zeros((up * size * channels, across * features), cotangent.dtype)
+        blocks = _in_blocks(images, few), _in_blocks(cotangent, few)
+        total = lax.scan(add_block, total, blocks)[0]
+        total = total.reshape(up, size, channels, across, features)
+        return total.transpose(0, 3, 1, 2, 4).reshape(shape)
 
     @gradient.def_vmap
     def _(axis_size, is_batched, *pair):
@@ -161,6 +175,26 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
         return _in_turn(gradient, axis_size, is_batched, *pair), True
 
     return gradient(images, cotangent)
+
+
+def _patches_of_rows(images, size, stride):
+    """Of each row `[W, C]`, patches `[W', K * C]` of K pixels each."""
+    width = (images.shape[2] - size) // stride + 1
+    columns = stride * (width - 1) + 1
+    shifted = [images[:, :, j : j + columns : stride] for j in range(size)]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _few(images):
+    """How many images to take at a time; their number is a multiple of it."""
+    num, height, width, _ = images.shape
+    most = max(1, _PIXELS // (height * width))
+    return max(n for n in range(1, min(num, most) + 1) if num % n == 0)
+
+
+def _in_blocks(images, few):
+    """So many images at a time."""
+    return images.reshape(-1, few, *images.shape[1:])
 
 
 @jax.custom_vjp
