@@ -75,6 +75,8 @@ class Options:
     """Decoders, by the names above."""
     chunk: int = 10
     """Workers at a time, measured beside all at once where they are many."""
+    few: int = 3
+    """Workers at a time, measured beside all at once where a round is long."""
     rounds: int = 10
     """Rounds in a call, measured beside a call for each where these are short."""
     seconds: float = 20.0
@@ -116,12 +118,11 @@ class Entry(NamedTuple):
 def entries(options: Options, num_workers: int, operations: int) -> dict[str, Entry]:
     """What is measured for so many workers and operations of a round, by label."""
     whole = {name: Entry(name) for name in options.decoders}
-    if num_workers >= CHUNKED_FROM:
-        label, other = f"{options.chunk} at a time", {"chunk": options.chunk}
-    elif operations < SHORT:
+    if num_workers < CHUNKED_FROM and operations < SHORT:
         label, other = f"{options.rounds} rounds a call", {"rounds": options.rounds}
     else:
-        return whole
+        chunk = options.chunk if num_workers >= CHUNKED_FROM else options.few
+        label, other = f"{chunk} at a time", {"chunk": chunk}
     return whole | {f"{name}, {label}": Entry(name, **other) for name in whole}
 
 
