@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int8, Shaped
+from jaxtyping import Array, Bool, Float, Int8, Shaped
 
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._packed_rows import take_coordinates
 from signfd_jax.signs._products import row_products, sum_of_rows
-from signfd_jax.signs._tally import fixed_point
+from signfd_jax.signs._tally import fixed_point, sum_over_axis
 from signfd_jax.signs._visits import over_workers
 
 
@@ -31,11 +31,21 @@ def sampled_votes(
 ) -> Int8[Array, "M S"]:
     """The votes on one coordinate of each of about `size` blocks of equal length.
 
+    See `sampled`.
+    """
+    return sampled(key, votes, size, axis_name)[0]
+
+
+def sampled(
+    key, tree, size: int, axis_name: str | tuple[str, ...] | None = None
+) -> tuple[Shaped[Array, "M S"], Bool[Array, " S"]]:
+    """What leaves `[M, ...]` have on the sampled coordinates, and which are there.
+
     Coordinates are numbered leaf after leaf, and padded to a multiple of `8 M` as on a
     mesh. So the sample is the same for votes that are whole, packed, or split over the
     devices; a device sees 0 where a sampled coordinate is not its own.
     """
-    leaves = group_leaves(votes).join(votes)
+    leaves = group_leaves(tree).join(tree)
     num_workers = leaves[0].shape[0] if leaves else 1
     lengths = [math.prod(leaf.shape[1:]) for leaf in leaves]
     total, starts = _padded(sum(lengths), num_workers, axis_name)
@@ -53,11 +63,30 @@ def sampled_votes(
                 chosen, block, [s + begin for s in starts], length, axis_name
             )
             taken = take_coordinates(leaf, places)
-            parts.append(taken * inside.astype(jnp.int8)[None])
+            parts.append((taken * inside.astype(taken.dtype)[None], inside))
         begin += length
     if not parts:
-        return jnp.zeros((num_workers, 0), jnp.int8)
-    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        return jnp.zeros((num_workers, 0), jnp.int8), jnp.zeros((0,), bool)
+    if len(parts) == 1:
+        return parts[0]
+    rows, inside = zip(*parts, strict=True)
+    return jnp.concatenate(rows, axis=1), jnp.concatenate(inside)
+
+
+def inspected(tree, num_workers: int, axis_name: str | tuple[str, ...] | None):
+    """`sampled` on always the same coordinates, for what is only looked at."""
+    return sampled(jax.random.key(0), tree, sample_size(num_workers <= 64), axis_name)
+
+
+def sampled_mean(
+    values: Float[Array, "M S"],
+    inside: Bool[Array, " S"],
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, " M"]:
+    """Mean of each row over the sampled coordinates that are there, on all devices."""
+    mask = inside.astype(jnp.float32)
+    total, size = sum_over_axis((values @ mask, jnp.sum(mask)), axis_name)
+    return total / jnp.maximum(size, 1.0)
 
 
 def sampled_vote(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from signfd_jax._checks import check_number, checked
 from signfd_jax.decoders._known import heaviness
-from signfd_jax.decoders._pairs import sample_size, sampled_vote, sampled_votes
+from signfd_jax.decoders._pairs import inspected, sampled_vote
 from signfd_jax.signs._tally import sum_over_axis, vote_tree
 from signfd_jax.signs._totals import check_coordinates
 from signfd_jax.signs._visits import over_workers
@@ -182,8 +182,7 @@ def majority_vote() -> Decoder:
         heavy = heaviness(weights.size, stakes, shares)
         weights = weights if heavy is None else heavy
         decoded = vote_tree(votes, weights, largest=1.0, axis_name=axis_name).decoded
-        size = sample_size(weights.size <= 64)
-        rows = sampled_votes(jax.random.key(0), votes, size, axis_name)
+        rows, _ = inspected(votes, weights.size, axis_name)
         outcome, margin = sampled_vote(rows, weights, axis_name)
         _, counts = over_workers(lambda row: ((), _lost(row, outcome)), rows)
         lost, counted = sum_over_axis(counts, axis_name)

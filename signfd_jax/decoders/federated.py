@@ -19,16 +19,17 @@ from signfd_jax.decoders._counters import (
     outcomes_against_others,
     tabulated,
 )
+from signfd_jax.decoders._pairs import inspected, sampled_mean
 from signfd_jax.decoders.base import DecodeInfo, Decoder, llr_weights
 from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
 from signfd_jax.signs._tally import (
     count_agreements,
-    sum_over_axis,
+    fixed_point,
     vote_tree,
 )
 from signfd_jax.signs._totals import check_coordinates
-from signfd_jax.signs._visits import over_workers, sum_coordinates
+from signfd_jax.signs._visits import over_workers
 
 __all__ = ["FederatedDefenseState", "federated_defense", "federated_voting"]
 
@@ -75,6 +76,10 @@ def federated_defense(
     pooled one. `released_code` does what the authors' code does instead. While every
     worker has a pooled weight of 0, or less than one vote
     behind it (none yet, or all forgotten), all weigh one.
+
+    `info` has means over the coordinates. Where these have weights of their own, it is
+    over a sample of 8192 of them, always the same ones, or of 512 with more than 64
+    workers.
 
     Args:
         initial_rounds: length of the pooled phase (rounds, int scalar >= 0). None:
@@ -227,16 +232,17 @@ def _learned(of: _Options, counter_dtype) -> Decoder:
         largest = jnp.maximum(jnp.asarray(of.max_llr, jnp.float32), 1.0)
         if of.pooled_only:
             groups = group_leaves(votes)
-            used, weigh = _pooled_weights(of, state), None
+            votes, weights = groups.join(votes), _pooled_weights(of, state)
+            decoded, _, margin = vote_tree(
+                votes, weights, largest=largest, axis_name=axis_name
+            )
         else:  # The counters are larger than the votes unpacked.
             votes = packed.unpack_votes(votes)
             groups = group_leaves(votes, state.fd_counters)
             state = state._replace(fd_counters=groups.join(state.fd_counters))
-            used, weigh = _evidence_of(state), _weigher(of, state)
-        votes = groups.join(votes)
-        decoded, mean_weights, margin = vote_tree(
-            votes, used, largest=largest, weigh=weigh, axis_name=axis_name
-        )
+            votes = groups.join(votes)
+            weights, margin = _sampled_vote(of, state, votes, largest, axis_name)
+            decoded = _after(margin, _decoded(of, state, votes, largest))
         if of.leave_own_out:
             outcomes, agreed, counted = outcomes_against_others(
                 votes, _weights(of, state), largest=largest, axis_name=axis_name
@@ -247,7 +253,7 @@ def _learned(of: _Options, counter_dtype) -> Decoder:
                 outcomes = jax.tree.map(lambda v, sign: v * sign[None], votes, decoded)
             agreed, counted = count_agreements(votes, decoded, axis_name)
         state = _learn(of, state, outcomes, agreed, counted)
-        info = DecodeInfo(mean_weights, _mean_crossover(of, state, axis_name), margin)
+        info = DecodeInfo(weights, _mean_crossover(of, state, axis_name), margin)
         if not of.pooled_only:
             state = state._replace(fd_counters=groups.split(state.fd_counters))
         return groups.split(decoded), state, info
@@ -256,6 +262,32 @@ def _learned(of: _Options, counter_dtype) -> Decoder:
     if of.leave_own_out and of.pooled_only:
         needs = "it takes each vote out of the tally that the vote is compared with"
     return Decoder(init, decode, functools.partial(_weights, of), needs, "nats")
+
+
+def _decoded(of, state, votes, largest):
+    """The signs of a vote whose weights are never all there at once."""
+    num_workers, weigh = state.fd_agreement.size, _weigher(of, state)
+
+    def visit(row):
+        vote, evidence = row
+
+        def units_of(counter):
+            weights = weigh(evidence._replace(counter=counter))
+            return fixed_point(weights, largest=largest, num_workers=num_workers)[0]
+
+        units = tabulated(units_of, evidence.counter, state.fd_rounds_counted)
+        return units * vote.astype(jnp.int32), ()
+
+    pairs = zip(votes, _evidence_of(state), strict=True)
+    return [jnp.sign(over_workers(visit, pair)[0]).astype(jnp.int8) for pair in pairs]
+
+
+def _after(margin, decoded):
+    """The same signs, once the margin is known: the counters may then change."""
+    # Else XLA keeps a copy of them for the sample. It does not know that no margin is
+    # negative.
+    zero = (margin < 0).astype(jnp.int8)
+    return [signs + zero for signs in decoded]
 
 
 def _learn(of, state, outcomes, agreed, counted):
@@ -324,15 +356,7 @@ def _pooled_weights(of, state):
 def _weigher(of, state):
     """The function that makes a worker's weights `[...]` of its evidence."""
     weigh, crossover = _weights_from(of, state), _crossover_from(of, state)
-
-    def weights_of(evidence):
-        return tabulated(
-            lambda counter: weigh(crossover(evidence._replace(counter=counter))),
-            evidence.counter,
-            state.fd_rounds_counted,
-        )
-
-    return weights_of
+    return lambda evidence: weigh(crossover(evidence))
 
 
 def _weights(of, state):
@@ -342,19 +366,25 @@ def _weights(of, state):
     return jax.tree.map(weigh, _evidence_of(state), is_leaf=_is_evidence)
 
 
+def _sampled_vote(of, state, votes, largest, axis_name):
+    """Mean weights `[M]`, and margin, on a sample of the coordinates."""
+    num_workers = state.fd_agreement.size
+    rows, _ = inspected(votes, num_workers, axis_name)
+    counters, inside = inspected(state.fd_counters, num_workers, axis_name)
+    weights = _weights(of, state._replace(fd_counters=counters))
+    margin = vote_tree(rows, weights, largest=largest, axis_name=axis_name).margin
+    return sampled_mean(weights, inside, axis_name), margin
+
+
 def _mean_crossover(of, state, axis_name):
-    """The mean over the coordinates, `[M]`."""
+    """The mean over a sample of the coordinates, `[M]`."""
     if of.pooled_only:
         return _crossover(_pooled_balance(state))
-    crossover = _crossover_from(of, state)
-    leaves = jax.tree.leaves(_evidence_of(state), is_leaf=_is_evidence)
-    sums = [
-        over_workers(lambda row: ((), sum_coordinates(crossover(row))), leaf)[1]
-        for leaf in leaves
-    ]
-    size = sum(leaf.counter.size // leaf.pooled.size for leaf in leaves)
-    total, size = sum_over_axis((sum(sums), jnp.float32(size)), axis_name)
-    return total / size
+    num_workers = state.fd_agreement.size
+    counters, inside = inspected(state.fd_counters, num_workers, axis_name)
+    evidence = _evidence_of(state._replace(fd_counters=counters))
+    crossover = jax.vmap(_crossover_from(of, state))(evidence)
+    return sampled_mean(crossover, inside, axis_name)
 
 
 def _crossover(balance):

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int8, Int32
+from jaxtyping import Array, Int32, Shaped
 
 from signfd_jax.signs.packed import PackedVotes, is_packed, unpack_votes
 
@@ -18,8 +18,8 @@ def join_chunks(chunks):
     return jax.tree.map(lambda rows: rows.reshape(-1, rows.shape[-1]), chunks)
 
 
-def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Int8[Array, "M S"]:
-    """The votes on a few coordinates of one leaf, unpacked."""
+def take_coordinates(leaf, chosen: Int32[Array, " S"] | None) -> Shaped[Array, "M S"]:
+    """What a leaf has on a few coordinates; packed votes are unpacked."""
     if not is_packed(leaf):
         rows = leaf.reshape(leaf.shape[0], -1)
         return rows if chosen is None else _once(rows[:, chosen])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int8, Int32
 
 from signfd_jax.signs import packed
 from signfd_jax.signs._leaves import group_leaves
-from signfd_jax.signs._packed_rows import in_leaf_shape, row_agreements, votes_structure
+from signfd_jax.signs._packed_rows import in_leaf_shape, row_agreements
 from signfd_jax.signs._products import row_products
 from signfd_jax.signs._totals import exact_total
 from signfd_jax.signs._visits import over_workers, sum_coordinates
@@ -45,7 +45,6 @@ def vote_tree(
     weights,
     *,
     largest: float | Float[Array, ""],
-    weigh: Callable[[Any], Float[Array, "*leaf"]] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Vote:
     """Weighted vote over every leaf of a tree.
@@ -53,12 +52,8 @@ def vote_tree(
     Args:
         votes: tree of int8 `[M, ...]` in {-1, 0, +1}, or of `packed.PackedVotes` where
             the weights are `[M]`.
-        weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats). With
-            `weigh`, a tree that has at each leaf of `votes` what `weigh` reads: arrays
-            `[M, ...]`, of which it is given one worker's rows.
+        weights: float `[M]`, or a tree like `votes` of `[M, ...]` (nats).
         largest: a bound on |weights|, float scalar (see `weighted_vote`).
-        weigh: makes a worker's weights `[...]` (nats), so that they are never all
-            there at once; None: they are given.
         axis_name: mesh axis, or axes, that the coordinates are split over, or None.
 
     Returns:
@@ -69,16 +64,12 @@ def vote_tree(
         >>> vote_tree(votes, jnp.ones(3), largest=1.0).decoded["w"]
         Array([ 1, -1], dtype=int8)
     """
-    shared = isinstance(weights, jax.Array) and weights.ndim == 1 and weigh is None
-    split = functools.partial(jax.tree.unflatten, votes_structure(votes))
-    used: Any = weights
-    if weigh is None:  # What `weigh` reads is joined by whoever knows what it is.
-        groups = group_leaves(votes) if shared else group_leaves(votes, weights)
-        votes, split = groups.join(votes), groups.split
-        used = weights if shared else groups.join(weights)
+    shared = isinstance(weights, jax.Array) and weights.ndim == 1
+    groups = group_leaves(votes) if shared else group_leaves(votes, weights)
+    used = weights if shared else groups.join(weights)
     decoded, sums = [], []
-    for leaf, weight in leaves_with_weights(votes, used):
-        signs, margins, row_sums = _vote(leaf, weight, largest, weigh)
+    for leaf, weight in leaves_with_weights(groups.join(votes), used):
+        signs, margins, row_sums = _vote(leaf, weight, largest)
         decided = jnp.sum(signs != 0, dtype=jnp.int32)
         size = jnp.float32(signs.size)
         sums.append((row_sums, size, jnp.sum(margins), decided))
@@ -87,7 +78,7 @@ def vote_tree(
         sums, axis_name, most=sum(signs.size for signs in decoded)
     )
     return Vote(
-        decoded=split(decoded),
+        decoded=groups.split(decoded),
         weights=weights if shared else row_sums / size,
         margin=margin / jnp.maximum(decided, 1.0),
     )
@@ -121,11 +112,11 @@ def weighted_vote(
         >>> print(decoded, margin.round(1))
         [1 1] [0.2 0.6]
     """
-    decoded, margins, _ = _vote(votes, weights, largest, None)
+    decoded, margins, _ = _vote(votes, weights, largest)
     return decoded, margins
 
 
-def _vote(votes, weights, largest, weigh):
+def _vote(votes, weights, largest):
     """Decoded signs, margins, and the sum of each worker's weights over the leaf."""
     fixed = functools.partial(fixed_point, largest=largest, num_workers=votes.shape[0])
 
@@ -134,10 +125,9 @@ def _vote(votes, weights, largest, weigh):
 
     def visit(row):
         vote, weight = row
-        weight = weight if weigh is None else weigh(weight)
         return terms(vote, fixed(weight)[0]), sum_coordinates(weight)
 
-    if weigh is None and weights.ndim == 1:
+    if weights.ndim == 1:
         rows, simple = (votes, fixed(weights)[0]), not packed.is_packed(votes)
         (tally, total), _ = over_workers(
             lambda row: (terms(*row), ()), rows, simple=simple

@@ -16,7 +16,7 @@ from signfd_jax.signs import _visits as visits
 
 jitted_vote = jax.jit(tally.weighted_vote)
 jitted_agreements = jax.jit(tally.agreements)
-jitted_tree = jax.jit(tally.vote_tree, static_argnames=("axis_name", "weigh"))
+jitted_tree = jax.jit(tally.vote_tree, static_argnames="axis_name")
 
 
 def all_patterns(num_workers, alphabet=(-1, 1)):
