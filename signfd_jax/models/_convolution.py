@@ -198,8 +198,8 @@ def _patches_of_rows(images, size, stride):
 def _few(images):
     """How many images to take at a time; their number is a multiple of it."""
     num, height, width, _ = images.shape
-    most = max(1, _PIXELS // (height * width))
-    return max(n for n in range(1, min(num, most) + 1) if num % n == 0)
+    most = max(1, min(num, _PIXELS // (height * width)))
+    return max(n for n in range(1, most + 1) if num % n == 0)
 
 
 def _in_blocks(images, few):

@@ -127,6 +127,12 @@ def test_gradients_keep_the_dtype(key):
     assert {x.dtype for x in gradients} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_no_images_have_no_gradient(key):
+    images, kernel, _ = arrays(key, (0, *SHAPES[0][1:]))
+    total = jax.grad(lambda k: jnp.sum(jnp.asarray(convolve(images, k))))(kernel)
+    np.testing.assert_array_equal(total, np.zeros(kernel.shape))
+
+
 @pytest.mark.parametrize("height", [4, 5])
 @pytest.mark.parametrize("width", [2, 6, 7])
 def test_max_pool_and_its_gradient_equal_flax_even_in_ties(key, height, width):
