@@ -57,16 +57,15 @@ def _cpu_convolution(images, kernel, stride, padding):
     """
     size, _, channels, _ = kernel.shape
     (above, below), beside = padding
-    rows = images.shape[1] + above + below - size + 1
-    if stride == 1 and size > 1 and channels >= _MANY_CHANNELS:
-        # A row of zeros below, and the row that it gives taken off again: what is
-        # padded alike on all sides goes to YNNPACK, at half the speed (jax 0.10.2).
-        below += 1
+    # A row of zeros below, and the row that it gives taken off again: what is padded
+    # alike on all sides goes to YNNPACK, at half the speed (jax 0.10.2).
+    extra = int(stride == 1 and size > 1 and channels >= _MANY_CHANNELS)
 
     @custom_vmap
     def convolution(images, kernel):
-        outputs = _convolution(images, kernel, stride, ((above, below), beside))
-        return outputs[:, :rows] if stride == 1 else outputs
+        padded = (above, below + extra), beside
+        outputs = _convolution(images, kernel, stride, padded)
+        return outputs[:, : outputs.shape[1] - extra]
 
     @convolution.def_vmap
     def _(axis_size, is_batched, images, kernel):
@@ -145,27 +144,25 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     in a row, beside K shifted cotangents: six copies instead of ten for K = 3.
     """
     size, _, channels, features = shape
-    num_rows = cotangent.shape[1]
-    last = stride * (num_rows - 1) + 1
+    num_rows, num_columns = cotangent.shape[1:3]
     by_rows = stride == 1 and num_rows == images.shape[1]
     by_rows = by_rows and size * channels > features  # else there is more to copy
     few = _few(images)
-    sides, none = (padding, padding), (0, 0)
 
-    def shifted(array, starts):
-        array = jnp.pad(array, (none, sides, none, none))
-        parts = [array[:, start : start + last : stride] for start in starts]
+    def shifted(array, axis, number, starts):
+        padded = [(0, 0)] * 4
+        padded[axis] = padding, padding
+        array, last = jnp.pad(array, padded), stride * (number - 1) + 1
+        parts = [lax.slice_in_dim(array, i, i + last, stride, axis) for i in starts]
         return jnp.concatenate(parts, axis=-1)
 
     def add_block(total, pair):
         images, cotangent = pair
-        patches = _patches_of_rows(
-            jnp.pad(images, (none, none, sides, none)), size, stride
-        )
+        patches = shifted(images, 2, num_columns, range(size))
         if by_rows:
-            cotangent = shifted(cotangent, reversed(range(size)))
+            cotangent = shifted(cotangent, 1, num_rows, reversed(range(size)))
         else:
-            patches = shifted(patches, range(size))
+            patches = shifted(patches, 1, num_rows, range(size))
         # Of matrices: XLA's product over three axes at once takes twice as long.
         patches = patches.reshape(-1, patches.shape[-1])
         return total + patches.T @ cotangent.reshape(-1, cotangent.shape[-1]), None
@@ -174,7 +171,9 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     def gradient(images, cotangent):
         across, up = (size, 1) if by_rows else (1, size)
         total = jnp.zeros((up * size * channels, across * features), cotangent.dtype)
-        blocks = _in_blocks(images, few), _in_blocks(cotangent, few)
+        blocks = jax.tree.map(
+            lambda x: x.reshape(-1, few, *x.shape[1:]), (images, cotangent)
+        )
         total = lax.scan(add_block, total, blocks)[0]
         total = total.reshape(up, size, channels, across, features)
         return total.transpose(0, 3, 1, 2, 4).reshape(shape)
@@ -187,24 +186,11 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     return gradient(images, cotangent)
 
 
-def _patches_of_rows(images, size, stride):
-    """Of each row `[W, C]`, patches `[W', K * C]` of K pixels each."""
-    width = (images.shape[2] - size) // stride + 1
-    columns = stride * (width - 1) + 1
-    shifted = [images[:, :, j : j + columns : stride] for j in range(size)]
-    return jnp.concatenate(shifted, axis=-1)
-
-
 def _few(images):
     """How many images to take at a time; their number is a multiple of it."""
     num, height, width, _ = images.shape
     most = max(1, min(num, _PIXELS // (height * width)))
     return max(n for n in range(1, most + 1) if num % n == 0)
-
-
-def _in_blocks(images, few):
-    """So many images at a time."""
-    return images.reshape(-1, few, *images.shape[1:])
 
 
 @jax.custom_vjp
