@@ -366,12 +366,18 @@ def _weights(of, state):
     return jax.tree.map(weigh, _evidence_of(state), is_leaf=_is_evidence)
 
 
+def _inspected_evidence(state, axis_name):
+    """Evidence on a sample of the coordinates, and which of them are there."""
+    num_workers = state.fd_agreement.size
+    counters, inside = inspected(state.fd_counters, num_workers, axis_name)
+    return _Evidence(counters, _pooled_balance(state)), inside
+
+
 def _sampled_vote(of, state, votes, largest, axis_name):
     """Mean weights `[M]`, and margin, on a sample of the coordinates."""
-    num_workers = state.fd_agreement.size
-    rows, _ = inspected(votes, num_workers, axis_name)
-    counters, inside = inspected(state.fd_counters, num_workers, axis_name)
-    weights = _weights(of, state._replace(fd_counters=counters))
+    rows, _ = inspected(votes, state.fd_agreement.size, axis_name)
+    evidence, inside = _inspected_evidence(state, axis_name)
+    weights = jax.vmap(_weigher(of, state))(evidence)
     margin = vote_tree(rows, weights, largest=largest, axis_name=axis_name).margin
     return sampled_mean(weights, inside, axis_name), margin
 
@@ -380,9 +386,7 @@ def _mean_crossover(of, state, axis_name):
     """The mean over a sample of the coordinates, `[M]`."""
     if of.pooled_only:
         return _crossover(_pooled_balance(state))
-    num_workers = state.fd_agreement.size
-    counters, inside = inspected(state.fd_counters, num_workers, axis_name)
-    evidence = _evidence_of(state._replace(fd_counters=counters))
+    evidence, inside = _inspected_evidence(state, axis_name)
     crossover = jax.vmap(_crossover_from(of, state))(evidence)
     return sampled_mean(crossover, inside, axis_name)
 
