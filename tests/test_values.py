@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import signfd_jax as sfd
 from signfd_jax import distributed, signs
 from signfd_jax.cli import main
-from signfd_jax.experiments import Experiment, registry
+from signfd_jax.experiments import Experiment, _servers, registry
 from signfd_jax.experiments import _traffic as traffic
 from signfd_jax.experiments._choices import canonical
 from signfd_jax.experiments._storage import checkpoints
@@ -313,14 +313,14 @@ def stranger() -> sfd.Decoder:
 )
 def test_a_plugin_is_billed_as_it_sends(function, wire, expected, monkeypatch):
     """Rules send floats unless they say otherwise, decoders votes."""
-    server = function if function is stranger else registry._own_rule(function)
+    server = function if function is stranger else _servers._own_rule(function)
     monkeypatch.setitem(registry.SERVERS, "theirs", server)
     assert bits_per_round(Experiment(decoder="theirs", wire=wire), 100) == expected
 
 
 def test_nonsense_of_a_plugin_is_told(monkeypatch):
     """One line names it."""
-    server = traffic.sends(lambda n, **options: "many")(registry._own_rule(shortest))
+    server = traffic.sends(lambda n, **options: "many")(_servers._own_rule(shortest))
     monkeypatch.setitem(registry.SERVERS, "theirs", server)
     with pytest.raises(ValueError, match="the bits of theirs must be a Ledger, or two"):
         ledger(Experiment(decoder="theirs"), 100)

@@ -125,6 +125,23 @@ def choose(registry: Mapping[str, Callable[..., Any]], kind: str, text: str) -> 
     return Choice(name, tuple(sorted(options.items())), factory)
 
 
+def factories_of(module: Any, kind: Any) -> dict[str, Callable[..., Any]]:
+    """Its public functions that return this kind, and need only facts."""
+    found = {}
+    for name in module.__all__:
+        function = getattr(module, name)
+        if inspect.isroutine(inspect.unwrap(function)):
+            signature = inspect.signature(function)
+            needed = {
+                name
+                for name, parameter in signature.parameters.items()
+                if parameter.default is parameter.empty
+            }
+            if signature.return_annotation == kind and needed <= set(FACTS):
+                found[name] = function
+    return found
+
+
 def _not_given():
     raise ValueError(
         "the model was an object of Python, which no name stands for: give it to "

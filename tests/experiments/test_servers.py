@@ -15,7 +15,7 @@ from signfd_jax import data, models, workers
 from signfd_jax.aggregators import RULES, TRUSTED_RULES, fltrust, stateless
 from signfd_jax.cli import main
 from signfd_jax.data import batches, partition
-from signfd_jax.experiments import Experiment, registry, run_experiment
+from signfd_jax.experiments import Experiment, _servers, registry, run_experiment
 from signfd_jax.experiments._engine import known
 from signfd_jax.experiments._engine.prepare import (
     byzantine_mask,
@@ -147,7 +147,7 @@ def test_a_rule_of_another_package_is_told(monkeypatch, tmp_path):
     def theirs(gradients, trusted):
         return gradients[jax.numpy.argmax(trusted)]
 
-    server = registry._own_rule(theirs)
+    server = _servers._own_rule(theirs)
     monkeypatch.setitem(registry.SERVERS, "theirs", server)
     with pytest.raises(ValueError, match="theirs needs trusted"):
         check(varied(decoder="theirs", trusted=0, root_examples=0))
