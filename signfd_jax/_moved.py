@@ -19,7 +19,7 @@ MOVED = {
     "plots": "experiments.report.plots",
     "sign_family": "transforms.variants",
     "tally": "signs._tally",
-    "transform": "transforms.sign_decoder",
+    "transform": "transforms",
 }
 """Old place to new one, below the package."""
 

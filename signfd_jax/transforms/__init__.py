@@ -20,6 +20,7 @@ from signfd_jax.transforms import (
     aggregation,
     cosine,
     halting,
+    optimizers,
     sign_decoder,
     variants,
     worker_side,
@@ -28,6 +29,7 @@ from signfd_jax.transforms import (
 from signfd_jax.transforms.aggregation import *
 from signfd_jax.transforms.cosine import *
 from signfd_jax.transforms.halting import *
+from signfd_jax.transforms.optimizers import *
 from signfd_jax.transforms.sign_decoder import *
 from signfd_jax.transforms.variants import *
 from signfd_jax.transforms.worker_side import *
@@ -35,6 +37,7 @@ from signfd_jax.transforms.zeno import *
 
 __all__: list[str] = []
 __all__ += sign_decoder.__all__
+__all__ += optimizers.__all__
 __all__ += variants.__all__
 __all__ += aggregation.__all__
 __all__ += zeno.__all__

@@ -1,4 +1,4 @@
-"""The decoders as optax transformations, and the optimisers made from them.
+"""The decoders as optax transformations.
 
 Shapes: the gradients of `M` workers come in as a tree of leaves `[M, ...]`; what goes
 out has leaves `[...]`, shaped like the parameters.
@@ -14,17 +14,10 @@ from signfd_jax import signs
 from signfd_jax._checks import (
     check_decoder,
     check_flag,
-    check_number,
     check_size,
     check_worker_gradients,
 )
-from signfd_jax.decoders import (
-    DecodeInfo,
-    Decoder,
-    default_decoder,
-    federated_defense,
-    majority_vote,
-)
+from signfd_jax.decoders import DecodeInfo, Decoder, default_decoder
 from signfd_jax.decoders._first_info import completed, first_info
 from signfd_jax.decoders._known import check_known
 from signfd_jax.signs import packed
@@ -45,11 +38,6 @@ __all__ = [
     "SignDecoderState",
     "scale_by_mean_vote",
     "scale_by_sign_decoder",
-    "scale_by_sign_fd",
-    "scale_by_sign_mv",
-    "sign_sgd",
-    "sign_sgd_fd",
-    "sign_sgd_mv",
 ]
 
 
@@ -128,6 +116,7 @@ def scale_by_sign_decoder(
             use what is known of the workers.
 
     Examples:
+        >>> from signfd_jax.decoders import majority_vote
         >>> tx = optax.chain(
         ...     scale_by_sign_decoder(3, majority_vote()),
         ...     optax.scale_by_learning_rate(0.1),
@@ -223,6 +212,7 @@ def scale_by_mean_vote(
         ValueError: as `scale_by_sign_decoder`.
 
     Examples:
+        >>> from signfd_jax.decoders import majority_vote
         >>> tx = scale_by_mean_vote(3, majority_vote())
         >>> gradients = jnp.array([[2.0, -1.0], [0.5, 0.0], [-1.0, -9.0]])
         >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
@@ -279,172 +269,3 @@ def _check_packed(votes, params, decoder):
             "packed votes need the parameters, a tree like theirs, to decode into; "
             "give update(votes, state, params)"
         )
-
-
-def scale_by_sign_mv(num_workers: int) -> optax.GradientTransformationExtraArgs:
-    """Replace the workers' gradients by the sign that most workers voted for.
-
-    Args:
-        num_workers: number M of workers (Python int, at least 1).
-
-    Returns:
-        `scale_by_sign_decoder` with `majority_vote`.
-
-    Examples:
-        >>> tx = scale_by_sign_mv(3)
-        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
-        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
-        >>> print(updates)
-        [ 1. -1.]
-    """
-    return scale_by_sign_decoder(num_workers, majority_vote())
-
-
-def scale_by_sign_fd(
-    num_workers: int,
-    *,
-    initial_rounds: int | jax.Array | None = 100,
-    max_llr: float | jax.Array = 10.0,
-    forgetting: float | jax.Array = 1.0,
-    counter_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Replace the workers' gradients by the signs of the paper's decoder.
-
-    Args:
-        num_workers: number M of workers (Python int, at least 1).
-        initial_rounds: as in `federated_defense` (rounds, int scalar, or None).
-        max_llr: as in `federated_defense` (nats, scalar).
-        forgetting: as in `federated_defense` (scalar in (0, 1]).
-        counter_dtype: as in `federated_defense`.
-
-    Returns:
-        `scale_by_sign_decoder` with `federated_defense`.
-
-    Examples:
-        >>> tx = scale_by_sign_fd(3)
-        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
-        >>> updates, state = tx.update(gradients, tx.init(jnp.zeros(2)))
-        >>> print(updates, state.info.crossover)
-        [ 1. -1.] [0.25 0.25 0.75]
-    """
-    decoder = federated_defense(
-        initial_rounds, max_llr, forgetting, counter_dtype=counter_dtype
-    )
-    return scale_by_sign_decoder(num_workers, decoder)
-
-
-def sign_sgd(
-    learning_rate: optax.ScalarOrSchedule,
-    num_workers: int,
-    *,
-    decoder: Decoder | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""SignSGD with decoded signs: $x \leftarrow x - \delta \hat U$.
-
-    Args:
-        learning_rate: step $\delta$, a scalar or an optax schedule of the round.
-        num_workers: number M of workers (Python int, at least 1).
-        decoder: the `Decoder`; None: `default_decoder()`.
-
-    Returns:
-        An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
-
-    Raises:
-        ValueError: an argument is not of its kind, or is out of range.
-
-    Examples:
-        >>> tx = sign_sgd(0.1, num_workers=3)
-        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
-        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
-        >>> print(updates)
-        [-0.1  0.1]
-    """
-    _check_learning_rate(learning_rate)
-    return optax.chain(
-        scale_by_sign_decoder(num_workers, decoder),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-
-
-def sign_sgd_mv(
-    learning_rate: optax.ScalarOrSchedule, num_workers: int
-) -> optax.GradientTransformationExtraArgs:
-    r"""SignSGD with majority vote: $x \leftarrow x - \delta \hat U$.
-
-    Args:
-        learning_rate: step $\delta$, a scalar or an optax schedule of the round.
-        num_workers: number M of workers (Python int, at least 1).
-
-    Returns:
-        An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
-
-    Raises:
-        ValueError: an argument is not of its kind, or is out of range.
-
-    Examples:
-        >>> tx = sign_sgd_mv(0.1, num_workers=3)
-        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
-        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
-        >>> print(updates)
-        [-0.1  0.1]
-
-    References:
-        Bernstein et al., [signSGD with majority vote](
-        https://arxiv.org/abs/1810.05291), ICLR 2019.
-    """
-    _check_learning_rate(learning_rate)
-    return optax.chain(
-        scale_by_sign_mv(num_workers), optax.scale_by_learning_rate(learning_rate)
-    )
-
-
-def sign_sgd_fd(
-    learning_rate: optax.ScalarOrSchedule,
-    num_workers: int,
-    *,
-    initial_rounds: int | jax.Array | None = 100,
-    max_llr: float | jax.Array = 10.0,
-    forgetting: float | jax.Array = 1.0,
-    counter_dtype: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""SignSGD with federated defense: $x \leftarrow x - \delta \hat U$.
-
-    Args:
-        learning_rate: step $\delta$, a scalar or an optax schedule of the round.
-        num_workers: number M of workers (Python int, at least 1).
-        initial_rounds: as in `federated_defense` (rounds, int scalar, or None).
-        max_llr: as in `federated_defense` (nats, scalar).
-        forgetting: as in `federated_defense` (scalar in (0, 1]).
-        counter_dtype: as in `federated_defense`.
-
-    Returns:
-        An optax optimiser: gradients `[M, ...]` in, updates `[...]` out.
-
-    Raises:
-        ValueError: an argument is not of its kind, or is out of range.
-
-    Examples:
-        >>> tx = sign_sgd_fd(0.1, num_workers=3)
-        >>> gradients = jnp.array([[2.0, -1.0], [0.5, -3.0], [-1.0, 9.0]])
-        >>> updates, _ = tx.update(gradients, tx.init(jnp.zeros(2)))
-        >>> print(updates)
-        [-0.1  0.1]
-
-    References:
-        Park and Lee, [SignSGD with Federated Defense](
-        https://arxiv.org/abs/2402.01340), ICML 2024.
-    """
-    _check_learning_rate(learning_rate)
-    aggregate = scale_by_sign_fd(
-        num_workers,
-        initial_rounds=initial_rounds,
-        max_llr=max_llr,
-        forgetting=forgetting,
-        counter_dtype=counter_dtype,
-    )
-    return optax.chain(aggregate, optax.scale_by_learning_rate(learning_rate))
-
-
-def _check_learning_rate(learning_rate):
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, 0, float("inf"))
