@@ -105,8 +105,10 @@ TX = {
 }
 
 
-def updated(gradients, params=PARAMS, *, tx=None, **extra):
-    tx = sfd.scale_by_sign_decoder(M) if tx is None else tx
+DEFAULT = sfd.scale_by_sign_decoder(M)
+
+
+def updated(gradients, params=PARAMS, *, tx=DEFAULT, **extra):
     return tx.update(gradients, tx.init(PARAMS), params, **extra)
 
 
