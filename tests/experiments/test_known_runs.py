@@ -229,10 +229,17 @@ def test_in_chunks_is_all_at_once(fields, digits):
 @pytest.mark.parametrize(
     "fields",
     [
-        *KNOWN,
-        {"trusted": 2, "membership": "drawn_each_round"},
-        {"trusted": 1, "stop_below": "0.5:2"},
-        {"stop_below": "0.9:2", "optimizer": "sgd:momentum=0.9"},
+        {"trusted": 2, "root_examples": 20},
+        {"trusted": 2, "root_examples": 20, "withheld": ("trusted",)},
+        {"trusted": 2, "membership": "drawn_each_round", "shares": UNEQUAL},
+        {
+            "trusted": 1,
+            "stop_below": "0.5:2",
+            "shares": UNEQUAL,
+            "withheld": ("shares",),
+        },
+        {"stakes": UNEQUAL, "stop_below": "0.9:2", "optimizer": "sgd:momentum=0.9"},
+        {"stakes": "examples", "shares": "examples", "split": "dirichlet:0.3"},
     ],
 )
 def test_devices_train_as_one_process_does(fields, digits):

@@ -62,25 +62,31 @@ def trained(prepared):
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
-        {"decoder": "federated_defense", "seeds": 2},
+        # Several options in each, because each compiles two programs.
+        {"attack": "random_vote", "num_workers": 8},
+        {
+            "decoder": "federated_defense",
+            "seeds": 2,
+            "attack": "gaussian",
+            "worker": "momentum",
+            "membership": "drop_out",
+        },
         {
             "decoder": "correlation_defense",
             "attack": "label_flip",
             "split": "dirichlet:0.3",
+            "worker": "late:delay=2,drawn=true",
+            "membership": "churn:3",
         },
-        {"attack": "random_vote", "num_workers": 8},
-        {"attack": "distributed_trigger", "learning_rate": 0.03},
-        {"attack": "gaussian", "worker": "momentum", "membership": "drop_out"},
-        {"worker": "late:delay=2,drawn=true", "membership": "churn:3"},
+        {
+            "attack": "distributed_trigger",
+            "learning_rate": 0.03,
+            "optimizer": "sgd:momentum=0.9",
+            "schedule": "cosine:warmup=2",
+        },
         {
             "worker": "local_steps:2",
             "attack": "inside:stochastic_sign_flip:0.8",
-        },
-        {
-            "worker": "local_steps:2",
-            "optimizer": "sgd:momentum=0.9",
-            "schedule": "cosine:warmup=2",
         },
     ],
 )

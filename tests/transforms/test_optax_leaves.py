@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from choices import slow_but
 
 import signfd_jax as sfd
 from signfd_jax import aggregators, distributed, signs
@@ -46,6 +45,9 @@ TRANSFORMATIONS = {
 
 # In the default set: one of each kind.
 OFTEN = ("correlation", "majority_vote", "pooled", "mean", "signum")
+# All rules get their rows from the same lines, which the mean tries with every tree.
+RULES = {*aggregators.RULES} - {"mean"}
+OF_RULES = ("0-d", "empty leaf", "half")  # one coordinate, several, a narrow dtype
 
 # Of 0, 1 or 4 coordinates: leaves of unlike kinds meet the same programs.
 TREES = {
@@ -73,8 +75,15 @@ def gradients_like(params, kind):
     return jax.tree.map(rows, params)
 
 
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("name", slow_but(OFTEN, TRANSFORMATIONS))
+CASES = [
+    pytest.param(name, tree, marks=() if name in OFTEN else pytest.mark.slow)
+    for name in TRANSFORMATIONS
+    for tree in TREES
+    if name not in RULES or tree in OF_RULES
+]
+
+
+@pytest.mark.parametrize(("name", "tree"), CASES)
 def test_takes_what_optax_takes(name, tree):
     """Three steps, without a warning, give what the parameters' leaves are like."""
     params = TREES[tree]
