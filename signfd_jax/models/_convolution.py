@@ -63,6 +63,8 @@ def _cpu_convolution(images, kernel, stride, padding):
 
     @custom_vmap
     def convolution(images, kernel):
+        if stride > 1 and size > 1:
+            return _by_patches(images, kernel, stride, padding)
         padded = (above, below + extra), beside
         outputs = _convolution(images, kernel, stride, padded)
         return outputs[:, : outputs.shape[1] - extra]
@@ -75,6 +77,35 @@ def _cpu_convolution(images, kernel, stride, padding):
         return outputs.reshape(axis_size, -1, *outputs.shape[1:]), True
 
     return convolution(images, kernel)
+
+
+def _by_patches(images, kernel, stride, padding):
+    """A few images at a time, as patches and a matrix product: twice as fast."""
+    size, _, _, features = kernel.shape
+    matrix = kernel.reshape(-1, features)
+    lengths = [
+        (length + sum(sides) - size) // stride + 1
+        for length, sides in zip(images.shape[1:3], padding, strict=True)
+    ]
+
+    def of_block(images):
+        for axis in (2, 1):
+            length, sides = lengths[axis - 1], padding[axis - 1]
+            images = _shifted(images, axis, sides, length, stride, range(size))
+        outputs = images.reshape(-1, images.shape[-1]) @ matrix
+        return outputs.reshape(*images.shape[:3], features)
+
+    blocks = images.reshape(-1, _few(images), *images.shape[1:])
+    return lax.map(of_block, blocks).reshape(-1, *lengths, features)
+
+
+def _shifted(array, axis, sides, length, stride, starts):
+    """Windows of the padded axis that start at each of `starts`, side by side."""
+    padded = [(0, 0)] * 4
+    padded[axis] = sides
+    array, last = jnp.pad(array, padded), stride * (length - 1) + 1
+    parts = [lax.slice_in_dim(array, i, i + last, stride, axis) for i in starts]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _in_turn(function, axis_size, is_batched, *arrays):
@@ -149,12 +180,8 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     by_rows = by_rows and size * channels > features  # else there is more to copy
     few = _few(images)
 
-    def shifted(array, axis, number, starts):
-        padded = [(0, 0)] * 4
-        padded[axis] = padding, padding
-        array, last = jnp.pad(array, padded), stride * (number - 1) + 1
-        parts = [lax.slice_in_dim(array, i, i + last, stride, axis) for i in starts]
-        return jnp.concatenate(parts, axis=-1)
+    def shifted(array, axis, length, starts):
+        return _shifted(array, axis, (padding, padding), length, stride, starts)
 
     def add_block(total, pair):
         images, cotangent = pair
