@@ -18,9 +18,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from signfd_jax.models._convolution import convolve, max_pool
+from signfd_jax.models._normalization import normalize
 
 __all__ = [
     "MLP",
@@ -327,6 +327,7 @@ class BatchNorm(nn.Module):
 
     There is no running average: what is normalised is always the batch at hand, as in
     the paper's networks. So a logit depends on the other images of its batch.
+    It differentiates in reverse mode only, once.
 
     Attributes:
         epsilon: added to the variance.
@@ -340,8 +341,4 @@ class BatchNorm(nn.Module):
         shape = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones_init(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)
-        centred = inputs - inputs.mean((0, 1, 2), keepdims=True)
-        variance = (centred * centred).mean((0, 1, 2))
-        factor = scale * lax.rsqrt(variance + self.epsilon)
-        factor, bias = (x.reshape(1, 1, 1, -1) for x in (factor, bias))
-        return centred * factor + bias
+        return normalize(inputs, scale, bias, self.epsilon)

@@ -255,6 +255,35 @@ def test_batch_norm_is_that_of_the_batch(key):
     np.testing.assert_allclose(shifted, 2 * outputs - 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_gradients_of_batch_norm_are_those_of_its_definition(mean, key):
+    """Of several workers, in double precision; also where the mean is far from 0."""
+    keys = jax.random.split(key, 4)
+    inputs = mean + 2 * jax.random.normal(keys[0], (3, 5, 4, 6, 7))
+    weights = jax.random.normal(keys[1], inputs.shape)
+    scale, bias = (jax.random.normal(k, (7,)) for k in keys[2:])
+
+    def loss(inputs, params, weights):
+        outputs = models.BatchNorm().apply({"params": params}, inputs)
+        return jnp.sum(jnp.asarray(outputs) * weights)
+
+    def definition(inputs, params, weights):
+        centred = inputs - inputs.mean((0, 1, 2), keepdims=True)
+        variance = jnp.square(centred).mean((0, 1, 2), keepdims=True)
+        scale, bias = (params[k].reshape(1, 1, 1, -1) for k in ("scale", "bias"))
+        return jnp.sum((centred / jnp.sqrt(variance + 1e-5) * scale + bias) * weights)
+
+    given = inputs, {"scale": scale, "bias": bias}, weights
+    each = (0, None, 0)
+    ours = jax.jit(jax.vmap(jax.grad(loss, (0, 1)), each))(*given)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), given)
+        theirs = jax.device_get(jax.vmap(jax.grad(definition, (0, 1)), each)(*wide))
+    largest = 1 + mean
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6 * largest)
+
+
 def test_biases_before_a_normalisation_change_nothing(key):
     model = models.VGG11(width=1)
     params = initial(model, key, CIFAR)
