@@ -8,6 +8,7 @@ gradients of both; these bring their own. They differentiate in reverse mode onl
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax.custom_batching import custom_vmap
 
 _PIXELS = 4096  # whose patches are made at once: they should fit the cache
 _MANY_CHANNELS = 32  # in, from which YNNPACK's convolution is the slower one
+_WIDER = 1.5  # times as many pixels as outputs: then these are spread
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -95,7 +97,8 @@ def _by_patches(images, kernel, stride, padding):
         outputs = images.reshape(-1, images.shape[-1]) @ matrix
         return outputs.reshape(*images.shape[:3], features)
 
-    blocks = images.reshape(-1, _few(images), *images.shape[1:])
+    few = _few(len(images), math.prod(images.shape[1:3]))
+    blocks = images.reshape(-1, few, *images.shape[1:])
     return lax.map(of_block, blocks).reshape(-1, *lengths, features)
 
 
@@ -148,6 +151,9 @@ def _images_gradient(shape, kernel, cotangent, stride, padding):
     makes it 3 to 11 times slower inside of a loop, such as a scan over rounds.
     """
     size, _, channels, features = kernel.shape
+    pixels, outputs = math.prod(shape[1:3]), math.prod(cotangent.shape[1:3])
+    if stride == 1 and pixels > _WIDER * outputs:
+        return _spread(shape[1:3], kernel, cotangent, padding)
     first, last = -((size - 1 - padding) // stride), (stride - 1 + padding) // stride
     rows = last - first + 1  # of t
     low = stride * last - padding
@@ -168,6 +174,47 @@ def _images_gradient(shape, kernel, cotangent, stride, padding):
     return images[:, : shape[1], : shape[2]]
 
 
+def _spread(lengths, kernel, cotangent, padding):
+    """Each number of the cotangent times the kernel, added to the pixels it came from.
+
+    A convolution of the cotangent multiplies at each pixel, this at each output. Where
+    nothing is padded, these are fewer.
+    """
+    size, _, channels, features = kernel.shape
+
+    def added(parts, axis):
+        """Parts `[..., K, C]`, each one place further along the axis."""
+        length, total = lengths[axis - 1] + 2 * padding, 0
+        for start in range(size):
+            part = parts[..., start, :]
+            sides = [(0, 0)] * part.ndim
+            sides[axis] = start, length - start - part.shape[axis]
+            total = total + jnp.pad(part, sides)
+        return lax.slice_in_dim(total, padding, length - padding, axis=axis)
+
+    @custom_vmap
+    def spread(kernel, cotangent):
+        matrix = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
+
+        def of_block(cotangent):
+            products = cotangent.reshape(-1, features) @ matrix
+            products = products.reshape(*cotangent.shape[:3], size, size, channels)
+            return added(added(products, 2), 1)
+
+        few = _few(len(cotangent), size * math.prod(cotangent.shape[1:3]))
+        blocks = cotangent.reshape(-1, few, *cotangent.shape[1:])
+        return lax.map(of_block, blocks).reshape(-1, *lengths, channels)
+
+    @spread.def_vmap
+    def _(axis_size, is_batched, kernel, cotangent):
+        if is_batched[0]:
+            return _in_turn(spread, axis_size, is_batched, kernel, cotangent), True
+        images = spread(kernel, cotangent.reshape(-1, *cotangent.shape[2:]))
+        return images.reshape(axis_size, -1, *images.shape[1:]), True
+
+    return spread(kernel, cotangent)
+
+
 def _kernel_gradient(images, shape, cotangent, stride, padding):
     """Patches of a few images and a matrix product, again and again; no worker axis.
 
@@ -178,7 +225,7 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     num_rows, num_columns = cotangent.shape[1:3]
     by_rows = stride == 1 and num_rows == images.shape[1]
     by_rows = by_rows and size * channels > features  # else there is more to copy
-    few = _few(images)
+    few = _few(len(images), math.prod(images.shape[1:3]))
 
     def shifted(array, axis, length, starts):
         return _shifted(array, axis, (padding, padding), length, stride, starts)
@@ -213,10 +260,9 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     return gradient(images, cotangent)
 
 
-def _few(images):
-    """How many images to take at a time; their number is a multiple of it."""
-    num, height, width, _ = images.shape
-    most = max(1, min(num, _PIXELS // (height * width)))
+def _few(num, pixels):
+    """How many of `num` images to take at a time; their number is a multiple of it."""
+    most = max(1, min(num, _PIXELS // pixels))
     return max(n for n in range(1, most + 1) if num % n == 0)
 
 

@@ -23,6 +23,8 @@ SHAPES = [
     (3, 6, 5, 32, 2, 3, 1, 1),
     (2, 5, 6, 2, 33, 3, 1, 1),
     (2, 7, 6, 32, 33, 2, 1, 2),
+    # Many more pixels than outputs, though some are padded.
+    (4, 9, 10, 2, 3, 6, 1, 1),
 ]
 
 
