@@ -183,13 +183,16 @@ def _spread(lengths, kernel, cotangent, padding):
     size, _, channels, features = kernel.shape
 
     def added(parts, axis):
-        """Parts `[..., K, C]`, each one place further along the axis."""
-        length, total = lengths[axis - 1] + 2 * padding, 0
-        for start in range(size):
+        """Sum of parts `[..., K, C]`, each one place further along the axis."""
+        length = lengths[axis - 1] + 2 * padding
+
+        def placed(start):
             part = parts[..., start, :]
             sides = [(0, 0)] * part.ndim
             sides[axis] = start, length - start - part.shape[axis]
-            total = total + jnp.pad(part, sides)
+            return jnp.pad(part, sides)
+
+        total = functools.reduce(jnp.add, map(placed, range(size)))
         return lax.slice_in_dim(total, padding, length - padding, axis=axis)
 
     @custom_vmap
