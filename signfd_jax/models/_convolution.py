@@ -63,7 +63,7 @@ def _cpu_convolution(images, kernel, stride, padding):
     # alike on all sides goes to YNNPACK, at half the speed (jax 0.10.2).
     extra = int(stride == 1 and size > 1 and channels >= _MANY_CHANNELS)
 
-    @custom_vmap
+    @_in_one_batch
     def convolution(images, kernel):
         if stride > 1 and size > 1:
             return _by_patches(images, kernel, stride, padding)
@@ -71,14 +71,21 @@ def _cpu_convolution(images, kernel, stride, padding):
         outputs = _convolution(images, kernel, stride, padded)
         return outputs[:, : outputs.shape[1] - extra]
 
-    @convolution.def_vmap
+    return convolution(images, kernel)
+
+
+def _in_one_batch(function):
+    """Of images and a kernel: workers that share it are one batch, or take turns."""
+    function = custom_vmap(function)
+
+    @function.def_vmap
     def _(axis_size, is_batched, images, kernel):
         if is_batched[1]:
-            return _in_turn(convolution, axis_size, is_batched, images, kernel), True
-        outputs = convolution(images.reshape(-1, *images.shape[2:]), kernel)
+            return _in_turn(function, axis_size, is_batched, images, kernel), True
+        outputs = function(images.reshape(-1, *images.shape[2:]), kernel)
         return outputs.reshape(axis_size, -1, *outputs.shape[1:]), True
 
-    return convolution(images, kernel)
+    return function
 
 
 def _by_patches(images, kernel, stride, padding):
@@ -97,8 +104,7 @@ def _by_patches(images, kernel, stride, padding):
         outputs = images.reshape(-1, images.shape[-1]) @ matrix
         return outputs.reshape(*images.shape[:3], features)
 
-    few = _few(len(images), math.prod(images.shape[1:3]))
-    blocks = images.reshape(-1, few, *images.shape[1:])
+    blocks = _in_blocks(images, math.prod(images.shape[1:3]))
     return lax.map(of_block, blocks).reshape(-1, *lengths, features)
 
 
@@ -195,8 +201,8 @@ def _spread(lengths, kernel, cotangent, padding):
         total = functools.reduce(jnp.add, map(placed, range(size)))
         return lax.slice_in_dim(total, padding, length - padding, axis=axis)
 
-    @custom_vmap
-    def spread(kernel, cotangent):
+    @_in_one_batch
+    def spread(cotangent, kernel):
         matrix = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
 
         def of_block(cotangent):
@@ -204,18 +210,10 @@ def _spread(lengths, kernel, cotangent, padding):
             products = products.reshape(*cotangent.shape[:3], size, size, channels)
             return added(added(products, 2), 1)
 
-        few = _few(len(cotangent), size * math.prod(cotangent.shape[1:3]))
-        blocks = cotangent.reshape(-1, few, *cotangent.shape[1:])
+        blocks = _in_blocks(cotangent, size * math.prod(cotangent.shape[1:3]))
         return lax.map(of_block, blocks).reshape(-1, *lengths, channels)
 
-    @spread.def_vmap
-    def _(axis_size, is_batched, kernel, cotangent):
-        if is_batched[0]:
-            return _in_turn(spread, axis_size, is_batched, kernel, cotangent), True
-        images = spread(kernel, cotangent.reshape(-1, *cotangent.shape[2:]))
-        return images.reshape(axis_size, -1, *images.shape[1:]), True
-
-    return spread(kernel, cotangent)
+    return spread(cotangent, kernel)
 
 
 def _kernel_gradient(images, shape, cotangent, stride, padding):
@@ -228,7 +226,7 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     num_rows, num_columns = cotangent.shape[1:3]
     by_rows = stride == 1 and num_rows == images.shape[1]
     by_rows = by_rows and size * channels > features  # else there is more to copy
-    few = _few(len(images), math.prod(images.shape[1:3]))
+    pixels = math.prod(images.shape[1:3])
 
     def shifted(array, axis, length, starts):
         return _shifted(array, axis, (padding, padding), length, stride, starts)
@@ -248,9 +246,7 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     def gradient(images, cotangent):
         across, up = (size, 1) if by_rows else (1, size)
         total = jnp.zeros((up * size * channels, across * features), cotangent.dtype)
-        blocks = jax.tree.map(
-            lambda x: x.reshape(-1, few, *x.shape[1:]), (images, cotangent)
-        )
+        blocks = _in_blocks(images, pixels), _in_blocks(cotangent, pixels)
         total = lax.scan(add_block, total, blocks)[0]
         total = total.reshape(up, size, channels, across, features)
         return total.transpose(0, 3, 1, 2, 4).reshape(shape)
@@ -263,10 +259,12 @@ def _kernel_gradient(images, shape, cotangent, stride, padding):
     return gradient(images, cotangent)
 
 
-def _few(num, pixels):
-    """How many of `num` images to take at a time; their number is a multiple of it."""
+def _in_blocks(images, pixels):
+    """A few images at a time, of so many pixels each; none is left over."""
+    num = len(images)
     most = max(1, min(num, _PIXELS // pixels))
-    return max(n for n in range(1, most + 1) if num % n == 0)
+    few = max(n for n in range(1, most + 1) if num % n == 0)
+    return images.reshape(-1, few, *images.shape[1:])
 
 
 @jax.custom_vjp
