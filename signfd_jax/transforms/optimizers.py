@@ -99,7 +99,8 @@ def sign_sgd(
         >>> print(updates)
         [-0.1  0.1]
     """
-    _check_learning_rate(learning_rate)
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, 0, float("inf"))
     return optax.chain(
         scale_by_sign_decoder(num_workers, decoder),
         optax.scale_by_learning_rate(learning_rate),
@@ -133,10 +134,7 @@ def sign_sgd_mv(
         Bernstein et al., [signSGD with majority vote](
         https://arxiv.org/abs/1810.05291), ICLR 2019.
     """
-    _check_learning_rate(learning_rate)
-    return optax.chain(
-        scale_by_sign_mv(num_workers), optax.scale_by_learning_rate(learning_rate)
-    )
+    return sign_sgd(learning_rate, num_workers, decoder=majority_vote())
 
 
 def sign_sgd_fd(
@@ -176,17 +174,7 @@ def sign_sgd_fd(
         Park and Lee, [SignSGD with Federated Defense](
         https://arxiv.org/abs/2402.01340), ICML 2024.
     """
-    _check_learning_rate(learning_rate)
-    aggregate = scale_by_sign_fd(
-        num_workers,
-        initial_rounds=initial_rounds,
-        max_llr=max_llr,
-        forgetting=forgetting,
-        counter_dtype=counter_dtype,
+    decoder = federated_defense(
+        initial_rounds, max_llr, forgetting, counter_dtype=counter_dtype
     )
-    return optax.chain(aggregate, optax.scale_by_learning_rate(learning_rate))
-
-
-def _check_learning_rate(learning_rate):
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, 0, float("inf"))
+    return sign_sgd(learning_rate, num_workers, decoder=decoder)
