@@ -49,7 +49,9 @@ def _normalize_backward(epsilon, residuals, cotangent):
     of_scale = inverse * ((cotangent * images).sum(_PIXELS) - mean * of_bias)
     standard = (images - _along(mean)) * _along(inverse)
     rest = cotangent - _along(of_bias / num) - standard * _along(of_scale / num)
-    return rest * _along(scale * inverse), of_scale, of_bias
+    of_images = rest * _along(scale * inverse)
+    gradients = zip((of_images, of_scale, of_bias), (images, scale, scale), strict=True)
+    return tuple(gradient.astype(like.dtype) for gradient, like in gradients)
 
 
 def _along(channels):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -282,6 +283,20 @@ def test_gradients_of_batch_norm_are_those_of_its_definition(mean, key):
     largest = 1 + mean
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6 * largest)
+
+
+def test_gradients_of_batch_norm_keep_the_dtype(key):
+    """Also where narrow images meet wider parameters."""
+    images = jax.random.normal(key, (5, 4, 6, 7), jnp.bfloat16)
+    params = {"params": {"scale": jnp.ones(7), "bias": jnp.zeros(7)}}
+
+    def loss(params, images):
+        outputs = jnp.asarray(models.BatchNorm().apply(params, images))
+        return jnp.sum(jnp.square(outputs))
+
+    with jax.numpy_dtype_promotion("standard"):
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(params, images)
+    chex.assert_trees_all_equal_dtypes(gradients, (params, images))
 
 
 def test_biases_before_a_normalisation_change_nothing(key):
